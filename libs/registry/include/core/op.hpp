@@ -545,6 +545,13 @@ const core_plugin* plugin_table(const char* package, const char* version) {
 }  // namespace v1
 }  // namespace core
 
+/// For op<...>: `CORE_IF_CUDA(&f_cuda)` is `, &f_cuda` in a build with CUDA and nothing else.
+#if defined(CORE_WITH_CUDA)
+#define CORE_IF_CUDA(...) , __VA_ARGS__
+#else
+#define CORE_IF_CUDA(...)
+#endif
+
 /// Defines the plugin's one exported symbol from its constexpr op_set.
 #define CORE_PLUGIN(package, version, set)                         \
   extern "C" CORE_EXPORT const core_plugin* core_plugin_query() {  \

@@ -1,0 +1,105 @@
+# core_add_plugin(<name> SOURCES a.cpp ... [CUDA_SOURCES b.cu ...] [MODULE src/module.cpp] [TESTS tests/cpp/test_c.cpp ...])
+#
+# Builds lib<name>.so (kernels and the C ABI, no Python), its core_plugin.json, and under
+# scikit-build-core the nanobind module _<name>; installs headers (include/) and a CMake package,
+# so that find_package(<name>) gives Core::<short>, where <name> is core_<short>.
+# CORE_CUDA=AUTO|ON|OFF; CORE_NB_LINKED=ON links nanobind into the module (no nanobind-backend).
+set(CORE_CUDA AUTO CACHE STRING "Build the CUDA operators: AUTO (if nvcc is found), ON or OFF")
+option(CORE_NB_LINKED "Link nanobind into the module instead of importing nanobind-backend" OFF)
+set(_core_cmake_dir "${CMAKE_CURRENT_LIST_DIR}")
+
+if(NOT CORE_CUDA STREQUAL "OFF" AND NOT DEFINED CORE_HAS_CUDA)
+  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES "80-real;90a-real")
+  endif()
+  include(CheckLanguage)
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    enable_language(CUDA)
+    set(CORE_HAS_CUDA ON)
+  elseif(CORE_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "CORE_CUDA=ON, but no CUDA compiler (nvcc) was found")
+  endif()
+endif()
+
+function(core_compile_options target)
+  target_compile_features(${target} PRIVATE cxx_std_20)
+  set_target_properties(${target} PROPERTIES CXX_EXTENSIONS OFF CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON
+    POSITION_INDEPENDENT_CODE ON)
+  target_compile_options(${target} PRIVATE
+    $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-ffp-contract=fast;-fno-math-errno>
+    $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<CONFIG:Release>>:-O3>)
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+    target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-march=x86-64-v2>)
+  endif()
+endfunction()
+
+function(core_add_plugin name)
+  cmake_parse_arguments(PARSE_ARGV 1 A "" "MODULE" "SOURCES;CUDA_SOURCES;TESTS")
+  string(REGEX REPLACE "^core_" "" short "${name}")
+  file(STRINGS pyproject.toml version REGEX "^version = " LIMIT_COUNT 1)
+  string(REGEX REPLACE "^version = \"(.*)\"$" "\\1" version "${version}")
+  add_library(${name} SHARED ${A_SOURCES})
+  add_library(Core::${short} ALIAS ${name})
+  core_compile_options(${name})
+  set_target_properties(${name} PROPERTIES EXPORT_NAME ${short})
+  target_link_libraries(${name} PUBLIC core::registry)
+  target_include_directories(${name} PUBLIC "$<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}/include>" "$<INSTALL_INTERFACE:include>"
+    PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}/src")
+  target_compile_definitions(${name} PRIVATE CORE_VERSION="${version}")
+  target_link_options(${name} PRIVATE "LINKER:-z,defs" "LINKER:--exclude-libs,ALL")
+  if(CORE_HAS_CUDA AND A_CUDA_SOURCES)
+    target_sources(${name} PRIVATE ${A_CUDA_SOURCES})
+    target_compile_definitions(${name} PUBLIC CORE_WITH_CUDA=1)
+    target_compile_options(${name} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>")
+    set_target_properties(${name} PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON
+      CUDA_SEPARABLE_COMPILATION OFF CUDA_VISIBILITY_PRESET hidden)
+  endif()
+
+  if(NOT TARGET core_describe)
+    add_executable(core_describe "${_core_cmake_dir}/core_describe.cpp")
+    target_link_libraries(core_describe PRIVATE core::registry)
+    target_compile_features(core_describe PRIVATE cxx_std_17)
+  endif()
+  set(json "${CMAKE_CURRENT_BINARY_DIR}/core_plugin.json")
+  add_custom_command(OUTPUT "${json}" COMMAND core_describe "$<TARGET_FILE:${name}>" "${json}" DEPENDS ${name} core_describe VERBATIM)
+  add_custom_target(${name}_json ALL DEPENDS "${json}")
+
+  include(CMakePackageConfigHelpers)
+  install(TARGETS ${name} EXPORT ${name}Targets LIBRARY DESTINATION lib)
+  install(FILES "${json}" DESTINATION lib)
+  install(DIRECTORY include/ DESTINATION include)
+  install(EXPORT ${name}Targets NAMESPACE Core:: DESTINATION lib/cmake/${name})
+  file(WRITE "${CMAKE_CURRENT_BINARY_DIR}/${name}Config.cmake"
+    "include(CMakeFindDependencyMacro)\nfind_dependency(core_registry)\ninclude(\"\${CMAKE_CURRENT_LIST_DIR}/${name}Targets.cmake\")\n")
+  write_basic_package_version_file("${CMAKE_CURRENT_BINARY_DIR}/${name}ConfigVersion.cmake" VERSION ${version}
+    COMPATIBILITY SameMinorVersion)
+  install(FILES "${CMAKE_CURRENT_BINARY_DIR}/${name}Config.cmake" "${CMAKE_CURRENT_BINARY_DIR}/${name}ConfigVersion.cmake"
+    DESTINATION lib/cmake/${name})
+
+  if(A_MODULE AND DEFINED SKBUILD)
+    find_package(Python 3.11 REQUIRED COMPONENTS Interpreter Development.Module OPTIONAL_COMPONENTS Development.SABIModule)
+    execute_process(COMMAND "${Python_EXECUTABLE}" -m nanobind --cmake_dir OUTPUT_STRIP_TRAILING_WHITESPACE OUTPUT_VARIABLE nanobind_ROOT)
+    find_package(nanobind CONFIG REQUIRED)
+    if(CORE_NB_LINKED)
+      nanobind_add_module(_${name} STABLE_ABI NB_STATIC NOSTRIP ${A_MODULE})
+    else()
+      nanobind_add_module(_${name} BACKEND_MODULE nanobind_backend NOSTRIP ${A_MODULE})
+    endif()
+    core_compile_options(_${name})
+    target_link_libraries(_${name} PRIVATE ${name})
+    target_include_directories(_${name} PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}/src")
+    set_target_properties(_${name} PROPERTIES INSTALL_RPATH "$ORIGIN/lib")
+    install(TARGETS _${name} LIBRARY DESTINATION .)
+  endif()
+
+  if(BUILD_TESTING AND NOT DEFINED SKBUILD)
+    foreach(source IN LISTS A_TESTS)
+      get_filename_component(test "${source}" NAME_WE)
+      add_executable(${name}_${test} "${source}")
+      core_compile_options(${name}_${test})
+      target_link_libraries(${name}_${test} PRIVATE ${name})
+      add_test(NAME ${name}.${test} COMMAND ${name}_${test})
+    endforeach()
+  endif()
+endfunction()
