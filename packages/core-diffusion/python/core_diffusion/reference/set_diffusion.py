@@ -119,23 +119,43 @@ def fixed_sum_bridge(
     return out
 
 
-def repair_step(x0: Any, x1: Any, t: float, sigma: float, max_count: int, generator: Any = None) -> Any:
+def repair_step(
+    x0: Any, x1: Any, t: float, sigma: float, max_count: int, generator: Any = None, totals: Any = None
+) -> Any:
     """The published posterior step, in torch: Gaussian weights of all counts, `multinomial`, greedy repair.
 
-    x0, x1: torch integer tensors [B, K]; returns int64 [B, K]. The published defects are part of it:
+    x0, x1: torch tensors [B, K] of counts (x0 may be an estimate and fractional); totals [B]: the sums to repair
+    to, x0's by default; returns int64 [B, K]. The published defects are part of it:
     the weights stop at max_count - 1, so that a code whose mean is max_count has none and `multinomial`
     raises; the repair moves a code by one at most, so that a large deficit stays; and the repaired draw
-    does not follow the law of independent draws given their sum. `sigma` is 0.25 in the paper.
+    does not follow the law of independent draws given their sum. `sigma` is 0.25 in the paper;
+    deviations are at least 0.05, for the weights between two counts not to vanish.
     """
     import torch
 
     mean = ((1 - t) * x0 + t * x1).float()
-    deviation = (sigma * (x1 - x0).abs()).float().clamp_min(1e-3)
+    deviation = (sigma * (x1 - x0).abs()).float().clamp_min(0.05)
     counts = torch.arange(max_count, dtype=torch.float32)
     density = torch.exp(-0.5 * ((counts - mean[..., None]) / deviation[..., None]) ** 2)
     law = density / density.sum(-1, keepdim=True)
     drawn = torch.multinomial(law.flatten(0, 1), 1, generator=generator).view(mean.shape)
-    return repair(drawn, law, x0.sum(-1))
+    return repair(drawn, law, x0.sum(-1) if totals is None else totals)
+
+
+def repair_sample(probs: Any, totals: Any, top_p: float, generator: Any = None, repaired: bool = True) -> Any:
+    """The published draw of the data end, in torch: top-p by a full sort, `multinomial`, greedy repair.
+
+    probs: [B, K, C]; totals: [B]; returns int64 [B, K], of which a row may miss its total. The
+    published sampler sets `repaired` only from t = 0.65 on.
+    """
+    import torch
+
+    ranked, order = probs.sort(-1, descending=True)
+    ranked = ranked.masked_fill(ranked.cumsum(-1) - ranked >= top_p, 0)
+    law = torch.zeros_like(probs).scatter(-1, order, ranked)
+    law = law / law.sum(-1, keepdim=True)
+    drawn = torch.multinomial(law.flatten(0, 1), 1, generator=generator).view(probs.shape[:-1])
+    return repair(drawn, law, totals) if repaired else drawn
 
 
 def repair(drawn: Any, law: Any, totals: Any) -> Any:
@@ -155,3 +175,24 @@ def repair(drawn: Any, law: Any, totals: Any) -> Any:
     rank = torch.arange(drawn.shape[1]).expand_as(order)
     chosen = torch.zeros_like(inside).scatter(-1, order, rank < excess.abs()[:, None])
     return torch.where(chosen & inside, moved, drawn)
+
+
+def repair_walk(network: Any, prior: Any, steps: int, tokens: int, top_p: float, generator: Any = None) -> tuple[Any, Any]:
+    """The published sampler: data ends and states [steps, B, K] (int64) from the prior counts [B, K] (torch).
+
+    network(t, state) gives the laws [B, K, M+1] at time t. Draws of the data end are repaired from t = 0.65 on;
+    states always, to the sum `tokens`, which is kinder than the published code.
+    """
+    import torch
+
+    totals = torch.full((len(prior),), tokens)
+    state, ends, states = prior, [], []
+    for i in range(steps):
+        t, after = i / steps, (i + 1) / steps
+        x1 = repair_sample(network(t, state), totals, top_p, generator, repaired=t >= 0.65)
+        x0 = (state - t * x1) / (1 - t)
+        damped = 1 / (1 + np.exp(100 * (after - 0.8)))
+        state = repair_step(x0, x1, after, 0.25 * damped, tokens, generator, totals)
+        ends.append(x1)
+        states.append(state)
+    return torch.stack(ends), torch.stack(states)
