@@ -20,7 +20,7 @@ def oracle(data: NDArray[np.int32], tokens: int, rng: np.random.Generator) -> Ca
     doubt = rng.gumbel(size=data.shape).astype(np.float32)[..., None]
 
     def laws(t: float) -> NDArray[np.float32]:
-        law = np.exp(-far * np.maximum(6 - doubt + 30 * np.float32(t), 0.5))
+        law = np.exp(-far * np.maximum(6 - doubt + 12 * np.float32(t), 0.5))
         return law / law.sum(-1, keepdims=True, dtype=np.float32)
 
     return laws
@@ -48,6 +48,7 @@ def draw_walk(states: NDArray[np.int32], image: NDArray[np.uint8], path: Path) -
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.colors import PowerNorm
 
     first = states[:, 0]
     used = np.flatnonzero(first.any(0))
@@ -56,7 +57,7 @@ def draw_walk(states: NDArray[np.int32], image: NDArray[np.uint8], path: Path) -
     left.imshow(image)
     left.set_axis_off()
     left.set_title("the photograph")
-    shown = right.imshow(first[:, used], aspect="auto", cmap="magma", interpolation="nearest")
+    shown = right.imshow(first[:, used], aspect="auto", cmap="magma", norm=PowerNorm(0.5), interpolation="nearest")
     right.set_xlabel(f"codes in use, most frequent of the data first ({len(used)} of {first.shape[1]})")
     right.set_ylabel("step: prior 0, data last")
     right.set_title(f"counts of its first set of {first[0].sum()} tokens; every line has that sum")
