@@ -235,6 +235,8 @@ def _scalar(value: Value, kind: int, x: Any, label: str) -> Any:
     value.kind = kind
     try:
         if kind == 3:
+            if isinstance(x, (str, bytes)):
+                raise TypeError
             value.u.f = float(x)
         elif kind == 5:
             if not isinstance(x, str):
