@@ -20,7 +20,9 @@ DIST = ROOT / "dist"
 SIZE_LIMIT = 4 << 20  # bytes of a wheel without CUDA
 PIP = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
 FUNCTION = re.compile(r"^[0-9a-f]+ <(.+)>:$")
-INSTRUCTION = re.compile(r"^\s*[0-9a-f]+:\t(?:[0-9a-f]{2} )+\s*\t(?:(?:notrack|bnd|lock|rep[a-z]*|data16) )*([a-z]\w*)(.*)")
+INSTRUCTION = re.compile(
+    r"^\s*[0-9a-f]+:\t(?:[0-9a-f]{2} )+\s*\t(?:(?:notrack|bnd|lock|rep[a-z]*|data16) )*([a-z]\w*)(.*)"
+)
 NOT_AVX = re.compile(r"ver[rw]|vm[a-z]+$")  # the legacy instructions that begin with v
 STD = re.compile(r"^(?:(?:typeinfo|vtable|typeinfo name|guard variable|VTT) for )?(?:[\w:<>*&, ]+ )?std::")
 
@@ -32,7 +34,9 @@ def say(text: str) -> None:
 
 def run(*command: str | Path, **env: str) -> str:
     """The output of a command that must succeed."""
-    return subprocess.run([str(c) for c in command], check=True, stdout=subprocess.PIPE, text=True, env=os.environ | env).stdout
+    return subprocess.run(
+        [str(c) for c in command], check=True, stdout=subprocess.PIPE, text=True, env=os.environ | env
+    ).stdout
 
 
 def members(archive: Path) -> Iterator[tuple[str, bytes]]:
@@ -61,10 +65,9 @@ def check_exports(library: Path, name: str) -> list[str]:
         if symbol == "core_plugin_query" or symbol.startswith(f"{name}::") or (kind in "WVu" and STD.match(symbol)):
             continue
         problems.append(f"{library.name} exports {symbol}")
-    for line in run("nm", "-D", "--undefined-only", library).splitlines():
-        if re.search(r"\b_?Py[A-Z_]", line):
-            problems.append(f"{library.name} needs the Python symbol {line.split()[-1]}")
-    return problems
+    needed = run("nm", "-D", "--undefined-only", library).splitlines()
+    python = [line.split()[-1] for line in needed if re.search(r"\b_?Py[A-Z_]", line)]
+    return problems + [f"{library.name} needs the Python symbol {symbol}" for symbol in python]
 
 
 def check_instructions(library: Path) -> list[str]:
@@ -99,7 +102,13 @@ def check_wheel(wheel: Path) -> list[str]:
         with zipfile.ZipFile(wheel) as z:
             z.extractall(tmp)
         inside = Path(tmp, name)
-        for needed in (f"_{name}.abi3.so", f"lib/lib{name}.so", "lib/core_plugin.json", f"lib/cmake/{name}/{name}Config.cmake", "include"):
+        for needed in (
+            f"_{name}.abi3.so",
+            f"lib/lib{name}.so",
+            "lib/core_plugin.json",
+            f"lib/cmake/{name}/{name}Config.cmake",
+            "include",
+        ):
             if not (inside / needed).exists():
                 problems.append(f"{wheel.name} has no {needed}")
         for library in Path(tmp).rglob("*.so"):
@@ -111,7 +120,9 @@ def check_wheel(wheel: Path) -> list[str]:
 
 def main() -> None:
     """Builds, then checks; exits 1 and names each problem if there is one."""
-    parser = argparse.ArgumentParser(prog="tools/release", description="Wheels and sdists of all packages into dist/, checked.")
+    parser = argparse.ArgumentParser(
+        prog="tools/release", description="Wheels and sdists of all packages into dist/, checked."
+    )
     parser.add_argument("--quick", action="store_true", help="wheels only")
     args = parser.parse_args()
     os.environ["CORE_RELEASE"] = "1"
