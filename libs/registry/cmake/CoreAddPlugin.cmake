@@ -5,6 +5,7 @@
 # so that find_package(<name>) gives Core::<short>, where <name> is core_<short>.
 # CORE_CUDA=AUTO|ON|OFF; CORE_NB_LINKED=ON links nanobind into the module (no nanobind-backend).
 set(CORE_CUDA AUTO CACHE STRING "Build the CUDA operators: AUTO (if nvcc is found), ON or OFF")
+set(CORE_SANITIZE "" CACHE STRING "Sanitizers to build with, as -fsanitize= takes them")
 option(CORE_NB_LINKED "Link nanobind into the module instead of importing nanobind-backend" OFF)
 set(_core_cmake_dir "${CMAKE_CURRENT_LIST_DIR}")
 
@@ -31,6 +32,11 @@ function(core_compile_options target)
     $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<CONFIG:Release>>:-O3>)
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
     target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-march=x86-64-v2>)
+  endif()
+  if(CORE_SANITIZE)
+    target_compile_options(${target} PRIVATE
+      $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${CORE_SANITIZE};-fno-sanitize-recover=all;-fno-omit-frame-pointer>)
+    target_link_options(${target} PRIVATE -fsanitize=${CORE_SANITIZE})
   endif()
 endfunction()
 
@@ -59,7 +65,7 @@ function(core_add_plugin name)
   if(NOT TARGET core_describe)
     add_executable(core_describe "${_core_cmake_dir}/core_describe.cpp")
     target_link_libraries(core_describe PRIVATE core::registry)
-    target_compile_features(core_describe PRIVATE cxx_std_17)
+    core_compile_options(core_describe)
   endif()
   set(json "${CMAKE_CURRENT_BINARY_DIR}/core_plugin.json")
   add_custom_command(OUTPUT "${json}" COMMAND core_describe "$<TARGET_FILE:${name}>" "${json}" DEPENDS ${name} core_describe VERBATIM)

@@ -271,18 +271,23 @@ inline void check_tensor(const op_spec& op, const arg_spec& spec, const core_arg
 
 /// Binds the symbols of one argument's shape, or says which size is wrong.
 inline void check_shape(const op_spec& op, const arg_spec& spec, const core_arg& want, const core_tensor& t, std::int64_t* bound) {
+  std::uint32_t fresh = 0;  // symbols that this argument binds first
   for (int d = 0; d < spec.rank; ++d) {
     const dim& want_dim = spec.dims[d];
     const std::int64_t got = t.shape[d] - want_dim.value;
     if (want_dim.symbol < 0) {
       if (want_dim.any() || got == 0) continue;
-    } else if (bound[want_dim.symbol] < 0 ? got >= 0 : bound[want_dim.symbol] == got) {
+    } else if (bound[want_dim.symbol] == got) {
+      continue;
+    } else if (bound[want_dim.symbol] < 0 && got >= 0) {
       bound[want_dim.symbol] = got;
+      fresh |= 1u << want_dim.symbol;
       continue;
     }
     std::string known;
     for (int e = 0; e < spec.rank; ++e)
-      if (const int s = spec.dims[e].symbol; s >= 0 && bound[s] >= 0 && known.find(std::string(op.symbols[s]) + " = ") == known.npos)
+      if (const int s = spec.dims[e].symbol; s >= 0 && bound[s] >= 0 && !(fresh >> s & 1) &&
+                                             known.find(std::string(op.symbols[s]) + " = ") == known.npos)
         known += (known.empty() ? " with " : ", ") + std::string(op.symbols[s]) + " = " + std::to_string(bound[s]);
     bad("ValueError", op, spec,
         "must be " + dtype_name(want.dtype_code, want.dtype_bits) + " of shape " + shape_text(spec) + known + ", got " +

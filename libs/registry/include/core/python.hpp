@@ -46,9 +46,9 @@ inline PyObject* attribute(PyObject* o, const char* name) {
 
 inline const array_type& array_type_of(PyTypeObject* type) {
   static array_type cache[8];
-  static int used = 0;
-  for (int i = 0; i < used; ++i)
-    if (cache[i].type == type) return cache[i];
+  static unsigned next = 0;
+  for (const array_type& known : cache)
+    if (known.type == type) return known;
   array_type t;
   t.type = type;
   auto* object = reinterpret_cast<PyObject*>(type);
@@ -63,8 +63,8 @@ inline const array_type& array_type_of(PyTypeObject* type) {
       t.is_grad_enabled = attribute(torch.ptr(), "is_grad_enabled");
     PyErr_Clear();
   }
-  static array_type uncached;
-  array_type& at = used < 8 ? cache[used++] : uncached;
+  array_type& at = cache[next++ % 8];
+  for (PyObject* old : {reinterpret_cast<PyObject*>(at.type), at.is_neg, at.is_grad_enabled, at.requires_grad}) Py_XDECREF(old);
   Py_INCREF(object);
   return at = t;
 }
