@@ -94,7 +94,7 @@ def check_wheel(wheel: Path) -> list[str]:
     name, _, tag = wheel.stem.split("-", 2)
     if wheel.stat().st_size > SIZE_LIMIT and os.environ.get("CORE_CUDA", "OFF") == "OFF":
         problems.append(f"{wheel.name} has {wheel.stat().st_size >> 10} KiB, more than {SIZE_LIMIT >> 10}")
-    if name == "core_registry":
+    if name in ("core_registry", "core_embed"):
         return problems if tag == "py3-none-any" else [*problems, f"{wheel.name} is not a pure wheel"]
     if not tag.startswith("cp311-abi3-"):
         problems.append(f"{wheel.name} is not for the stable ABI of Python 3.11 (cp311-abi3)")
@@ -130,7 +130,8 @@ def main() -> None:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     shutil.rmtree(DIST, ignore_errors=True)
     DIST.mkdir()
-    folders = [ROOT / "libs" / "registry", *sorted(f.parent for f in ROOT.glob("packages/*/CMakeLists.txt"))]
+    libraries = sorted(f.parent for f in ROOT.glob("libs/*/pyproject.toml"))
+    folders = [*libraries, *sorted(f.parent for f in ROOT.glob("packages/*/CMakeLists.txt"))]
     problems: list[str] = []
     for folder in folders:
         start = time.monotonic()
