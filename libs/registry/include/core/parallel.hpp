@@ -152,7 +152,7 @@ void parallel_for(std::int64_t n, std::int64_t grain, F&& f) {
   struct Context {
     std::remove_reference_t<F>* f;
     std::atomic<bool> failed{false};
-    std::exception_ptr error;
+    std::exception_ptr error{};
   } ctx{&f};
   const auto body = [](std::int64_t b, std::int64_t e, void* p) {
     auto& c = *static_cast<Context*>(p);

@@ -1,0 +1,3 @@
+#include "ops.hpp"
+
+CORE_PLUGIN(core_diffusion, CORE_VERSION, core_diffusion::ops)
