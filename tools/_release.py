@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-DIST = ROOT / "dist"
 SIZE_LIMIT = 4 << 20  # bytes of a wheel without CUDA
 PIP = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
 FUNCTION = re.compile(r"^[0-9a-f]+ <(.+)>:$")
@@ -124,23 +123,25 @@ def main() -> None:
         prog="tools/release", description="Wheels and sdists of all packages into dist/, checked."
     )
     parser.add_argument("--quick", action="store_true", help="wheels only")
+    parser.add_argument("--output", type=Path, default=ROOT / "dist", help="the folder to replace, dist by default")
     args = parser.parse_args()
+    dist: Path = args.output.resolve()
     os.environ["CORE_RELEASE"] = "1"
     os.environ.setdefault("CORE_CUDA", "OFF")
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    shutil.rmtree(DIST, ignore_errors=True)
-    DIST.mkdir()
+    shutil.rmtree(dist, ignore_errors=True)
+    dist.mkdir()
     libraries = sorted(f.parent for f in ROOT.glob("libs/*/pyproject.toml"))
     folders = [*libraries, *sorted(f.parent for f in ROOT.glob("packages/*/CMakeLists.txt"))]
     problems: list[str] = []
     for folder in folders:
         start = time.monotonic()
-        before = set(DIST.iterdir())
-        run(*PIP, "-w", DIST, folder)
+        before = set(dist.iterdir())
+        run(*PIP, "-w", dist, folder)
         if not args.quick:
             build = "import sys; from scikit_build_core.build import build_sdist; build_sdist(sys.argv[1])"
-            subprocess.run([sys.executable, "-c", build, str(DIST)], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-        made = sorted(set(DIST.iterdir()) - before)
+            subprocess.run([sys.executable, "-c", build, str(dist)], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        made = sorted(set(dist.iterdir()) - before)
         for archive in made:
             problems += check_wheel(archive) if archive.suffix == ".whl" else check_metadata(archive)
             if archive.suffix != ".whl":
@@ -150,7 +151,7 @@ def main() -> None:
         say(f"{sizes}: {time.monotonic() - start:.0f} s")
     if problems:
         sys.exit("tools/release: " + "\n".join(problems))
-    say(f"{len(list(DIST.iterdir()))} files in dist/ passed every check")
+    say(f"{len(list(dist.iterdir()))} files in {os.path.relpath(dist)} passed every check")
 
 
 if __name__ == "__main__":
