@@ -47,7 +47,7 @@ class Environment:
 
 @pytest.fixture(scope="session")
 def wheels() -> dict[str, Path]:
-    """A release wheel of each of our packages, by import name; built once for the same sources, checked by tools/release."""
+    """A checked release wheel of each of our packages, by import name; built once for the same sources."""
     folder = ROOT / "build" / "wheels"
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "libs", "packages", "tools/_release.py"],
