@@ -4,7 +4,7 @@ include(CMakeFindDependencyMacro)
 set(PYBIND11_FINDPYTHON ON)  # the legacy finder takes the first pythonX.Y on PATH
 find_dependency(Python 3.11 COMPONENTS Interpreter Development.Embed Development.Module)
 if(NOT pybind11_DIR)
-  execute_process(COMMAND "${Python_EXECUTABLE}" -m pybind11 --cmakedir OUTPUT_STRIP_TRAILING_WHITESPACE OUTPUT_VARIABLE pybind11_DIR)
+  execute_process(COMMAND "${Python_EXECUTABLE}" -c "import pybind11; print(pybind11.get_cmake_dir(), end='')" OUTPUT_VARIABLE pybind11_DIR)
 endif()
 find_dependency(pybind11 CONFIG)
 if(NOT TARGET Core::embed)
