@@ -8,13 +8,13 @@
 
 int main(int argc, char** argv) {
   using core::embed::Array;
-  namespace py = pybind11;
   if (argc != 2) return 2;
   const core::embed::Interpreter python(argv[1]);
 
   // core_diffusion: counts of 4 codes that add up to 5, in C++ memory on both sides.
   const std::vector<double> probs(4 * 3, 1.0);
-  const auto counts = python.call("core_diffusion.fixed_sum_sample", core::embed::numpy(probs.data(), {4, 3}), 5, py::arg("seed") = 1);
+  const auto counts =
+      python.call("core_diffusion.fixed_sum_sample", core::embed::numpy(probs.data(), {4, 3}), 5, core::embed::named("seed", 1));
   const Array<std::int32_t> c(counts);
   const int sum = std::accumulate(c.begin(), c.end(), 0);
   std::printf("core_diffusion: %zu counts, sum %d\n", c.size(), sum);
@@ -32,7 +32,8 @@ int main(int argc, char** argv) {
   // Another thread may call, too.
   int from_thread = 0;
   std::thread([&] {
-    const auto again = python.call("core_diffusion.fixed_sum_sample", core::embed::numpy(probs.data(), {4, 3}), 5, py::arg("seed") = 1);
+    const auto again =
+        python.call("core_diffusion.fixed_sum_sample", core::embed::numpy(probs.data(), {4, 3}), 5, core::embed::named("seed", 1));
     const Array<std::int32_t> same(again);
     from_thread = std::equal(c.begin(), c.end(), same.begin());
   }).join();
