@@ -24,7 +24,7 @@ def host(wheels: dict[str, Path], environment: Callable[..., Any]) -> Any:
     shutil.copytree(HERE, source, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     build = env.folder / "build"
     tools = Path(sys.executable).parent  # cmake and ninja; nothing of Core is taken from there
-    prefix = env.run("core", "--prefix").strip()
+    prefix = env.run("core", "--prefix").strip() + ";" + env.run(env.python, "-m", "core_embed").strip()
     paths = [
         f"-DCMAKE_PREFIX_PATH={prefix}",
         f"-DPython_EXECUTABLE={env.python}",
