@@ -29,7 +29,7 @@ def test_bridge(benchmark, codes: int, tokens: int) -> None:  # type: ignore[no-
 
     peer = peer_bridge(args)
     times, differences = [], []
-    for _ in range(5):
+    for _ in range(15):
         start = benchmark._timer()
         theirs = peer()
         times.append(benchmark._timer() - start)

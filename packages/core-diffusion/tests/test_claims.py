@@ -12,5 +12,6 @@ def test_token_set(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     result = claim("cpu", 0, tmp_path)
     assert result.holds
-    assert result.plot is not None and result.plot.stat().st_size > 0
+    assert result.plot is not None
+    assert result.plot.stat().st_size > 0
     assert result.measured["total variation, published repair"][0] > 0.1

@@ -65,7 +65,9 @@ def test_no_sum_is_violated_in_100_000_states() -> None:
 def test_samples_equal_the_reference(data: st.DataObject) -> None:
     batch, codes, counts = (data.draw(st.integers(1, n)) for n in (3, 7, 6))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    probs = rng.random((batch, codes, counts)) * (rng.random((batch, codes, counts)) < data.draw(st.sampled_from([0.4, 1.0])))
+    probs = rng.random((batch, codes, counts)) * (
+        rng.random((batch, codes, counts)) < data.draw(st.sampled_from([0.4, 1.0]))
+    )
     probs[..., rng.integers(counts)] += 0.1
     totals = np.array([sum(rng.choice(np.flatnonzero(row)) for row in rows) for rows in probs])
     seed, top_p = data.draw(st.integers(-(2**63), 2**63 - 1)), data.draw(st.sampled_from([1.0, 0.9, 0.5]))
@@ -94,7 +96,8 @@ def test_every_bridge_has_a_solution(codes: int, tokens: int, t: float, sigma: f
     rng = np.random.default_rng(seed)
     x0, x1 = (rng.multinomial(tokens, rng.dirichlet(np.full(codes, 0.2), 2)).astype(np.int32) for _ in range(2))
     drawn = cd.fixed_sum_bridge(x0, x1, t, sigma=sigma, max_count=tokens, seed=seed)
-    assert (drawn.sum(1) == tokens).all() and drawn.min() >= 0
+    assert (drawn.sum(1) == tokens).all()
+    assert drawn.min() >= 0
     np.testing.assert_array_equal(drawn[x0 == x1], x0[x0 == x1])
 
 
@@ -212,7 +215,8 @@ def test_shapes_and_kinds() -> None:
     assert cd.fixed_sum_bridge([1, 0], [0, 1], 0.5, seed=0).sum() == 1
     torch = pytest.importorskip("torch")
     drawn = cd.fixed_sum_sample(torch.ones(2, 4, 5), 6, generator=torch.Generator().manual_seed(0))
-    assert isinstance(drawn, torch.Tensor) and drawn.dtype == torch.int32 and drawn.sum(-1).tolist() == [6, 6]
+    assert drawn.dtype == torch.int32
+    assert drawn.sum(-1).tolist() == [6, 6]
     np.testing.assert_array_equal(
         cd.fixed_sum_sample(torch.ones(2, 4, 5), 6, seed=4).numpy(), cd.fixed_sum_sample(np.ones((2, 4, 5)), 6, seed=4)
     )
@@ -237,7 +241,8 @@ def test_scheduler_walks_from_prior_to_data(kind: str, torch_in: bool) -> None:
     for t in scheduler.timesteps:
         result = scheduler.step(output, t, scheduler.scale_model_input(sample, t), generator=rng)
         sample = result.prev_sample
-        assert type(sample) is type(output) and (sample.sum(-1) == 12).all()
+        assert type(sample) is type(output)
+        assert (sample.sum(-1) == 12).all()
     np.testing.assert_array_equal(np.asarray(sample), data)
 
 

@@ -72,7 +72,9 @@ def fixed_sum_sample(
     single = str(getattr(probs, "dtype", "")).endswith(("float32", "float16"))
     probs = as_array(probs, "float32" if single else "float64", "probs")
     if probs.ndim < 2:
-        raise ValueError(f"fixed_sum_sample: argument 'probs' must have the shape (..., K, C), got {tuple(probs.shape)}")
+        raise ValueError(
+            f"fixed_sum_sample: argument 'probs' must have the shape (..., K, C), got {tuple(probs.shape)}"
+        )
     *batch, codes, counts = probs.shape
     rows = math.prod(batch)
     totals = _expand(as_array(totals, "int64", "totals", like=probs), tuple(batch)).reshape(rows)
@@ -118,7 +120,8 @@ def fixed_sum_bridge(
     x1 = as_array(x1, dtype, "x1", like=x0)
     if x0.ndim < 1 or x0.shape != x1.shape:
         raise ValueError(
-            f"fixed_sum_bridge: arguments 'x0' and 'x1' must have one shape (..., K), got {tuple(x0.shape)} and {tuple(x1.shape)}"
+            "fixed_sum_bridge: arguments 'x0' and 'x1' must have one shape (..., K), "
+            f"got {tuple(x0.shape)} and {tuple(x1.shape)}"
         )
     if max_count is None:
         max_count = max(int(x0.max()), int(x1.max())) if math.prod(x0.shape) else 0
@@ -141,7 +144,9 @@ def fixed_sum_prior(
     ValueError if a size is negative, or tokens > 0 = codes.
     """
     if min(batch, codes, tokens) < 0 or tokens > 0 == codes:
-        raise ValueError(f"batch, codes and tokens must be >= 0, and codes > 0 if tokens are; got {batch}, {codes}, {tokens}")
+        raise ValueError(
+            f"batch, codes and tokens must be >= 0, and codes > 0 if tokens are; got {batch}, {codes}, {tokens}"
+        )
     if codes == 0:
         return as_array(np.zeros((batch, 0), np.int32), "int32", "prior", like=like)
     even, rest = divmod(tokens, codes)
@@ -264,7 +269,9 @@ class FixedSumScheduler:
                 model_output = np.exp(model_output - model_output.max(-1, keepdims=True))
             else:
                 model_output = model_output.softmax(-1)
-        return fixed_sum_sample(model_output, self.config["num_tokens"], generator=generator, top_p=self.config["top_p"])
+        return fixed_sum_sample(
+            model_output, self.config["num_tokens"], generator=generator, top_p=self.config["top_p"]
+        )
 
     def add_noise(self, original_samples: Array, noise: Array, timesteps: Any, generator: Any = None) -> Array:
         """The state [B, K] of the training path at time `timesteps` (one for all rows), from prior counts `noise`

@@ -16,15 +16,15 @@ namespace {
 using core::Tensor;
 using std::int64_t;
 
-constexpr int64_t lanes = 4;                         // laws and table rows are padded by as many zeros
-constexpr int64_t max_scratch = int64_t{1} << 29;    // doubles of one row's laws, and of its table: 4 GiB
-constexpr int64_t whole_table = int64_t{1} << 21;    // doubles; a larger table is kept in sqrt(n) marks
-constexpr double sure = 1e-150, least = 1e-280;      // P(total) above which no bits are lost; and to be had at all
+constexpr int64_t lanes = 4;                       // laws and table rows are padded by as many zeros
+constexpr int64_t max_scratch = int64_t{1} << 29;  // doubles of one row's laws, and of its table: 4 GiB
+constexpr int64_t whole_table = int64_t{1} << 21;  // doubles; a larger table is kept in sqrt(n) marks
+constexpr double sure = 1e-150, least = 1e-280;    // P(total) above which no bits are lost; and to be had at all
 constexpr double least_sigma = 1e-3;
 
 [[gnu::cold, noreturn]] void too_large(const char* op, const char* what, int64_t doubles) {
-  throw core::Error("MemoryError", std::string(op) + ": " + what + " of one row needs " + std::to_string(doubles / 131072) +
-                                       " MiB, more than 4096 MiB");
+  throw core::Error("MemoryError",
+                    std::string(op) + ": " + what + " of one row needs " + std::to_string(doubles / 131072) + " MiB, more than 4096 MiB");
 }
 
 /// The random codes of one row: code[i] has low[i] + k with a probability in proportion to
@@ -132,9 +132,10 @@ class Table {
     }
     stride_ = width + 2 * lanes;
     block_ = std::max<int64_t>(n, 1);
-    if (core::checked_mul(n + 1, stride_, laws.op) > whole_table)
+    const std::string what = std::string(laws.op) + ": the table";
+    if (core::checked_mul(n + 1, stride_, what.c_str()) > whole_table)
       block_ = static_cast<int64_t>(std::ceil(std::sqrt(static_cast<double>(n))));
-    const int64_t needed = core::checked_mul(block_ + 1 + n / block_ + 1, stride_, laws.op);
+    const int64_t needed = core::checked_mul(block_ + 1 + n / block_ + 1, stride_, what.c_str());
     if (needed > max_scratch) too_large(laws.op, "the table", needed);
     if (needed > capacity_) {
       cells_.reset();
@@ -185,8 +186,8 @@ class Table {
     }
     for (int64_t i = end; i-- > start;) {
       const auto at = static_cast<std::size_t>(i);
-      core::multiversion<&convolve>(laws_->law(i), laws_->span[at], static_cast<const double*>(row(i + 1)), lo_[at + 1], hi_[at + 1], row(i),
-                                    lo_[at], hi_[at]);
+      core::multiversion<&convolve>(laws_->law(i), laws_->span[at], static_cast<const double*>(row(i + 1)), lo_[at + 1], hi_[at + 1],
+                                    row(i), lo_[at], hi_[at]);
     }
     if (start > 0) std::copy_n(row(start), stride_, mark(start));
   }
@@ -275,7 +276,8 @@ void keep_nucleus(std::vector<double>& weight, double mass, std::vector<int64_t>
 }
 
 [[gnu::cold, noreturn]] void bad_value(const char* op, const char* argument, const std::string& must, const std::string& got, int64_t b) {
-  throw core::Error("ValueError", std::string(op) + ": argument '" + argument + "' must " + must + ", got " + got + " in row " + std::to_string(b));
+  throw core::Error("ValueError",
+                    std::string(op) + ": argument '" + argument + "' must " + must + ", got " + got + " in row " + std::to_string(b));
 }
 std::string text(double v) {
   char s[32];
@@ -304,8 +306,10 @@ class Sampler {
     }
     const int64_t least_sum = totals_(b) - laws_.residual, most_sum = least_sum + laws_.reach;
     const bool outside = laws_.residual < 0 || laws_.residual > laws_.reach;
-    bad_value(name, "totals", "be sums that counts of positive weight can make up", std::to_string(totals_(b)) +
-              (outside ? " (possible: " + std::to_string(least_sum) + " to " + std::to_string(most_sum) + ")" : " (less likely than 1e-280)"), b);
+    bad_value(name, "totals", "be sums that counts of positive weight can make up",
+              std::to_string(totals_(b)) + (outside ? " (possible: " + std::to_string(least_sum) + " to " + std::to_string(most_sum) + ")"
+                                                    : " (less likely than 1e-280)"),
+              b);
   }
 
  private:
@@ -415,8 +419,7 @@ void bridge(const Tensor<const T, 2>& x0, const Tensor<const T, 2>& x1, double t
           add_step(laws, k, from, to, t, sigma, max_count);
         }
       }
-      if (sum0 != sum1)
-        bad_value(name, "x1", "have the row sums of x0", std::to_string(sum1) + " instead of " + std::to_string(sum0), b);
+      if (sum0 != sum1) bad_value(name, "x1", "have the row sums of x0", std::to_string(sum1) + " instead of " + std::to_string(sum0), b);
       laws.residual += sum0;
       if (!draw(laws, table, seed, b, [&](int64_t i, int64_t k) {
             const auto at = static_cast<std::size_t>(i);
@@ -441,8 +444,8 @@ void fixed_sum_bridge(Tensor<const std::int32_t, 2> x0, Tensor<const std::int32_
                       int64_t seed, Tensor<std::int32_t, 2> out) {
   bridge(x0, x1, t, sigma, max_count, seed, out);
 }
-void fixed_sum_bridge_i64(Tensor<const int64_t, 2> x0, Tensor<const int64_t, 2> x1, double t, double sigma, int64_t max_count,
-                          int64_t seed, Tensor<std::int32_t, 2> out) {
+void fixed_sum_bridge_i64(Tensor<const int64_t, 2> x0, Tensor<const int64_t, 2> x1, double t, double sigma, int64_t max_count, int64_t seed,
+                          Tensor<std::int32_t, 2> out) {
   bridge(x0, x1, t, sigma, max_count, seed, out);
 }
 }  // namespace core_diffusion

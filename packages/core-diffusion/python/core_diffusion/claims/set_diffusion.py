@@ -42,7 +42,7 @@ def violations(seed: int, rows: int, codes: int = 64, tokens: int = 16, steps: i
     wrong = 0
     for t in scheduler.timesteps:
         logits = rng.standard_normal((rows, codes, tokens + 1), np.float32)
-        state, end = scheduler.step(logits, t, state, rng, return_dict=False)
+        state = scheduler.step(logits, t, state, rng).prev_sample
         wrong += int((state.sum(1) != tokens).sum() + (state.min(1) < 0).sum() + (state.max(1) > tokens).sum())
     generator = torch.Generator().manual_seed(seed)
     few = torch.from_numpy(prior[: rows // 20])
@@ -55,10 +55,10 @@ def violations(seed: int, rows: int, codes: int = 64, tokens: int = 16, steps: i
 
 def claim(size: str, seed: int, out: Path) -> Claim:
     """Sums along whole walks with an untrained network, and the law of one step against enumeration."""
-    import matplotlib
+    import matplotlib as mpl
     import torch
 
-    matplotlib.use("Agg")
+    mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     law = exact_law()
