@@ -32,7 +32,7 @@ def chi_square_is_plausible(draws: NDArray[np.int32], law: dict[tuple[int, ...],
 def test_toy_step_has_the_published_frequencies() -> None:
     law = claim.exact_law()
     assert sorted(law.values(), reverse=True)[:3] == pytest.approx([0.28864, 0.28864, 0.17507], abs=1e-5)
-    x0, x1 = (np.tile(np.array(claim.TOY[name], np.int32), (200_000, 1)) for name in ("x0", "x1"))
+    x0, x1 = (np.tile(np.array(x, np.int32), (200_000, 1)) for x in (claim.TOY_X0, claim.TOY_X1))
     draws = cd.fixed_sum_bridge(x0, x1, 0.5, max_count=4, seed=1)
     assert chi_square_is_plausible(draws, law)
     assert claim.total_variation(draws, law) < 0.006

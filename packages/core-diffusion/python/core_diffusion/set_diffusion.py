@@ -9,7 +9,7 @@ import math
 import secrets
 import sys
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 from core_registry.arrays import as_array, empty
@@ -196,7 +196,7 @@ class FixedSumScheduler:
             raise ValueError(f"prediction_type must be 'logits', 'probabilities' or 'sample', got {prediction_type!r}")
         if num_tokens < 0:
             raise ValueError(f"num_tokens must be >= 0, got {num_tokens}")
-        self.config = {
+        self.config: dict[str, Any] = {
             "num_tokens": num_tokens,
             "prediction_type": prediction_type,
             "top_p": top_p,
@@ -229,6 +229,21 @@ class FixedSumScheduler:
     def scale_model_input(self, sample: Array, timestep: Any = None) -> Array:
         """The sample itself: counts are not scaled."""
         return sample
+
+    @overload
+    def step(
+        self,
+        model_output: Array,
+        timestep: Any,
+        sample: Array,
+        generator: Any = None,
+        return_dict: Literal[True] = True,
+    ) -> FixedSumSchedulerOutput: ...
+
+    @overload
+    def step(
+        self, model_output: Array, timestep: Any, sample: Array, generator: Any = None, *, return_dict: Literal[False]
+    ) -> tuple[Array, Array]: ...
 
     def step(
         self, model_output: Array, timestep: Any, sample: Array, generator: Any = None, return_dict: bool = True
