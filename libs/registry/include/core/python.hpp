@@ -110,7 +110,7 @@ class Array {
     if (type.is_neg) {
       nb::object grad = nb::steal(PyObject_GetAttr(h.ptr(), type.requires_grad));
       if (grad.ptr() == Py_True && nb::steal(PyObject_CallFunctionObjArgs(type.is_grad_enabled, nullptr)).ptr() == Py_True)
-        bad("ValueError", op, arg, "requires grad, which a direct call would drop; use the torch operator, or torch.no_grad()");
+        bad("ValueError", op, arg, "requires grad, but this call has no backward; use torch.no_grad(), x.detach() or a differentiable torch operator");
       if (nb::object neg = nb::steal(PyObject_CallFunctionObjArgs(type.is_neg, h.ptr(), nullptr)); neg.ptr() == Py_True)
         bad("ValueError", op, arg, "has its negative bit set; pass x.resolve_neg()");
       PyErr_Clear();
