@@ -1,0 +1,1 @@
+"""Independent references: plain Python, written to be read."""
