@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from core_agents import BatchedTree, compile, to_py_trees
+from core_agents import BatchedTree, compile, to_py_trees  # noqa: A004
 from core_agents.cases import combat_tree
 
 AGENTS, FEATURES = 1000, 8
@@ -34,7 +34,10 @@ def test_fifty_nodes(benchmark, constant, agents):
     assert ours == theirs, "no ratio: the results differ"
     each = benchmark.stats.stats.min / agents
     benchmark.extra_info.update(
-        tree_ticks_per_second=1 / each, py_trees_ticks_per_second=1 / min(seconds), ratio=min(seconds) / each, largest_difference=0
+        tree_ticks_per_second=1 / each,
+        py_trees_ticks_per_second=1 / min(seconds),
+        ratio=min(seconds) / each,
+        largest_difference=0,
     )
     print(
         f"\n{agents} agents: {1 / each / 1e6:.1f} M tree-ticks/s, py_trees {1 / min(seconds):,.0f}, "

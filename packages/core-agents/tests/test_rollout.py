@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import typer
-from core_agents import demo
+from core_agents import BatchedTree, compile, demo  # noqa: A004
 from core_agents.jobs import environments, parse, play, rollout, tree_policy
 from typer.testing import CliRunner
 
@@ -30,7 +30,8 @@ def test_rollout_writes_the_returns(run):
     result, path = run("Condition: angle > 0\n  Action: right", "--agents", "50", "--steps", "30")
     assert result.exit_code == 0, result.output
     written = json.loads(path.read_text())
-    assert len(written["returns"]) == 50 and written["env"] == "CartPole-v1"
+    assert len(written["returns"]) == 50
+    assert written["env"] == "CartPole-v1"
     assert written["mean_return"] == pytest.approx(np.mean(written["returns"]))
 
 
@@ -58,8 +59,6 @@ def test_rollout_says_what_is_wrong(run, text, options, said):
 
 
 def test_an_agent_that_emits_nothing_repeats_its_action():
-    from core_agents import BatchedTree, compile
-
     batched = BatchedTree(compile(parse("Condition: obs[0] > 0\n  Action: 1", "any"), 1), 2)
     act = tree_policy(batched, 2)
     assert act(np.float32([[1], [-1]])).tolist() == [1, 0]
@@ -70,10 +69,12 @@ def test_play_counts_first_episodes_only():
     made, _, _ = environments("CartPole-v1", 20)
     played = play(lambda o: np.zeros(len(o), np.int64), made, range(100), 0)
     made.close()
-    assert (played.returns == played.lengths).all() and played.lengths.max() < 15
+    assert (played.returns == played.lengths).all()
+    assert played.lengths.max() < 15
 
 
 def test_demo(tmp_path):
     result = demo.demo(tmp_path)
-    assert result.difference == 0 and result.ratio > 10
+    assert result.difference == 0
+    assert result.ratio > 10
     assert result.pictures[0].path.stat().st_size > 10_000

@@ -11,7 +11,9 @@ from py_trees import behaviour, behaviours, common, composites, decorators
 
 from . import behaviour_tree as bt
 
-_COMPARE = dict(zip(bt.COMPARISONS, (operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne), strict=True))
+_COMPARE = dict(
+    zip(bt.COMPARISONS, (operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne), strict=True)
+)
 _PLAIN = (
     "Inverter", "FailureIsRunning", "FailureIsSuccess", "RunningIsFailure", "RunningIsSuccess", "SuccessIsFailure", "SuccessIsRunning",
 )  # fmt: skip
@@ -144,7 +146,9 @@ class PyTreesAgent:
         if isinstance(node, bt.Parallel):
             policy = node.policy
             one = isinstance(policy, bt.ParallelPolicy.SuccessOnOne)
-            peer = common.ParallelPolicy.SuccessOnOne() if one else common.ParallelPolicy.SuccessOnAll(policy.synchronise)
+            peer = (
+                common.ParallelPolicy.SuccessOnOne() if one else common.ParallelPolicy.SuccessOnAll(policy.synchronise)
+            )
             return composites.Parallel(node.name, peer, children)
         if isinstance(node, bt.Repeat):
             return decorators.Repeat(node.name, children[0], node.num_success)
@@ -199,4 +203,6 @@ def from_py_trees(root: behaviour.Behaviour, leaf: Callable[[behaviour.Behaviour
         return getattr(bt, kind.__name__)(name, children[0])  # type: ignore[no-any-return]
     if leaf is not None and not children:
         return leaf(root)
-    raise TypeError(f"from_py_trees: {kind.__qualname__} '{name}' has no counterpart; give leaves through the argument 'leaf'")
+    raise TypeError(
+        f"from_py_trees: {kind.__qualname__} '{name}' has no counterpart; argument 'leaf' translates leaves"
+    )

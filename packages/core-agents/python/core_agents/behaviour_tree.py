@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from core_registry.arrays import as_array, empty
 
-from . import _core_agents as _C
+from . import _core_agents as _C  # noqa: N812
 
 
 class Status(IntEnum):
@@ -31,7 +31,7 @@ class Status(IntEnum):
     RUNNING = 3
 
 
-INVALID, SUCCESS, FAILURE, RUNNING = Status
+INVALID, SUCCESS, FAILURE, RUNNING = Status.INVALID, Status.SUCCESS, Status.FAILURE, Status.RUNNING
 
 COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 """The comparisons of conditions; a program holds their positions here."""
@@ -88,6 +88,7 @@ class _Composite(Node):
 
     @property
     def children(self) -> tuple[Node, ...]:
+        """The children, in the order in which they are ticked."""
         return self._children
 
 
@@ -178,6 +179,7 @@ class Condition(Node):
 
     @property
     def children(self) -> tuple[Node, ...]:
+        """The child, if there is one."""
         return () if self.child is None else (self.child,)
 
     def _fields(self) -> dict[str, Any]:
@@ -201,7 +203,7 @@ class Action(Node):
         if self.running_while is None:
             return {"kinds": Kind.ACTION, "action_ids": self.action, "results": self.status, "params": self.duration}
         if self.duration:
-            raise ValueError(f"Action {self.name!r}: argument 'duration' must be 0 with 'running_while', got {self.duration}")
+            raise ValueError(f"Action {self.name!r}: 'duration' must be 0 with 'running_while', got {self.duration}")
         fields = {"kinds": Kind.ACTION_WHILE, "action_ids": self.action, "results": self.status}
         return {**fields, **_condition_fields(*self.running_while)}
 
@@ -234,6 +236,7 @@ class Decorator(Node):
 
     @property
     def children(self) -> tuple[Node, ...]:
+        """The child."""
         return (self.child,)
 
     def _fields(self) -> dict[str, Any]:
@@ -366,7 +369,7 @@ class Program:
         return len(self.nodes)
 
 
-def compile(tree: Node, num_features: int | None = None) -> Program:
+def compile(tree: Node, num_features: int | None = None) -> Program:  # noqa: A001
     """Flattens and checks a tree. ``num_features``: columns of the observations, by default as many as the tree reads.
 
     Raises ValueError that names the node (its pre-order number) and the field.
@@ -386,7 +389,9 @@ def compile(tree: Node, num_features: int | None = None) -> Program:
     fields = [node._fields() for node in nodes]
     if num_features is None:
         num_features = 1 + max((f.get("features", -1) for f in fields), default=-1)
-    arrays = {name: np.array([f.get(name, 0) for f in fields], dtype) for name, dtype in ARRAYS.items() if name != "ends"}
+    arrays = {
+        name: np.array([f.get(name, 0) for f in fields], dtype) for name, dtype in ARRAYS.items() if name != "ends"
+    }
     arrays["ends"] = np.array(ends, np.int32)
     arrays = {name: arrays[name] for name in ARRAYS}
     rows, sizes = np.empty(len(nodes), np.int32), np.empty(2, np.int64)
@@ -498,7 +503,7 @@ class BatchedTree:
         return out
 
     def reset(self, mask: Any = None) -> None:
-        """Forgets everything about the agents of ``mask`` ([agents] bool; all by default): status INVALID, action -1."""
+        """Forgets everything about the agents of ``mask`` ([agents] bool; default all): status INVALID, action -1."""
         who = slice(None) if mask is None else np.asarray(mask, bool)
         self._state[:, who] = 0
         self._counters[:, who] = 0

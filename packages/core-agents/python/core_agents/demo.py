@@ -50,7 +50,9 @@ def demo(out: Path) -> Demo:
     chance = play(lambda o: rng.integers(num_actions, size=len(o)), made, range(_STEPS), 0)
     made.close()
     if played.returns.mean() < 5 * chance.returns.mean():
-        raise RuntimeError(f"the tree's return {played.returns.mean():.1f} is too near chance, {chance.returns.mean():.1f}")
+        raise RuntimeError(
+            f"the tree's return {played.returns.mean():.1f} is too near chance, {chance.returns.mean():.1f}"
+        )
 
     everyone = [to_py_trees(program) for _ in range(_AGENTS)]
     difference, seconds = 0, []
@@ -91,9 +93,9 @@ def demo(out: Path) -> Demo:
 
 
 def _picture(tree: bt.Node, text: str, returns: np.ndarray, chance: np.ndarray, out: Path) -> Path:
-    import matplotlib
+    import matplotlib as mpl
 
-    matplotlib.use("Agg")
+    mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 6), width_ratios=[1.3, 1], layout="constrained")

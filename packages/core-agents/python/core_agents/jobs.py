@@ -13,7 +13,7 @@ import numpy as np
 import typer
 from core_registry.files import replace
 
-from .behaviour_tree import BatchedTree, Node, compile
+from .behaviour_tree import BatchedTree, Node, compile  # noqa: A004
 from .dsl import ParseError, from_dsl
 
 NAMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

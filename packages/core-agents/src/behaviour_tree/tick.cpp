@@ -366,11 +366,24 @@ void check_rows(const char* argument, const char* what, std::int64_t got, std::i
                                         what + " (see check_program), got " + std::to_string(got));
 }
 
-/// Between a row of a strided tensor and a row of the block's tile.
-template <class T, class U, class Copy>
-void each_row(const core::Tensor<T, 2>& t, std::int64_t first, int n, U* tile, Copy copy) {
-  for (std::int64_t r = 0; r < t.shape[0]; ++r)
-    for (int i = 0; i < n; ++i) copy(t.data[r * t.stride[0] + (first + i) * t.stride[1]], tile[r][i]);
+/// n elements, the steps given in elements.
+template <class T>
+void copy(const T* from, std::int64_t from_step, T* to, std::int64_t to_step, int n) {
+  if (from_step == 1 && to_step == 1) {
+    std::copy_n(from, n, to);
+    return;
+  }
+  for (int i = 0; i < n; ++i, from += from_step, to += to_step) *to = *from;
+}
+
+/// Rows of a tensor at agents [first, first + n), to or from the block's tile.
+template <class T>
+void load(const core::Tensor<T, 2>& t, std::int64_t first, int n, T (*tile)[width]) {
+  for (std::int64_t r = 0; r < t.shape[0]; ++r) copy(&t(r, first), t.stride[1], tile[r], 1, n);
+}
+template <class T>
+void store(const core::Tensor<T, 2>& t, std::int64_t first, int n, T (*tile)[width]) {
+  for (std::int64_t r = 0; r < t.shape[0]; ++r) copy(tile[r], 1, &t(r, first), t.stride[1], n);
 }
 
 }  // namespace
@@ -413,13 +426,15 @@ void tick(core::Tensor<const std::uint8_t, 1> kinds, core::Tensor<const std::int
     for (std::int64_t k = first_block; k < last_block; ++k) {
       const std::int64_t first = k * width;
       const int n = static_cast<int>(std::min<std::int64_t>(width, agents - first));
-      for (int i = 0; i < width; ++i)
-        ticks[i] = i < n && (!mask || *reinterpret_cast<const std::uint8_t*>(&(*mask)(first + i)) != 0) ? 255 : 0;
+      std::fill_n(ticks, n, std::uint8_t{255});
+      std::fill(ticks + n, ticks + width, std::uint8_t{0});
+      if (mask)  // read as bytes: a caller's bool may hold anything
+        for (int i = 0; i < n; ++i) ticks[i] = reinterpret_cast<const std::uint8_t*>(mask->data)[(first + i) * mask->stride[0]] ? 255 : 0;
       std::fill_n(emitted, width, -1);
       for (std::size_t j = 0; j < num_columns; ++j)
-        for (int i = 0; i < n; ++i) columns[j][i] = observations(first + i, c.columns[j]);
-      each_row(state, first, n, tile.get(), [](std::uint8_t& from, std::uint8_t& to) { to = from; });
-      each_row(counters, first, n, counts.get(), [](std::int32_t& from, std::int32_t& to) { to = from; });
+        copy(&observations(first, c.columns[j]), observations.stride[0], columns[j], 1, n);
+      load(state, first, n, tile.get());
+      load(counters, first, n, counts.get());
       for (std::size_t r = 0; r < rows; ++r) {
         std::uint8_t seen = 0;
         for (std::uint8_t byte : tile[r]) seen |= byte;
@@ -427,12 +442,18 @@ void tick(core::Tensor<const std::uint8_t, 1> kinds, core::Tensor<const std::int
       }
       frames[0].active = ticks;
       core::multiversion<&run>(&block);
-      each_row(state, first, n, tile.get(), [](std::uint8_t& to, std::uint8_t& from) { to = from; });
-      each_row(counters, first, n, counts.get(), [](std::int32_t& to, std::int32_t& from) { to = from; });
+      store(state, first, n, tile.get());
+      store(counters, first, n, counts.get());
+      const std::uint8_t* root = frames[0].result;
+      if (!mask) {
+        copy<std::int32_t>(emitted, 1, &actions(first), actions.stride[0], n);
+        copy<std::uint8_t>(root, 1, &statuses(first), statuses.stride[0], n);
+        continue;
+      }
       for (int i = 0; i < n; ++i) {
         if (!ticks[i]) continue;
         actions(first + i) = emitted[i];
-        statuses(first + i) = frames[0].result[i];
+        statuses(first + i) = root[i];
       }
     }
   });

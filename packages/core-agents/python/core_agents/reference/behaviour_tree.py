@@ -249,7 +249,11 @@ def random_tree(rng: np.random.Generator, nodes: int, features: int, stateless: 
             return bt.Sequence(name, memory, children)
         if kind in (1, 3):
             return bt.Selector(name, memory, children)
-        policies = (bt.ParallelPolicy.SuccessOnOne(), bt.ParallelPolicy.SuccessOnAll(False), bt.ParallelPolicy.SuccessOnAll(True))
+        policies = (
+            bt.ParallelPolicy.SuccessOnOne(),
+            bt.ParallelPolicy.SuccessOnAll(False),
+            bt.ParallelPolicy.SuccessOnAll(True),
+        )
         return bt.Parallel(name, policies[rng.integers(3)], children)
 
     return grow(nodes, 0)
