@@ -16,11 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-DIST = ROOT / "dist"
 SIZE_LIMIT = 4 << 20  # bytes of a wheel without CUDA
 PIP = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
 FUNCTION = re.compile(r"^[0-9a-f]+ <(.+)>:$")
-INSTRUCTION = re.compile(r"^\s*[0-9a-f]+:\t(?:[0-9a-f]{2} )+\s*\t(?:(?:notrack|bnd|lock|rep[a-z]*|data16) )*([a-z]\w*)(.*)")
+INSTRUCTION = re.compile(
+    r"^\s*[0-9a-f]+:\t(?:[0-9a-f]{2} )+\s*\t(?:(?:notrack|bnd|lock|rep[a-z]*|data16) )*([a-z]\w*)(.*)"
+)
 NOT_AVX = re.compile(r"ver[rw]|vm[a-z]+$")  # the legacy instructions that begin with v
 STD = re.compile(r"^(?:(?:typeinfo|vtable|typeinfo name|guard variable|VTT) for )?(?:[\w:<>*&, ]+ )?std::")
 
@@ -32,7 +33,9 @@ def say(text: str) -> None:
 
 def run(*command: str | Path, **env: str) -> str:
     """The output of a command that must succeed."""
-    return subprocess.run([str(c) for c in command], check=True, stdout=subprocess.PIPE, text=True, env=os.environ | env).stdout
+    return subprocess.run(
+        [str(c) for c in command], check=True, stdout=subprocess.PIPE, text=True, env=os.environ | env
+    ).stdout
 
 
 def members(archive: Path) -> Iterator[tuple[str, bytes]]:
@@ -61,10 +64,9 @@ def check_exports(library: Path, name: str) -> list[str]:
         if symbol == "core_plugin_query" or symbol.startswith(f"{name}::") or (kind in "WVu" and STD.match(symbol)):
             continue
         problems.append(f"{library.name} exports {symbol}")
-    for line in run("nm", "-D", "--undefined-only", library).splitlines():
-        if re.search(r"\b_?Py[A-Z_]", line):
-            problems.append(f"{library.name} needs the Python symbol {line.split()[-1]}")
-    return problems
+    needed = run("nm", "-D", "--undefined-only", library).splitlines()
+    python = [line.split()[-1] for line in needed if re.search(r"\b_?Py[A-Z_]", line)]
+    return problems + [f"{library.name} needs the Python symbol {symbol}" for symbol in python]
 
 
 def check_instructions(library: Path) -> list[str]:
@@ -91,7 +93,7 @@ def check_wheel(wheel: Path) -> list[str]:
     name, _, tag = wheel.stem.split("-", 2)
     if wheel.stat().st_size > SIZE_LIMIT and os.environ.get("CORE_CUDA", "OFF") == "OFF":
         problems.append(f"{wheel.name} has {wheel.stat().st_size >> 10} KiB, more than {SIZE_LIMIT >> 10}")
-    if name == "core_registry":
+    if name in ("core_registry", "core_embed"):
         return problems if tag == "py3-none-any" else [*problems, f"{wheel.name} is not a pure wheel"]
     if not tag.startswith("cp311-abi3-"):
         problems.append(f"{wheel.name} is not for the stable ABI of Python 3.11 (cp311-abi3)")
@@ -99,7 +101,13 @@ def check_wheel(wheel: Path) -> list[str]:
         with zipfile.ZipFile(wheel) as z:
             z.extractall(tmp)
         inside = Path(tmp, name)
-        for needed in (f"_{name}.abi3.so", f"lib/lib{name}.so", "lib/core_plugin.json", f"lib/cmake/{name}/{name}Config.cmake", "include"):
+        for needed in (
+            f"_{name}.abi3.so",
+            f"lib/lib{name}.so",
+            "lib/core_plugin.json",
+            f"lib/cmake/{name}/{name}Config.cmake",
+            "include",
+        ):
             if not (inside / needed).exists():
                 problems.append(f"{wheel.name} has no {needed}")
         for library in Path(tmp).rglob("*.so"):
@@ -111,24 +119,29 @@ def check_wheel(wheel: Path) -> list[str]:
 
 def main() -> None:
     """Builds, then checks; exits 1 and names each problem if there is one."""
-    parser = argparse.ArgumentParser(prog="tools/release", description="Wheels and sdists of all packages into dist/, checked.")
+    parser = argparse.ArgumentParser(
+        prog="tools/release", description="Wheels and sdists of all packages into dist/, checked."
+    )
     parser.add_argument("--quick", action="store_true", help="wheels only")
+    parser.add_argument("--output", type=Path, default=ROOT / "dist", help="the folder to replace, dist by default")
     args = parser.parse_args()
+    dist: Path = args.output.resolve()
     os.environ["CORE_RELEASE"] = "1"
     os.environ.setdefault("CORE_CUDA", "OFF")
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    shutil.rmtree(DIST, ignore_errors=True)
-    DIST.mkdir()
-    folders = [ROOT / "libs" / "registry", *sorted(f.parent for f in ROOT.glob("packages/*/CMakeLists.txt"))]
+    shutil.rmtree(dist, ignore_errors=True)
+    dist.mkdir()
+    libraries = sorted(f.parent for f in ROOT.glob("libs/*/pyproject.toml"))
+    folders = [*libraries, *sorted(f.parent for f in ROOT.glob("packages/*/CMakeLists.txt"))]
     problems: list[str] = []
     for folder in folders:
         start = time.monotonic()
-        before = set(DIST.iterdir())
-        run(*PIP, "-w", DIST, folder)
+        before = set(dist.iterdir())
+        run(*PIP, "-w", dist, folder)
         if not args.quick:
             build = "import sys; from scikit_build_core.build import build_sdist; build_sdist(sys.argv[1])"
-            subprocess.run([sys.executable, "-c", build, str(DIST)], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-        made = sorted(set(DIST.iterdir()) - before)
+            subprocess.run([sys.executable, "-c", build, str(dist)], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        made = sorted(set(dist.iterdir()) - before)
         for archive in made:
             problems += check_wheel(archive) if archive.suffix == ".whl" else check_metadata(archive)
             if archive.suffix != ".whl":
@@ -138,7 +151,7 @@ def main() -> None:
         say(f"{sizes}: {time.monotonic() - start:.0f} s")
     if problems:
         sys.exit("tools/release: " + "\n".join(problems))
-    say(f"{len(list(DIST.iterdir()))} files in dist/ passed every check")
+    say(f"{len(list(dist.iterdir()))} files in {os.path.relpath(dist)} passed every check")
 
 
 if __name__ == "__main__":

