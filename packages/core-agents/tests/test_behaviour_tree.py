@@ -189,7 +189,8 @@ rng = np.random.default_rng(3)
 batched = BatchedTree(compile(random_tree(rng, 60, 4), 4), 20_000)
 h = hashlib.sha256()
 for _ in range(5):
-    h.update(batched.tick(rng.normal(size=(20_000, 4)).astype(np.float32)).tobytes() + batched.actions.tobytes() + batched._state.tobytes())
+    status = batched.tick(rng.normal(size=(20_000, 4)).astype(np.float32))
+    h.update(status.tobytes() + batched.actions.tobytes() + batched._state.tobytes())
 print(h.hexdigest())
 """
     seen = set()

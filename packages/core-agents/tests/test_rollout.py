@@ -36,8 +36,8 @@ def test_rollout_writes_the_returns(run):
 
 
 def test_rollout_of_an_environment_without_a_vectorised_form(run):
-    result, path = run("Selector: push\n  Condition: velocity < 0\n    Action: left\n  Action: right", "--env", "MountainCar-v0",
-                       "--agents", "3", "--steps", "199")  # fmt: skip
+    text = "Selector: push\n  Condition: velocity < 0\n    Action: left\n  Action: right"
+    result, path = run(text, "--env", "MountainCar-v0", "--agents", "3", "--steps", "199")
     assert result.exit_code == 0, result.output
     assert max(json.loads(path.read_text())["returns"]) > -199
 

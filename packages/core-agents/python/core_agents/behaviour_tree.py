@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from core_registry.arrays import as_array, empty
 
-from . import _core_agents as _C  # noqa: N812
+from . import _core_agents as _C
 
 
 class Status(IntEnum):
@@ -395,7 +395,8 @@ def compile(tree: Node, num_features: int | None = None) -> Program:  # noqa: A0
     arrays["ends"] = np.array(ends, np.int32)
     arrays = {name: arrays[name] for name in ARRAYS}
     rows, sizes = np.empty(len(nodes), np.int32), np.empty(2, np.int64)
-    _C.check_program(*arrays.values(), num_features, rows, sizes)
+    arguments: list[Any] = [*arrays.values(), num_features, rows, sizes]
+    _C.check_program(*arguments)
     return Program(tree, tuple(nodes), arrays, num_features, rows, int(sizes[0]), int(sizes[1]))
 
 
@@ -433,7 +434,7 @@ def _node(at: Mapping[str, Any], children: list[Node]) -> Node:
         return OneShot(name, children[0], OneShotPolicy(param))
     if kind in (Kind.REPEAT, Kind.RETRY, Kind.TIMEOUT):
         counted = {Kind.REPEAT: Repeat, Kind.RETRY: Retry, Kind.TIMEOUT: Timeout}[kind]
-        return counted(name, children[0], param)  # type: ignore[call-arg]
+        return counted(name, children[0], param)
     plain = {k: cls for cls, k in _KIND_OF.items()}
     return plain[kind](name, children[0])  # type: ignore[call-arg]
 
@@ -473,8 +474,9 @@ class BatchedTree:
         """
         observations = as_array(observations, "float32", "observations")
         if len(observations.shape) != 2 or observations.shape[0] != self.num_agents:
+            shape = tuple(observations.shape)
             raise ValueError(
-                f"tick: argument 'observations' must be float32 of shape ({self.num_agents}, features), got shape {tuple(observations.shape)}"
+                f"tick: argument 'observations' must be float32 of shape ({self.num_agents}, F), got shape {shape}"
             )
         if type(self.actions) is not type(observations):
             self._adopt(observations)
@@ -484,7 +486,8 @@ class BatchedTree:
             due = self.calls % self._period == self._phase
             mask = due if mask is None else due & np.asarray(mask)
         self.calls += 1
-        _C.tick(*self._arguments, observations, mask, self._state, self._counters, self.actions, self.status)
+        agents: tuple[Any, ...] = (observations, mask, self._state, self._counters, self.actions, self.status)
+        _C.tick(*self._arguments, *agents)
         return self.status
 
     def _adopt(self, like: Any) -> None:

@@ -9,12 +9,13 @@
             Action: none for 3
             Action: left while velocity < 0 then FAILURE
 
-Composites: ``Sequence``, ``Selector``, ``Parallel(all)``, ``Parallel(all, synchronise)``, ``Parallel(one)``; the first two
-take ``(memory)``. Decorators: py_trees' names, ``Repeat(3)``, ``Retry(3)``, ``Timeout(5)``, ``OneShot(on_completion)``,
-``OneShot(on_successful_completion)``; ``not`` is ``Inverter``. After the colon comes the name. Leaves: ``Condition: FEATURE OP
-NUMBER`` (with one indented child it is a guard) and ``Action: ID [for TICKS | while FEATURE OP NUMBER] [then STATUS]``, each
-optionally followed by a name in double quotes. FEATURE is ``obs[3]`` or a name from ``features``, ID a number, ``none`` or a
-name from ``actions``. Lines that begin with ``#`` are comments.
+Composites: ``Sequence``, ``Selector``, ``Parallel(all)``, ``Parallel(all, synchronise)``, ``Parallel(one)``; the first
+two take ``(memory)``. Decorators: py_trees' names, ``Repeat(3)``, ``Retry(3)``, ``Timeout(5)``,
+``OneShot(on_completion)``, ``OneShot(on_successful_completion)``; ``not`` is ``Inverter``. After the colon comes the
+name. Leaves: ``Condition: FEATURE OP NUMBER`` (with one indented child it is a guard) and
+``Action: ID [for TICKS | while FEATURE OP NUMBER] [then STATUS]``, each optionally followed by a name in double quotes.
+FEATURE is ``obs[3]`` or a name from ``features``, ID a number, ``none`` or a name from ``actions``. Lines that begin
+with ``#`` are comments.
 """
 
 from __future__ import annotations

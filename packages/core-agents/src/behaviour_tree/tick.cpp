@@ -15,7 +15,7 @@ namespace {
 constexpr int width = 256;
 using Bytes = std::uint8_t[width];
 
-struct Frame {  // of the node that is open at this depth
+struct Frame {                // of the node that is open at this depth
   alignas(64) Bytes pending;  // agents that tick the next child; synchronised parallel: those that were RUNNING
   alignas(64) Bytes waiting;  // memory: agents whose RUNNING child is still to come; parallel: a child failed
   alignas(64) Bytes result;   // synchronised parallel: agents that tick the child, until the end
@@ -145,9 +145,7 @@ void begin(const Block& b, const Step& s, Frame& f) {
       }
       [[fallthrough]];
     case SEQUENCE:
-    case SELECTOR:
-      std::copy_n(active, width, pending);
-      break;
+    case SELECTOR: std::copy_n(active, width, pending); break;
     case PARALLEL_ALL_SYNC:  // pending: the children's done bits still hold
       if (s.may_run) {
         const std::uint8_t* __restrict row = b.state[s.row];
@@ -170,9 +168,7 @@ void begin(const Block& b, const Step& s, Frame& f) {
       for (int i = 0; i < width; ++i) pending[i] = active[i] & (row[i] & 12 ? 0 : 255);
       return;
     }
-    default:
-      std::copy_n(active, width, pending);
-      return;
+    default: std::copy_n(active, width, pending); return;
   }
   std::fill_n(f.result, width, std::uint8_t{0});
 }
@@ -196,9 +192,7 @@ bool child(const Block& b, const Step& s, Frame& f, Frame& g) {
       }
       break;
     case PARALLEL_ALL:
-    case PARALLEL_ONE:
-      g.active = active;
-      return true;
+    case PARALLEL_ONE: g.active = active; return true;
     case PARALLEL_ALL_SYNC: {
       const std::uint8_t* __restrict row = b.state[s.row];
       std::uint8_t* __restrict ticks = f.result;
@@ -206,8 +200,7 @@ bool child(const Block& b, const Step& s, Frame& f, Frame& g) {
       g.active = ticks;
       return some(ticks);
     }
-    default:
-      break;
+    default: break;
   }
   if (s.below < s.row_end) {
     for (int i = 0; i < width; ++i) g.result[i] = active[i] & ~pending[i];
@@ -255,15 +248,16 @@ void join(const Block& b, const Step& s, Frame& f, const Frame& g) {
         succeeded[i] &= r[i] == SUCCESS || r[i] == INVALID ? 255 : 0;
       }
       break;
-    default:
-      break;  // a decorator has one child; end reads its result
+    default: break;  // a decorator has one child; end reads its result
   }
 }
 
 /// The status that a stateless decorator gives for each of its child's.
-void map(const std::uint8_t* __restrict r, std::uint8_t* __restrict result, std::uint8_t success, std::uint8_t failure, std::uint8_t running) {
+void map(const std::uint8_t* __restrict r, std::uint8_t* __restrict result, std::uint8_t success, std::uint8_t failure,
+         std::uint8_t running) {
   for (int i = 0; i < width; ++i)
-    result[i] = static_cast<std::uint8_t>((r[i] == SUCCESS ? success : 0) | (r[i] == FAILURE ? failure : 0) | (r[i] == RUNNING ? running : 0));
+    result[i] =
+        static_cast<std::uint8_t>((r[i] == SUCCESS ? success : 0) | (r[i] == FAILURE ? failure : 0) | (r[i] == RUNNING ? running : 0));
 }
 
 void end(const Block& b, const Step& s, Frame& f, const Frame& g) {
@@ -286,8 +280,7 @@ void end(const Block& b, const Step& s, Frame& f, const Frame& g) {
     case PARALLEL_ALL:
     case PARALLEL_ALL_SYNC:
     case PARALLEL_ONE:
-      for (int i = 0; i < width; ++i)
-        result[i] = active[i] & (f.waiting[i] ? FAILURE : extra[i] ? SUCCESS : RUNNING);
+      for (int i = 0; i < width; ++i) result[i] = active[i] & (f.waiting[i] ? FAILURE : extra[i] ? SUCCESS : RUNNING);
       break;
     case GUARD:
       for (int i = 0; i < width; ++i) result[i] = static_cast<std::uint8_t>((r[i] & f.pending[i]) | (active[i] & ~f.pending[i] & FAILURE));
@@ -362,8 +355,8 @@ using Counters = core::Tensor<std::int32_t, 2>;
 
 void check_rows(const char* argument, const char* what, std::int64_t got, std::int64_t want) {
   if (got != want)
-    throw core::Error("ValueError", std::string("tick: argument '") + argument + "' must have " + std::to_string(want) + " rows, one per node that " +
-                                        what + " (see check_program), got " + std::to_string(got));
+    throw core::Error("ValueError", std::string("tick: argument '") + argument + "' must have " + std::to_string(want) +
+                                        " rows, one per node that " + what + " (see check_program), got " + std::to_string(got));
 }
 
 /// n elements, the steps given in elements.
@@ -406,8 +399,7 @@ void tick(core::Tensor<const std::uint8_t, 1> kinds, core::Tensor<const std::int
           core::Tensor<const std::int32_t, 1> params, core::Tensor<const float, 2> observations,
           std::optional<core::Tensor<const bool, 1>> mask, Rows state, Counters counters, core::Tensor<std::int32_t, 1> actions,
           core::Tensor<std::uint8_t, 1> statuses) {
-  const Compiled c =
-      compile("tick", {kinds, ends, features, comparisons, thresholds, action_ids, results, params}, observations.shape[1]);
+  const Compiled c = compile("tick", {kinds, ends, features, comparisons, thresholds, action_ids, results, params}, observations.shape[1]);
   check_rows("state", "can be RUNNING or is remembered", state.shape[0], c.rows);
   check_rows("counters", "counts", counters.shape[0], c.counters);
 
@@ -421,8 +413,9 @@ void tick(core::Tensor<const std::uint8_t, 1> kinds, core::Tensor<const std::int
     const auto counts = std::make_unique<std::int32_t[][width]>(static_cast<std::size_t>(c.counters));
     alignas(64) Bytes ticks;
     alignas(64) std::int32_t emitted[width];
-    const Block block{c.steps.data(), static_cast<std::int32_t>(c.steps.size()), c.rows, frames.get(), columns.get(), tile.get(), any.get(),
-                      counts.get(),   emitted};
+    const Block block{
+        c.steps.data(), static_cast<std::int32_t>(c.steps.size()), c.rows, frames.get(), columns.get(), tile.get(), any.get(), counts.get(),
+        emitted};
     for (std::int64_t k = first_block; k < last_block; ++k) {
       const std::int64_t first = k * width;
       const int n = static_cast<int>(std::min<std::int64_t>(width, agents - first));
@@ -431,8 +424,7 @@ void tick(core::Tensor<const std::uint8_t, 1> kinds, core::Tensor<const std::int
       if (mask)  // read as bytes: a caller's bool may hold anything
         for (int i = 0; i < n; ++i) ticks[i] = reinterpret_cast<const std::uint8_t*>(mask->data)[(first + i) * mask->stride[0]] ? 255 : 0;
       std::fill_n(emitted, width, -1);
-      for (std::size_t j = 0; j < num_columns; ++j)
-        copy(&observations(first, c.columns[j]), observations.stride[0], columns[j], 1, n);
+      for (std::size_t j = 0; j < num_columns; ++j) copy(&observations(first, c.columns[j]), observations.stride[0], columns[j], 1, n);
       load(state, first, n, tile.get());
       load(counters, first, n, counts.get());
       for (std::size_t r = 0; r < rows; ++r) {
