@@ -8,6 +8,7 @@
 #include <atomic>
 #include <bit>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "project.hpp"
@@ -34,7 +35,7 @@ Options check_options(std::int64_t cameras, std::int64_t gaussians, std::int64_t
   if (core::checked_mul(cameras, gaussians, "rasterize: the number of projections") > limit ||
       core::checked_mul(cameras, tiles_x * tiles_y, "rasterize: the number of tiles") > limit)
     throw core::Error("ValueError", "rasterize: more than 2^31 - 1 projections or tiles in one call; pass fewer cameras");
-  const auto narrow = [](double v) { return static_cast<float>(std::min(v, most)); };
+  const auto narrow = [most](double v) { return static_cast<float>(std::min(v, most)); };
   return {narrow(near_plane),         narrow(far_plane),        narrow(radius_clip),       narrow(eps2d),            narrow(max_alpha),
           static_cast<int>(width), static_cast<int>(height), static_cast<int>(tiles_x), static_cast<int>(tiles_y)};
 }
