@@ -249,10 +249,10 @@ void blend_tile(const Frame* frame, std::int64_t tile) {
           const float u = static_cast<float>(g * lanes + k) - centre;
           const float exponent = constant + s.uu * u * u;
           const float alpha = min_of(max_alpha, exp2_of(max_of(exponent, -100.f)));
-          const float before = t[k], next = before - alpha * before;
-          const bool hit = exponent >= cut, blends = hit & (next > min_transmittance);
-          weight[k] = blends ? alpha * before : 0.f;
-          t[k] = blends ? next : hit ? -std::abs(before) : before;
+          const float before = t[k], blended = alpha * before, next = before - blended, finished = -std::abs(before);
+          const float kept = next > min_transmittance ? next : finished;
+          t[k] = exponent >= cut ? kept : before;
+          weight[k] = exponent >= cut && next > min_transmittance ? blended : 0.f;
         }
         for (int d = 0; d < channels; ++d)
           for (int k = 0; k < lanes; ++k) sum[row][g][d][k] += weight[k] * color[d];
