@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -61,18 +62,25 @@ def test_other_python(python: str, wheels: dict[str, Path], environment: Callabl
         assert f"ran {name}." in env.run(env.python, HERE / "run_operators.py", name)
 
 
-def test_scaffold(wheels: dict[str, Path], environment: Callable[..., Any]) -> None:
-    """`core new` makes a plugin that a third party, who has only wheels, builds, tests and finds in `core list`."""
-    env = environment("scaffold")
+def test_fifteen_minutes(wheels: dict[str, Path], environment: Callable[..., Any]) -> None:
+    """The README's "Write a plugin in fifteen minutes", done word by word by a third party with nothing but wheels."""
+    env = environment("fifteen")
     env.install(wheels["core_registry"])
-    env.install("scikit-build-core>=1.1", "nanobind>=3.1,<4", "cmake", "ninja", "pytest")
     work = env.folder.parent / "third party"
     work.mkdir()
-    env.run("core", "new", "my_plugin", cwd=work)
-    (made,) = work.iterdir()
-    env.install("--no-build-isolation", made)
-    assert "my_plugin." in env.run("core", "list")
-    assert "passed" in env.run(env.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", made)
+    section = (ROOT / "README.md").read_text().split("## Write a plugin in fifteen minutes")[1].split("\n## ")[0]
+    output = ""
+    for language, block in re.findall(r"^```(\w+)\n(.*?)^```", section, re.DOTALL | re.MULTILINE):
+        if language == "sh":
+            output += env.run("bash", "-euo", "pipefail", "-c", block, cwd=work)
+        else:
+            file = block.split("\n")[0].lstrip("/# ")
+            (work / file).write_text(block)
+    assert "mine.halve" in output
+    assert "[0.  0.5 1.  1.5 2.  2.5]" in output
+    assert "argument 'out' must be float32 of shape (N,) with N = 6, got float32 of shape (4,)" in output
+    assert " passed" in output
+    assert "my_plugin." in output
     env.run("core", "doctor")
 
 

@@ -15,10 +15,11 @@ import pytest
 GOOD = """
 #include <core/op.hpp>
 namespace NAME {
-inline void add(core::Tensor<const float, 1> x, core::Tensor<const float, 1> y, double scale, std::optional<core::Tensor<const float, 1>> z,
-                core::Tensor<float, 1> out) {
+inline void add(core::Tensor<const float, 1> x, core::Tensor<const float, 1> y, double scale,
+                std::optional<core::Tensor<const float, 1>> z, core::Tensor<float, 1> out) {
   if (scale < 0) throw core::Error("ValueError", "add: argument 'scale' must be >= 0");
-  for (std::int64_t i = 0; i < out.shape[0]; ++i) out(i) = x(i) + static_cast<float>(scale) * y(i) + (z ? (*z)(i) : 0.f);
+  const auto factor = static_cast<float>(scale);
+  for (std::int64_t i = 0; i < out.shape[0]; ++i) out(i) = x(i) + factor * y(i) + (z ? (*z)(i) : 0.f);
 }
 inline void add_double(core::Tensor<const double, 1> x, core::Tensor<const double, 1> y, double scale,
                        std::optional<core::Tensor<const double, 1>> z, core::Tensor<double, 1> out) {
@@ -39,7 +40,16 @@ def compiler() -> Callable[..., Path]:
         folder.mkdir(parents=True, exist_ok=True)
         file, library = folder / f"{name}.cpp", folder / f"lib{name}.so"
         file.write_text(source)
-        command = ["g++", "-std=c++20", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-I", core_registry.include_dir()]
+        command = [
+            "g++",
+            "-std=c++20",
+            "-O1",
+            "-shared",
+            "-fPIC",
+            "-fvisibility=hidden",
+            "-I",
+            core_registry.include_dir(),
+        ]
         subprocess.run([*command, *flags, str(file), "-o", str(library), "-pthread"], check=True)
         return library
 

@@ -24,7 +24,13 @@ def test_list_and_show(core: Core, good: Path) -> None:
 
 
 def test_unknown_names(core: Core) -> None:
-    for arguments in (["show", "nothing.here"], ["run", "nothing"], ["reproduce", "0000.00000"], ["stubs", "nothing"], ["new", "Not A Name"]):
+    for arguments in (
+        ["show", "nothing.here"],
+        ["run", "nothing"],
+        ["reproduce", "0000.00000"],
+        ["stubs", "nothing"],
+        ["new", "Not A Name"],
+    ):
         result = core(*arguments)
         assert result.returncode != 0
         assert result.stderr.startswith("core: ")

@@ -59,7 +59,8 @@ def test_installed_packages_are_found_by_name() -> None:
 
 def describe(name: str, *ops: str) -> str:
     rows = ", ".join(
-        f'{{"name": "{o}", "doc": "", "paper": null, "args": [], "overloads": [{{"device": "cpu", "dtypes": []}}]}}' for o in ops
+        f'{{"name": "{o}", "doc": "", "paper": null, "args": [], "overloads": [{{"device": "cpu", "dtypes": []}}]}}'
+        for o in ops
     )
     return f'{{"schema": 1, "name": "{name}", "version": "1", "abi": [1, 0], "ops": [{rows}]}}'
 
@@ -93,9 +94,10 @@ def test_two_plugins_of_one_name(tmp_path: Path, listed: Listed) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "[]", "{", "null", '{"schema": 2}', '{"schema": 1, "name": 3}', describe("a", "a.f").replace('"doc": ""', '"doc": 1'),
+        "", "[]", "{", "null", '{"schema": 2}', '{"schema": 1, "name": 3}', "[" * 100_000,
+        describe("a", "a.f").replace('"doc": ""', '"doc": 1'),
         describe("a", "a.f").replace('"dtypes": []', '"dtypes": ["x"]'), describe("a", "a.f").replace("cpu", "toaster"),
-        describe("a", "a.f").replace('"args": []', '"args": [{"name": "x"}]'), "[" * 100_000,
+        describe("a", "a.f").replace('"args": []', '"args": [{"name": "x"}]'),
     ],
 )  # fmt: skip
 def test_malformed_descriptions(text: str) -> None:
@@ -104,9 +106,9 @@ def test_malformed_descriptions(text: str) -> None:
 
 
 def test_description_of_another_abi() -> None:
-    with pytest.raises(PluginError, match="built for Core ABI 2.0, this core-registry speaks 1.0; install matching"):
+    with pytest.raises(PluginError, match=r"built for Core ABI 2.0, this core-registry speaks 1.0; install matching"):
         parse_description(describe("a").replace("[1, 0]", "[2, 0]"), Path("/x/liba.so"))
-    with pytest.raises(PluginError, match="Core ABI 1.9"):
+    with pytest.raises(PluginError, match=r"Core ABI 1.9"):
         parse_description(describe("a").replace("[1, 0]", "[1, 9]"), Path("/x/liba.so"))
 
 

@@ -17,12 +17,20 @@ Core = Callable[..., subprocess.CompletedProcess[str]]
 GHOST = 'extern "C" __attribute__((visibility("default"))) '
 
 BROKEN = {
-    "wrong_abi": (GOOD.replace("NAME", "w").replace("PREFIX", "wrong_abi"), ["-DCORE_ABI_MAJOR=9"], "install matching releases"),
+    "wrong_abi": (
+        GOOD.replace("NAME", "w").replace("PREFIX", "wrong_abi"),
+        ["-DCORE_ABI_MAJOR=9"],
+        "install matching releases",
+    ),
     "no_symbol": ("int nothing;", [], "exports no core_plugin_query"),
     "aborts": ("#include <cstdlib>\nstatic int x = (std::abort(), 0);", [], "SIGABRT"),
     "exits": ("#include <cstdlib>\nstatic int x = (std::exit(3), 0);", [], "exit code 3"),
     "null_table": (GHOST + "const void* core_plugin_query() { return nullptr; }", [], "returned nothing"),
-    "undefined": ("extern int missing(); " + GHOST + "int core_plugin_query() { return missing(); }", [], "undefined symbol"),
+    "undefined": (
+        "extern int missing(); " + GHOST + "int core_plugin_query() { return missing(); }",
+        [],
+        "undefined symbol",
+    ),
 }
 
 
@@ -38,7 +46,9 @@ def test_broken_library(name: str, tmp_path: Path, good: Path, compiler: Callabl
     assert {"toy", *core_registry.plugins()} <= set(report["good"])
 
 
-@pytest.mark.parametrize(("content", "cure"), [(b"", "file too short"), (b"not a library at all" * 9, "invalid ELF header")])
+@pytest.mark.parametrize(
+    ("content", "cure"), [(b"", "file too short"), (b"not a library at all" * 9, "invalid ELF header")]
+)
 def test_not_a_library(content: bytes, cure: str, tmp_path: Path, core: Core) -> None:
     (tmp_path / "libjunk.so").write_bytes(content)
     result = core("doctor", CORE_PLUGIN_PATH=str(tmp_path))
@@ -53,7 +63,9 @@ def test_hangs(tmp_path: Path, compiler: Callable[..., Path]) -> None:
         ask(library, timeout=1)
 
 
-def test_breaks_after_its_description_was_written(tmp_path: Path, core: Core, compiler: Callable[..., Path], good: Path) -> None:
+def test_breaks_after_its_description_was_written(
+    tmp_path: Path, core: Core, compiler: Callable[..., Path], good: Path
+) -> None:
     compiler(tmp_path, "toy", "#include <cstdlib>\nstatic int x = (std::abort(), 0);")
     (tmp_path / "core_plugin.json").write_text(ask(good))
     assert core("list", CORE_PLUGIN_PATH=str(tmp_path)).returncode == 0

@@ -17,8 +17,10 @@ LAYOUT = """
 #define O(t, f) printf(#t "." #f " %zu\\n", offsetof(t, f))
 int main(void) {
   P(core_tensor); P(core_value); P(core_error); P(core_arg); P(core_overload); P(core_op); P(core_plugin);
-  O(core_tensor, ndim); O(core_tensor, dtype_bits); O(core_tensor, shape); O(core_tensor, strides); O(core_tensor, byte_offset);
-  O(core_value, u); O(core_error, message); O(core_arg, shape); O(core_arg, kind); O(core_arg, flags); O(core_arg, ndim);
+  O(core_tensor, ndim); O(core_tensor, dtype_bits); O(core_tensor, shape); O(core_tensor, strides);
+  O(core_tensor, byte_offset);
+  O(core_value, u); O(core_error, message); O(core_arg, shape); O(core_arg, kind); O(core_arg, flags);
+  O(core_arg, ndim);
   O(core_overload, args); O(core_op, paper); O(core_op, overloads); O(core_op, num_args); O(core_op, call);
   O(core_plugin, name); O(core_plugin, ops); O(core_plugin, num_ops); O(core_plugin, op_size); O(core_plugin, attach);
   return 0;
@@ -47,7 +49,7 @@ def test_numpy(good: Path) -> None:
         np.testing.assert_array_equal(out, x + 2 * x[::-1])
         toy["toy.add"](x, x, scale=1.0, z=x, out=out)
         np.testing.assert_array_equal(out, 3 * x)
-    with pytest.raises(KeyError, match="toy has no operator 'sub'; it has toy.add"):
+    with pytest.raises(KeyError, match=r"toy has no operator 'sub'; it has toy.add"):
         toy["sub"]
 
 
@@ -66,7 +68,11 @@ def test_torch(good: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"x": np.zeros(3, np.float32)}, ValueError, r"argument 'y' must be float32 of shape \(N,\) with N = 3, got float32 of shape \(4,\)"),
+        (
+            {"x": np.zeros(3, np.float32)},
+            ValueError,
+            r"argument 'y' must be float32 of shape \(N,\) with N = 3, got float32 of shape \(4,\)",
+        ),
         ({"x": np.zeros(4)}, TypeError, "argument 'y' must be float64"),
         ({"x": [1.0]}, TypeError, "argument 'x' must be an array, got list"),
         ({"x": None}, TypeError, "argument 'x' must be a tensor, got None"),

@@ -46,8 +46,8 @@ std::string describe(const core_plugin& p) {
     for (std::uint32_t j = 0; j < op.num_args; ++j) {
       const core_arg& a = op.overloads[0].args[j];
       o << (j ? ", " : "") << "{\"name\": " << quoted(a.name) << ", \"kind\": \"" << kinds[a.kind] << "\", \"shape\": " << quoted(a.shape)
-        << ", \"optional\": " << (a.flags & CORE_ARG_OPTIONAL ? "true" : "false") << ", \"out\": " << (a.flags & CORE_ARG_OUT ? "true" : "false")
-        << "}";
+        << ", \"optional\": " << (a.flags & CORE_ARG_OPTIONAL ? "true" : "false")
+        << ", \"out\": " << (a.flags & CORE_ARG_OUT ? "true" : "false") << "}";
     }
     o << "],\n  \"overloads\": [";
     for (std::uint32_t k = 0; k < op.num_overloads; ++k) {

@@ -11,6 +11,7 @@ from typing import Any
 
 
 def dynamic_metadata(settings: Mapping[str, Any], project: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The provider's interface: `settings` is the table that names it, `project` the project's metadata."""
     registry = pathlib.Path.cwd().parent.parent / "libs" / "registry"
     in_checkout = (registry / "pyproject.toml").is_file() and not os.environ.get("CORE_RELEASE")
     first = f"core-registry @ {registry.as_uri()}" if in_checkout else settings["registry"]

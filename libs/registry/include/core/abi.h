@@ -40,14 +40,7 @@ typedef struct core_tensor {
   uint64_t byte_offset;
 } core_tensor;
 
-enum core_kind {
-  CORE_NONE = 0,
-  CORE_TENSOR = 1,
-  CORE_INT = 2,
-  CORE_FLOAT = 3,
-  CORE_BOOL = 4,
-  CORE_STR = 5
-};
+enum core_kind { CORE_NONE = 0, CORE_TENSOR = 1, CORE_INT = 2, CORE_FLOAT = 3, CORE_BOOL = 4, CORE_STR = 5 };
 
 /* One argument of a call. CORE_NONE stands for an optional tensor left out. */
 typedef struct core_value {

@@ -142,8 +142,7 @@ constexpr core_arg describe() {
   } else if constexpr (std::same_as<T, double>) {
     a.kind = CORE_FLOAT;
   } else {
-    static_assert(std::same_as<T, const char*>,
-                  "an operator takes Tensor, optional<Tensor>, int64_t, double, bool and const char*");
+    static_assert(std::same_as<T, const char*>, "an operator takes Tensor, optional<Tensor>, int64_t, double, bool and const char*");
     a.kind = CORE_STR;
   }
   return a;
@@ -156,8 +155,10 @@ struct signature<void (*)(A...)> {
   using all = std::tuple<std::remove_cvref_t<A>...>;
   static constexpr std::size_t total = sizeof...(A);
   static constexpr bool cuda = [] {
-    if constexpr (total == 0) return false;
-    else return std::same_as<std::tuple_element_t<total - 1, all>, Stream>;
+    if constexpr (total == 0)
+      return false;
+    else
+      return std::same_as<std::tuple_element_t<total - 1, all>, Stream>;
   }();
   static constexpr std::size_t n = total - (cuda ? 1 : 0);
   template <std::size_t I>
@@ -196,9 +197,7 @@ inline std::string shape_text(const arg_spec& a) {
 
 // ---- checks, not templated on the operator ----------------------------------------------
 
-inline int dispatch_device(int type) {
-  return type == CORE_CUDA_HOST ? CORE_CPU : type == CORE_CUDA_MANAGED ? CORE_CUDA : type;
-}
+inline int dispatch_device(int type) { return type == CORE_CUDA_HOST ? CORE_CPU : type == CORE_CUDA_MANAGED ? CORE_CUDA : type; }
 
 /// Bytes [first, last) that a tensor's elements lie in.
 inline std::pair<std::uintptr_t, std::uintptr_t> extent(const core_tensor& t) {
@@ -238,12 +237,11 @@ inline bool overlaps_itself(const core_tensor& t) {
 
 /// Sanity of the raw descriptor: rank, sizes, strides, pointer, alignment, address range.
 inline void check_tensor(const op_spec& op, const arg_spec& spec, const core_arg& want, const core_tensor& t) {
-  const auto expected = [&] {
-    return "must be " + dtype_name(want.dtype_code, want.dtype_bits) + " of shape " + shape_text(spec);
-  };
+  const auto expected = [&] { return "must be " + dtype_name(want.dtype_code, want.dtype_bits) + " of shape " + shape_text(spec); };
   if (t.ndim < 0 || (t.ndim > 0 && !t.shape)) bad("ValueError", op, spec, "has no shape");
   if (t.ndim != want.ndim)
-    bad("ValueError", op, spec, expected() + ", got " + dtype_name(t.dtype_code, t.dtype_bits, t.dtype_lanes) + " of shape " + shape_text(t));
+    bad("ValueError", op, spec,
+        expected() + ", got " + dtype_name(t.dtype_code, t.dtype_bits, t.dtype_lanes) + " of shape " + shape_text(t));
   const std::int64_t item = want.dtype_bits / 8;
   std::int64_t n = 1, reach = 0, acc = 1;
   bool overflow = false, empty = false;
@@ -286,8 +284,8 @@ inline void check_shape(const op_spec& op, const arg_spec& spec, const core_arg&
     }
     std::string known;
     for (int e = 0; e < spec.rank; ++e)
-      if (const int s = spec.dims[e].symbol; s >= 0 && bound[s] >= 0 && !(fresh >> s & 1) &&
-                                             known.find(std::string(op.symbols[s]) + " = ") == known.npos)
+      if (const int s = spec.dims[e].symbol;
+          s >= 0 && bound[s] >= 0 && !(fresh >> s & 1) && known.find(std::string(op.symbols[s]) + " = ") == known.npos)
         known += (known.empty() ? " with " : ", ") + std::string(op.symbols[s]) + " = " + std::to_string(bound[s]);
     bad("ValueError", op, spec,
         "must be " + dtype_name(want.dtype_code, want.dtype_bits) + " of shape " + shape_text(spec) + known + ", got " +
@@ -543,8 +541,10 @@ const core_plugin* plugin_table(const char* package, const char* version) {
     }(std::make_index_sequence<count>{});
     return t;
   }();
-  static const core_plugin p{sizeof(core_plugin), CORE_ABI_MAJOR,   CORE_ABI_MINOR,  package, version, table.data(), count,
-                             sizeof(core_op),     [](const core_host* h) { detail::host().store(h, std::memory_order_release); }};
+  static const core_plugin p{
+      sizeof(core_plugin), CORE_ABI_MAJOR, CORE_ABI_MINOR, package, version, table.data(), count, sizeof(core_op), [](const core_host* h) {
+        detail::host().store(h, std::memory_order_release);
+      }};
   return &p;
 }
 }  // namespace v1
@@ -558,7 +558,5 @@ const core_plugin* plugin_table(const char* package, const char* version) {
 #endif
 
 /// Defines the plugin's one exported symbol from its constexpr op_set.
-#define CORE_PLUGIN(package, version, set)                         \
-  extern "C" CORE_EXPORT const core_plugin* core_plugin_query() {  \
-    return ::core::plugin_table<set>(#package, version);           \
-  }
+#define CORE_PLUGIN(package, version, set) \
+  extern "C" CORE_EXPORT const core_plugin* core_plugin_query() { return ::core::plugin_table<set>(#package, version); }

@@ -92,8 +92,7 @@ class Pool {
       if (const int n = std::atoi(e); n > 0) return std::min(n, 1024);
     cpu_set_t s;
     CPU_ZERO(&s);
-    return sched_getaffinity(0, sizeof s, &s) == 0 ? CPU_COUNT(&s)
-                                                    : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+    return sched_getaffinity(0, sizeof s, &s) == 0 ? CPU_COUNT(&s) : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   }
   Pool() {
     for (int want = wanted_threads() - 1; workers_ < want; ++workers_) try {

@@ -6,9 +6,9 @@
 // 3 us for __dlpack__()), else through the buffer protocol (numpy), else through nb::ndarray.
 // The GIL is released when the operator's work estimate exceeds 20 us.
 #pragma once
-#include <core/op.hpp>
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <core/op.hpp>
 
 namespace core::py {
 namespace nb = nanobind;
@@ -33,9 +33,9 @@ struct exchange_api {
 struct array_type {
   PyTypeObject* type = nullptr;
   const exchange_api* api = nullptr;
-  PyObject* is_neg = nullptr;         // torch: unbound Tensor.is_neg
+  PyObject* is_neg = nullptr;           // torch: unbound Tensor.is_neg
   PyObject* is_grad_enabled = nullptr;  // torch.is_grad_enabled
-  PyObject* requires_grad = nullptr;  // the attribute's name
+  PyObject* requires_grad = nullptr;    // the attribute's name
 };
 
 inline PyObject* attribute(PyObject* o, const char* name) {
@@ -110,13 +110,13 @@ class Array {
     if (type.is_neg) {
       nb::object grad = nb::steal(PyObject_GetAttr(h.ptr(), type.requires_grad));
       if (grad.ptr() == Py_True && nb::steal(PyObject_CallFunctionObjArgs(type.is_grad_enabled, nullptr)).ptr() == Py_True)
-        bad("ValueError", op, arg, "requires grad, but this call has no backward; use torch.no_grad(), x.detach() or a differentiable torch operator");
+        bad("ValueError", op, arg,
+            "requires grad, but this call has no backward; use torch.no_grad(), x.detach() or a differentiable torch operator");
       if (nb::object neg = nb::steal(PyObject_CallFunctionObjArgs(type.is_neg, h.ptr(), nullptr)); neg.ptr() == Py_True)
         bad("ValueError", op, arg, "has its negative bit set; pass x.resolve_neg()");
       PyErr_Clear();
     }
-    if (type.api->dltensor_from_py(h.ptr(), &t))
-      bad("TypeError", op, arg, "must be a dense array in memory: " + take_python_error());
+    if (type.api->dltensor_from_py(h.ptr(), &t)) bad("TypeError", op, arg, "must be a dense array in memory: " + take_python_error());
     if (t.device_type == CORE_CUDA) type.api->current_work_stream(t.device_type, t.device_id, &stream);
   }
 
@@ -260,11 +260,12 @@ struct Thunk<Set, I, std::index_sequence<J...>> {
     } catch (const Error& e) {
       set_python_error(e.kind, e.what());
       throw nb::python_error();
+    } catch (const std::bad_alloc&) {
+      set_python_error("MemoryError", (std::string(bound::op.spec.name) + ": out of memory").c_str());
+      throw nb::python_error();
     }
   }
-  static void def(nb::module_& m) {
-    m.def(bound::op.spec.name, &call, bound::op.spec.doc, nb::arg(bound::op.args[J].name).none()...);
-  }
+  static void def(nb::module_& m) { m.def(bound::op.spec.name, &call, bound::op.spec.doc, nb::arg(bound::op.args[J].name).none()...); }
 };
 
 /// Binds every operator of a constexpr op_set into module `m`, under its name without the prefix.

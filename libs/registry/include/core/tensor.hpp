@@ -15,16 +15,14 @@ inline namespace v1 {
 
 /// What every operator throws. `kind` names the Python exception class.
 struct Error : std::runtime_error {
-  Error(const char* kind, const std::string& message)
-      : std::runtime_error(message), kind(kind) {}
+  Error(const char* kind, const std::string& message) : std::runtime_error(message), kind(kind) {}
   const char* kind;  // a string literal: "ValueError", "TypeError", "BufferError", "MemoryError", ...
 };
 
 /// a * b, or an Error that names `what`.
 inline std::int64_t checked_mul(std::int64_t a, std::int64_t b, const char* what) {
   std::int64_t r;
-  if (__builtin_mul_overflow(a, b, &r))
-    throw Error("ValueError", std::string(what) + " overflows 64 bits");
+  if (__builtin_mul_overflow(a, b, &r)) throw Error("ValueError", std::string(what) + " overflows 64 bits");
   return r;
 }
 
@@ -38,10 +36,10 @@ struct bfloat16 {
 
 template <class T>
 struct dtype_of;
-#define CORE_DTYPE(T, c, b)                                \
-  template <>                                              \
-  struct dtype_of<T> {                                     \
-    static constexpr std::uint8_t code = c, bits = b;      \
+#define CORE_DTYPE(T, c, b)                           \
+  template <>                                         \
+  struct dtype_of<T> {                                \
+    static constexpr std::uint8_t code = c, bits = b; \
   }
 CORE_DTYPE(std::int8_t, 0, 8);
 CORE_DTYPE(std::int16_t, 0, 16);

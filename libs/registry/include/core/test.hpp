@@ -35,29 +35,29 @@ inline void fail(const char* file, int line, const char* what, const char* detai
 }
 }  // namespace core::test
 
-#define CORE_TEST(name)                                                             \
-  static void core_test_##name();                                                   \
+#define CORE_TEST(name)                                                                 \
+  static void core_test_##name();                                                       \
   static const bool core_test_added_##name = core::test::add(#name, &core_test_##name); \
   static void core_test_##name()
 
 #define CHECK(...) ((__VA_ARGS__) ? (void)0 : core::test::fail(__FILE__, __LINE__, #__VA_ARGS__))
 
-#define CHECK_NEAR(a, b, tolerance)                                                 \
-  do {                                                                              \
-    const double core_a = static_cast<double>(a), core_b = static_cast<double>(b);  \
-    char core_text[80];                                                             \
-    std::snprintf(core_text, sizeof core_text, "(%.9g against %.9g)", core_a, core_b); \
+#define CHECK_NEAR(a, b, tolerance)                                                                                   \
+  do {                                                                                                                \
+    const double core_a = static_cast<double>(a), core_b = static_cast<double>(b);                                    \
+    char core_text[80];                                                                                               \
+    std::snprintf(core_text, sizeof core_text, "(%.9g against %.9g)", core_a, core_b);                                \
     if (!(std::abs(core_a - core_b) <= (tolerance))) core::test::fail(__FILE__, __LINE__, #a " near " #b, core_text); \
   } while (0)
 
-#define CHECK_THROWS(expression, error_kind)                                        \
-  do {                                                                              \
-    try {                                                                           \
-      (void)(expression);                                                           \
-      core::test::fail(__FILE__, __LINE__, #expression, "threw nothing");           \
-    } catch (const core::Error& core_e) {                                           \
+#define CHECK_THROWS(expression, error_kind)                                                                      \
+  do {                                                                                                            \
+    try {                                                                                                         \
+      (void)(expression);                                                                                         \
+      core::test::fail(__FILE__, __LINE__, #expression, "threw nothing");                                         \
+    } catch (const core::Error& core_e) {                                                                         \
       if (std::strcmp(core_e.kind, error_kind)) core::test::fail(__FILE__, __LINE__, #expression, core_e.what()); \
-    }                                                                               \
+    }                                                                                                             \
   } while (0)
 
 int main(int argc, char** argv) {

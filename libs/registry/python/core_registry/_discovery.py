@@ -166,7 +166,9 @@ def describe(library: pathlib.Path, dist: str = "") -> Plugin:
     description = library.with_name("core_plugin.json")
     if description.is_file():
         if description.stat().st_size > MAX_DESCRIPTION:
-            raise PluginError(f"{description} is larger than {MAX_DESCRIPTION >> 20} MiB; reinstall {dist or 'the plugin'}")
+            raise PluginError(
+                f"{description} is larger than {MAX_DESCRIPTION >> 20} MiB; reinstall {dist or 'the plugin'}"
+            )
         return parse_description(description.read_text("utf-8", "replace"), library, dist)
     from .child import ask
 
@@ -212,7 +214,8 @@ def scan() -> Scan:
             if plugin.name in disabled:
                 continue
             if plugin.name in result.plugins:
-                raise PluginError(f"{plugin.path} and {result.plugins[plugin.name].path} are both the plugin {plugin.name!r}; remove one")
+                other = result.plugins[plugin.name].path
+                raise PluginError(f"{plugin.path} and {other} are both the plugin {plugin.name!r}; remove one")
             result.plugins[plugin.name] = plugin
         except PluginError as e:
             result.errors[name if name not in result.errors else f"{name} ({found})"] = e
@@ -236,4 +239,3 @@ def _add(result: Scan, op: Op, plugin: Plugin) -> None:
     else:
         return
     result.poisoned[op.name] = PluginError(why)
-

@@ -204,7 +204,9 @@ class Function:
                 raise TypeError(f"{short}: argument '{name}' is missing")
             given.append(named.pop(name))
         if named or len(given) != len(self.args):
-            raise TypeError(f"{short}: takes {len(self.args)} arguments ({', '.join(self.args)}), got {len(given) + len(named)}")
+            raise TypeError(
+                f"{short}: takes {len(self.args)} arguments ({', '.join(self.args)}), got {len(given) + len(named)}"
+            )
         values = (Value * len(given))()
         keep: list[Any] = []
         stream = None
@@ -274,7 +276,9 @@ class Library(Mapping[str, Function]):
         try:
             library = C.CDLL(str(self.path))
         except OSError as e:
-            raise PluginError(f"cannot load {self.path}: {e}; it is no shared library of this platform, or misses another") from e
+            raise PluginError(
+                f"cannot load {self.path}: {e}; it is no shared library of this platform, or misses another"
+            ) from e
         if not hasattr(library, "core_plugin_query"):
             raise PluginError(f"{self.path} exports no core_plugin_query; it is no Core plugin")
         library.core_plugin_query.restype = C.POINTER(Plugin)

@@ -58,4 +58,3 @@ def as_array(x: Any, dtype: str, name: str, like: object = None) -> Any:
             raise TypeError(f"argument '{name}' must be {dtype}, got {array.dtype} of shape {array.shape}")
         array = np.asarray(x, dtype)
     return sys.modules["torch"].as_tensor(array, device=like.device) if is_torch(like) else array  # type: ignore[attr-defined]
-

@@ -32,7 +32,9 @@ def run(op: str | None, device: str, threads: int) -> list[Row]:
         cases += point.load()
     chosen = [c for c in cases if device in c.devices and (op is None or op in (c.op, c.op.partition(".")[2]))]
     if not chosen:
-        raise SystemExit(f"core: no case of {op or 'any operator'} on {device}; there are {', '.join(c.op for c in cases)}")
+        raise SystemExit(
+            f"core: no case of {op or 'any operator'} on {device}; there are {', '.join(c.op for c in cases)}"
+        )
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(threads)
@@ -74,7 +76,7 @@ def _cpu_seconds(work: Callable[[], object]) -> float:
     timer = timeit.Timer(work)
     work()
     number, _ = timer.autorange() if timer.timeit(1) < 0.05 else (1, 0)
-    return min(timer.repeat(5, number)) / number
+    return float(min(timer.repeat(5, number)) / number)
 
 
 def _cuda_seconds(work: Callable[[], object]) -> float:

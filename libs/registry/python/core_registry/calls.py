@@ -112,4 +112,7 @@ def _tvm_ffi() -> list[tuple[str, float]]:
     }"""
     check = tvm_ffi.cpp.load_inline(name="core_calls", cpp_sources=source, functions=["check"]).check
     x, t = np.ones((2, 3), np.float32), torch.ones(2, 3)
-    return [("apache-tvm-ffi, numpy", _seconds(lambda: check(x, x, x))), ("apache-tvm-ffi, torch", _seconds(lambda: check(t, t, t)))]
+    return [
+        ("apache-tvm-ffi, numpy", _seconds(lambda: check(x, x, x))),
+        ("apache-tvm-ffi, torch", _seconds(lambda: check(t, t, t))),
+    ]

@@ -19,7 +19,9 @@ def ask(library: pathlib.Path, timeout: float = TIMEOUT) -> str:
     try:
         done = subprocess.run(command, capture_output=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired:
-        raise PluginError(f"{library} hangs on load (no answer within {timeout:g} s); uninstall or rebuild it") from None
+        raise PluginError(
+            f"{library} hangs on load (no answer within {timeout:g} s); uninstall or rebuild it"
+        ) from None
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
         raise PluginError(f"{library} kills its process on load ({name}); uninstall or rebuild it")

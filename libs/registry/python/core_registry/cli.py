@@ -20,7 +20,9 @@ import core_registry
 
 from ._discovery import Op, PluginError
 
-app = typer.Typer(name="core", help="Look at the installed Core plugins, check, measure and run them.", no_args_is_help=True)
+app = typer.Typer(
+    name="core", help="Look at the installed Core plugins, check, measure and run them.", no_args_is_help=True
+)
 console = rich.console.Console()
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -60,9 +62,15 @@ def _flag(name: str, function: Callable[[], str], help_: str) -> Any:
 
 @app.callback()
 def options(
-    cmake_dir: Annotated[bool, _flag("--cmake-dir", core_registry.cmake_dir, "Print the folder of the CMake package.")] = False,
-    include_dir: Annotated[bool, _flag("--include-dir", core_registry.include_dir, "Print the folder of the headers.")] = False,
-    prefix: Annotated[bool, _flag("--prefix", core_registry.prefix, "Print a CMAKE_PREFIX_PATH with all plugins.")] = False,
+    cmake_dir: Annotated[
+        bool, _flag("--cmake-dir", core_registry.cmake_dir, "Print the folder of the CMake package.")
+    ] = False,
+    include_dir: Annotated[
+        bool, _flag("--include-dir", core_registry.include_dir, "Print the folder of the headers.")
+    ] = False,
+    prefix: Annotated[
+        bool, _flag("--prefix", core_registry.prefix, "Print a CMAKE_PREFIX_PATH with all plugins.")
+    ] = False,
     version: Annotated[
         bool, _flag("--version", lambda: importlib.metadata.version("core-registry"), "Print the version.")
     ] = False,
@@ -83,7 +91,11 @@ def list_(
         ids = sorted({o.paper for o in ops if o.paper} | set(claims))
         head = ["paper", "operators", "claim"]
         rows = [
-            [f"arXiv {i}", ", ".join(f"`{o.name}`" for o in ops if o.paper == i), f"`core reproduce {i}`" if i in claims else ""]
+            [
+                f"arXiv {i}",
+                ", ".join(f"`{o.name}`" for o in ops if o.paper == i),
+                f"`core reproduce {i}`" if i in claims else "",
+            ]
             for i in ids
         ]
     else:
@@ -111,7 +123,9 @@ def list_(
 
 
 @app.command()
-def show(op: Annotated[str, typer.Argument(help="An operator's name, with or without its plugin's.")], as_json: Json = False) -> None:
+def show(
+    op: Annotated[str, typer.Argument(help="An operator's name, with or without its plugin's.")], as_json: Json = False
+) -> None:
     """One operator: arguments, devices, dtypes, documentation."""
     try:
         found = core_registry.op(op)
@@ -129,7 +143,7 @@ def show(op: Annotated[str, typer.Argument(help="An operator's name, with or wit
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Loads each plugin in a process of its own and says what is broken and how to mend it; exit code 1 if anything is."""
+    """Loads each plugin in a process of its own; says what is broken and how to mend it, with exit code 1."""
     from .child import ask
 
     report: dict[str, str] = {name: str(error) for name, error in core_registry.errors().items()}
@@ -177,7 +191,9 @@ def bench(
 @app.command()
 def demo(
     names: Annotated[list[str] | None, typer.Argument(help="Packages; else all.")] = None,
-    out: Annotated[pathlib.Path, typer.Option("-o", "--out", help="The folder of the pictures.")] = pathlib.Path("out/demo"),
+    out: Annotated[pathlib.Path, typer.Option("-o", "--out", help="The folder of the pictures.")] = pathlib.Path(
+        "out/demo"
+    ),
     as_json: Json = False,
 ) -> None:
     """One real thing in each package, checked against an independent reference; writes index.html."""
@@ -198,7 +214,9 @@ def reproduce(
     paper: Annotated[str, typer.Argument(help="An arXiv id, see `core list --papers`.")],
     size: Annotated[str, typer.Option(help="cpu (minutes on two cores) or gpu.")] = "cpu",
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    out: Annotated[pathlib.Path, typer.Option("-o", "--out", help="The folder of the plot.")] = pathlib.Path("out/reproduce"),
+    out: Annotated[pathlib.Path, typer.Option("-o", "--out", help="The folder of the plot.")] = pathlib.Path(
+        "out/reproduce"
+    ),
     as_json: Json = False,
 ) -> None:
     """The smallest honest experiment behind a paper's claim; exit code 1 if the claim does not hold at this size."""
@@ -239,7 +257,9 @@ def run(context: typer.Context, job: Annotated[str | None, typer.Argument(help="
 @app.command()
 def new(
     name: Annotated[str, typer.Argument(help="The plugin's name: lower case, words joined by '-' or '_'.")],
-    folder: Annotated[pathlib.Path | None, typer.Option("-o", "--out", help="Where; default: a folder of that name here.")] = None,
+    folder: Annotated[
+        pathlib.Path | None, typer.Option("-o", "--out", help="Where; default: a folder of that name here.")
+    ] = None,
 ) -> None:
     """Makes a plugin package that builds, installs and passes its own test."""
     from . import scaffold

@@ -43,7 +43,9 @@ class Demo:
 
     def __post_init__(self) -> None:
         if not self.difference <= self.tolerance:
-            raise ValueError(f"{self.what}: differs from {self.peer} by {self.difference:g}, more than {self.tolerance:g}")
+            raise ValueError(
+                f"{self.what}: differs from {self.peer} by {self.difference:g}, more than {self.tolerance:g}"
+            )
 
     @property
     def ratio(self) -> float:
@@ -63,7 +65,11 @@ def run_all(
     import rich.table
 
     results: dict[str, Demo | Exception] = {}
-    style = (rich.progress.SpinnerColumn(), rich.progress.TextColumn("{task.description}"), rich.progress.TimeElapsedColumn())
+    style = (
+        rich.progress.SpinnerColumn(),
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.TimeElapsedColumn(),
+    )
     with rich.progress.Progress(*style, console=console) as progress:
         for name, point in points.items():
             task = progress.add_task(name, total=1)
@@ -73,7 +79,9 @@ def run_all(
                 results[name] = point.load()(folder)
             except Exception as e:  # one package's failure does not stop the others
                 results[name] = e
-            progress.update(task, completed=1, description=f"{name}: {'failed' if isinstance(results[name], Exception) else 'good'}")
+            progress.update(
+                task, completed=1, description=f"{name}: {'failed' if isinstance(results[name], Exception) else 'good'}"
+            )
     table = rich.table.Table(*COLUMNS)
     for name, result in results.items():
         if isinstance(result, Exception):
@@ -112,10 +120,12 @@ def _page(results: Mapping[str, Demo | Exception], out: pathlib.Path) -> str:
         )
         sections.append(f"<h2>{name}</h2><p>{html.escape(result.what)}</p><ul>{figures}</ul>{pictures}")
     style = (
-        "body{font:16px sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222}table{border-collapse:collapse}"
+        "body{font:16px sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222}"
+        "table{border-collapse:collapse}"
         "td,th{border:1px solid #bbb;padding:.3em .6em;text-align:left}img{max-width:100%}figure{margin:1em 0}"
     )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Core: demonstration</title><style>{style}</style>'
-        f"<h1>Core: one real thing in each package</h1><table><tr>{head}</tr>{''.join(rows)}</table>{''.join(sections)}</html>\n"
+        f"<h1>Core: one real thing in each package</h1><table><tr>{head}</tr>{''.join(rows)}</table>"
+        f"{''.join(sections)}</html>\n"
     )

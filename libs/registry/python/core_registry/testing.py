@@ -1,10 +1,10 @@
 """The case table of a package, and the tests that every row gets.
 
-    from core_diffusion.cases import cases
-    from core_registry.testing import abuse_tests, case_tests
+from core_diffusion.cases import cases
+from core_registry.testing import abuse_tests, case_tests
 
-    TestCases = case_tests(cases)
-    TestAbuse = abuse_tests(cases)
+TestCases = case_tests(cases)
+TestAbuse = abuse_tests(cases)
 """
 
 from __future__ import annotations
@@ -439,7 +439,12 @@ def abuse_tests(cases: Sequence[Case]) -> type:
         def test_scalars(self, case: Case, face: str) -> None:
             call = function(case, face)
             args = case.arguments()
-            wrong = {"int": [1.5, "1", None, 2**70], "float": ["1", None], "bool": [2.5, "no", None], "str": [1, None, "a\0b"]}
+            wrong = {
+                "int": [1.5, "1", None, 2**70],
+                "float": ["1", None],
+                "bool": [2.5, "no", None],
+                "str": [1, None, "a\0b"],
+            }
             for arg in case.description.args:
                 for bad in wrong.get(arg.kind, []):
                     refused(case, call, {**args, arg.name: bad}, arg.name, repr(bad))
@@ -491,12 +496,16 @@ def abuse_tests(cases: Sequence[Case]) -> type:
                         assert raw(case, case.arguments(), arg.name, change) == -1, f"{arg.name}: {what}"
                 assert raw(case, case.arguments(), arg.name, set_field("data", None)) == -1, f"{arg.name}: null data"
                 if max(x.shape, default=0) > 2:
-                    assert raw(case, case.arguments(), arg.name, set_field("strides", far)) == -1, f"{arg.name}: far strides"
+                    assert raw(case, case.arguments(), arg.name, set_field("strides", far)) == -1, (
+                        f"{arg.name}: far strides"
+                    )
             again = case.arguments()
             for arg in case.description.args:
                 if isinstance(again[arg.name], np.ndarray):
                     null = ctypes.POINTER(ctypes.c_int64)()
-                    assert raw(case, case.arguments(), arg.name, set_field("strides", null)) == 0, f"{arg.name}: NULL strides"
+                    assert raw(case, case.arguments(), arg.name, set_field("strides", null)) == 0, (
+                        f"{arg.name}: NULL strides"
+                    )
 
         @each
         def test_torch_tensors(self, case: Case) -> None:
@@ -521,7 +530,11 @@ def abuse_tests(cases: Sequence[Case]) -> type:
                 for what, value in bad.items():
                     for call in calls:
                         refused(case, call, {**tensors, name: value}, name, what)
-                    if case.torch_call is not None and what in ("conjugate", "requires grad") and name not in case.outputs:
+                    if (
+                        case.torch_call is not None
+                        and what in ("conjugate", "requires grad")
+                        and name not in case.outputs
+                    ):
                         with pytest.raises((*REFUSALS, RuntimeError)):
                             case.torch_call({**tensors, name: value})
 

@@ -28,9 +28,8 @@ void fill_cuda(Tensor<float, 1> out, core::Stream stream) {
 void exhaust(std::int64_t) { throw std::bad_alloc(); }
 
 inline constexpr auto ops = core::op_set(
-    core::op<"outer", &outer<float>, &outer<double>>("Products of rows.",
-                                                     {"x[N,D]", "y[M,D]", "out[N,M]", "k", "scale", "negate", "mode", "weights[D]"},
-                                                     {.paper = "0000.00000"}),
+    core::op<"outer", &outer<float>, &outer<double>>(
+        "Products of rows.", {"x[N,D]", "y[M,D]", "out[N,M]", "k", "scale", "negate", "mode", "weights[D]"}, {.paper = "0000.00000"}),
     core::op<"fill", &fill, &fill_cuda>("Ones.", {"out[*]"}), core::op<"exhaust", &exhaust>("Throws.", {"n"}));
 }  // namespace toy
 
@@ -42,8 +41,16 @@ struct Raw {
   std::int64_t shape[8]{}, strides[8]{};
   template <class T>
   Raw(T* data, std::initializer_list<std::int64_t> s, std::initializer_list<std::int64_t> st = {}) {
-    t = {const_cast<void*>(static_cast<const void*>(data)), CORE_CPU, 0, static_cast<std::int32_t>(s.size()), core::dtype_of<T>::code,
-         core::dtype_of<T>::bits, 1, shape, st.size() ? strides : nullptr, 0};
+    t = {const_cast<void*>(static_cast<const void*>(data)),
+         CORE_CPU,
+         0,
+         static_cast<std::int32_t>(s.size()),
+         core::dtype_of<T>::code,
+         core::dtype_of<T>::bits,
+         1,
+         shape,
+         st.size() ? strides : nullptr,
+         0};
     std::copy(s.begin(), s.end(), shape);
     std::copy(st.begin(), st.end(), strides);
   }
@@ -141,7 +148,8 @@ CORE_TEST(refusals) {
   Fixture f;
   Raw xd{f.xd, {2, 3}}, wide{f.x, {1, 6}}, flat{f.x, {6}}, scalar{f.x, {}}, short_w{f.x, {2}};
   CHECK(f.outer(f.X, xd, f.O) == "TypeError: outer: argument 'y' must be float32 of shape (M, D), got float64 of shape (2, 3)");
-  CHECK(has(f.outer(f.X, wide, f.O), "ValueError: outer: argument 'y' must be float32 of shape (M, D) with D = 3, got float32 of shape (1, 6)"));
+  CHECK(has(f.outer(f.X, wide, f.O),
+            "ValueError: outer: argument 'y' must be float32 of shape (M, D) with D = 3, got float32 of shape (1, 6)"));
   CHECK(has(f.outer(flat, f.Y, f.O), "argument 'x' must be float32 of shape (N, D), got float32 of shape (6,)"));
   CHECK(has(f.outer(scalar, f.Y, f.O), "got float32 of shape ()"));
   CHECK(has(f.outer(f.X, f.Y, f.O, short_w), "argument 'weights' must be float32 of shape (D,) with D = 3"));

@@ -1,8 +1,8 @@
 // The thread pool: coverage, exceptions, nesting, concurrency, forking, a lent parallel_for.
-#include <core/parallel.hpp>
-#include <core/test.hpp>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <core/parallel.hpp>
+#include <core/test.hpp>
 
 #include <numeric>
 

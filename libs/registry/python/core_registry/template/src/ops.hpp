@@ -1,7 +1,7 @@
 // The operators of this plugin: one entry each, all faces come from it.
 #pragma once
-#include <plugin_name/pairwise.hpp>
 #include <core/op.hpp>
+#include <plugin_name/pairwise.hpp>
 
 namespace plugin_name {
 inline constexpr auto ops = core::op_set(core::op<"pairwise_sqdist", &pairwise_sqdist>(

@@ -1,6 +1,6 @@
-#include <plugin_name/pairwise.hpp>
 #include <core/isa.hpp>
 #include <core/parallel.hpp>
+#include <plugin_name/pairwise.hpp>
 
 #include <algorithm>
 #include <vector>
