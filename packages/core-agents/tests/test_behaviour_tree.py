@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 from core_agents import behaviour_tree as bt
-from core_agents import from_dsl, from_py_trees, to_py_trees
+from core_agents import from_dsl, from_py_trees, to_dsl, to_py_trees
 from core_agents.reference.behaviour_tree import Agent, random_tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,16 +28,10 @@ def compare_with_py_trees(seed, nodes, agents, ticks):
         observations = observe(rng, agents)
         status = batched.tick(observations)
         expected = [peer.tick(o) for peer, o in zip(peers, observations, strict=True)]
-        where = f"seed {seed}, tick {t}\n{bt_text(tree)}"
+        where = f"seed {seed}, tick {t}\n{to_dsl(tree)}"
         assert [(s, a) for s, a in zip(status, batched.actions, strict=True)] == expected, where
         running = np.array([[n.status.name == "RUNNING" for n in peer.nodes] for peer in peers]).T
         assert (batched.running == running).all(), where
-
-
-def bt_text(tree):
-    from core_agents import to_dsl
-
-    return to_dsl(tree)
 
 
 @pytest.mark.parametrize("chunk", range(10))
@@ -94,14 +88,14 @@ def test_period_ticks_every_agent_in_its_turn():
     counts = np.zeros(6, int)
     for _ in range(6):
         before = batched._counters.copy()
-        batched.tick(np.zeros((6, 0)))
+        batched.tick(np.zeros((6, 0), np.float32))
         counts += (batched._counters != before)[0]
     assert counts.tolist() == [6, 6, 3, 3, 2, 2]
 
 
 def test_reset_forgets():
     batched = bt.BatchedTree(bt.compile(bt.OneShot("o", bt.Action("a", 4), bt.OneShotPolicy.ON_COMPLETION)), 2)
-    none = np.zeros((2, 0))
+    none = np.zeros((2, 0), np.float32)
     batched.tick(none)
     batched.tick(none)
     assert batched.actions.tolist() == [-1, -1]
@@ -121,6 +115,13 @@ def test_from_py_trees_inverts_to_py_trees():
     for seed in range(200):
         tree = random_tree(np.random.default_rng(seed), 30, FEATURES)
         assert from_py_trees(to_py_trees(tree).root) == tree
+
+
+def test_decompile_inverts_compile():
+    for seed in range(100):
+        program = bt.compile(random_tree(np.random.default_rng(seed), 40, FEATURES), FEATURES)
+        again = bt.compile(bt.decompile(program.arrays), FEATURES).arrays
+        assert all((again[name] == a).all() for name, a in program.arrays.items())
 
 
 def test_from_py_trees_refuses_what_it_does_not_know():
@@ -161,11 +162,11 @@ def test_too_deep_a_tree_is_refused():
 
 def test_wrong_observations_are_refused():
     batched = bt.BatchedTree(bt.compile(bt.Condition("c", 2, "<", 0.0)), 3)
-    for bad in (np.zeros((4, 3)), np.zeros(3), np.zeros((3, 2))):
+    for shape in ((4, 3), (3,), (3, 2)):
         with pytest.raises(ValueError, match="observations|features"):
-            batched.tick(bad)
+            batched.tick(np.zeros(shape, np.float32))
     with pytest.raises(ValueError, match="mask"):
-        batched.tick(np.zeros((3, 3)), mask=[True])
+        batched.tick(np.zeros((3, 3), np.float32), mask=[True])
 
 
 def test_torch_observations_give_torch_results():

@@ -10,6 +10,7 @@ FAILURE if the condition is false, else the child's status; it is py_trees' ``Et
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Children
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
@@ -331,7 +332,7 @@ def _condition_fields(feature: int, op: str, threshold: float) -> dict[str, Any]
     return {"features": feature, "comparisons": COMPARISONS.index(op), "thresholds": threshold}
 
 
-_ARRAYS = {
+ARRAYS = {
     "kinds": "uint8",
     "ends": "int32",
     "features": "int32",
@@ -341,6 +342,7 @@ _ARRAYS = {
     "results": "uint8",
     "params": "int32",
 }
+"""The arrays of a program and their dtypes, in the order in which the operators take them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -384,12 +386,51 @@ def compile(tree: Node, num_features: int | None = None) -> Program:
     fields = [node._fields() for node in nodes]
     if num_features is None:
         num_features = 1 + max((f.get("features", -1) for f in fields), default=-1)
-    arrays = {name: np.array([f.get(name, 0) for f in fields], dtype) for name, dtype in _ARRAYS.items() if name != "ends"}
+    arrays = {name: np.array([f.get(name, 0) for f in fields], dtype) for name, dtype in ARRAYS.items() if name != "ends"}
     arrays["ends"] = np.array(ends, np.int32)
-    arrays = {name: arrays[name] for name in _ARRAYS}
+    arrays = {name: arrays[name] for name in ARRAYS}
     rows, sizes = np.empty(len(nodes), np.int32), np.empty(2, np.int64)
     _C.check_program(*arrays.values(), num_features, rows, sizes)
     return Program(tree, tuple(nodes), arrays, num_features, rows, int(sizes[0]), int(sizes[1]))
+
+
+def decompile(arrays: Mapping[str, Any]) -> Node:
+    """The tree of a program's ``arrays``, with its kinds as names. The arrays must be those of a checked program."""
+    columns = {name: np.asarray(arrays[name]).tolist() for name in ARRAYS}
+    built: list[tuple[int, Node]] = []  # roots of the finished subtrees, the leftmost last
+    for i in reversed(range(len(columns["kinds"]))):
+        children = []
+        while built and built[-1][0] < columns["ends"][i]:
+            children.append(built.pop()[1])
+        built.append((i, _node({name: c[i] for name, c in columns.items()}, children)))
+    return built[0][1]
+
+
+def _node(at: Mapping[str, Any], children: list[Node]) -> Node:
+    kind = Kind(at["kinds"])
+    name, param = kind.name.lower(), at["params"]
+    condition = (at["features"], COMPARISONS[at["comparisons"]], at["thresholds"])
+    if kind in (Kind.SEQUENCE, Kind.SEQUENCE_MEMORY):
+        return Sequence(name, kind == Kind.SEQUENCE_MEMORY, children)
+    if kind in (Kind.SELECTOR, Kind.SELECTOR_MEMORY):
+        return Selector(name, kind == Kind.SELECTOR_MEMORY, children)
+    if kind == Kind.PARALLEL_ONE:
+        return Parallel(name, ParallelPolicy.SuccessOnOne(), children)
+    if kind in (Kind.PARALLEL_ALL, Kind.PARALLEL_ALL_SYNC):
+        return Parallel(name, ParallelPolicy.SuccessOnAll(kind == Kind.PARALLEL_ALL_SYNC), children)
+    if kind in (Kind.CONDITION, Kind.GUARD):
+        return Condition(name, *condition, *children)
+    if kind == Kind.ACTION:
+        return Action(name, at["action_ids"], Status(at["results"]), param)
+    if kind == Kind.ACTION_WHILE:
+        return Action(name, at["action_ids"], Status(at["results"]), running_while=condition)
+    if kind == Kind.ONE_SHOT:
+        return OneShot(name, children[0], OneShotPolicy(param))
+    if kind in (Kind.REPEAT, Kind.RETRY, Kind.TIMEOUT):
+        counted = {Kind.REPEAT: Repeat, Kind.RETRY: Retry, Kind.TIMEOUT: Timeout}[kind]
+        return counted(name, children[0], param)  # type: ignore[call-arg]
+    plain = {k: cls for cls, k in _KIND_OF.items()}
+    return plain[kind](name, children[0])  # type: ignore[call-arg]
 
 
 class BatchedTree:
@@ -422,7 +463,7 @@ class BatchedTree:
     def tick(self, observations: Any, mask: Any = None) -> Any:
         """Ticks the agents once and returns :attr:`status`; :attr:`actions` holds what they do.
 
-        ``observations`` [agents, features] float32 (numpy or torch on the CPU; others are converted), ``mask`` [agents] bool:
+        ``observations`` [agents, features] float32 (numpy, torch on the CPU, or lists), ``mask`` [agents] bool:
         which agents tick; the others keep everything. The returned arrays are overwritten by the next call.
         """
         observations = as_array(observations, "float32", "observations")

@@ -238,7 +238,8 @@ def _finish(line: _Line, features: Mapping[str, int], actions: Mapping[str, int]
     name = line.text[line.body_at :].strip()
     if name.startswith('"'):
         name = _quoted(line, name, line.body_at)
-    name = name or ("Inverter" if line.kind == "not" else line.kind)
+    elif not name:
+        name = "Inverter" if line.kind == "not" else line.kind
     return (_composite if line.kind in _COMPOSITES else _decorator)(line, name)
 
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <string>
 
 namespace core_agents {
@@ -78,6 +79,8 @@ void check_values(const char* op, const ProgramView& p, std::int64_t num_feature
 }  // namespace
 
 Compiled compile(const char* op, const ProgramView& p, std::int64_t num_features) {
+  if (num_features < 0)
+    throw core::Error("ValueError", std::string(op) + ": argument 'num_features' must not be negative, got " + std::to_string(num_features));
   std::vector<Node> nodes = check_shape(op, p);
   check_values(op, p, num_features);
   const auto n = static_cast<std::int32_t>(nodes.size());
@@ -107,7 +110,7 @@ Compiled compile(const char* op, const ProgramView& p, std::int64_t num_features
   }
   first_row.back() = c.rows;
 
-  std::vector<std::int32_t> column(static_cast<std::size_t>(num_features), -1);
+  std::map<std::int32_t, std::int32_t> column;  // of the tile, for each feature that is read
   const auto make = [&](Code code, std::int32_t i) {
     const Node& node = at(i);
     const int kind = p.kinds(i);
@@ -117,12 +120,9 @@ Compiled compile(const char* op, const ProgramView& p, std::int64_t num_features
     s.below = first_row[static_cast<std::size_t>(i) + 1], s.row_end = first_row[static_cast<std::size_t>(p.ends(i))];
     s.action = p.action_ids(i), s.result = p.results(i), s.param = p.params(i);
     if (reads(kind)) {
-      std::int32_t& k = column[static_cast<std::size_t>(p.features(i))];
-      if (k < 0) {
-        k = static_cast<std::int32_t>(c.columns.size());
-        c.columns.push_back(p.features(i));
-      }
-      s.column = k, s.comparison = p.comparisons(i), s.threshold = p.thresholds(i);
+      const auto [found, fresh] = column.emplace(p.features(i), static_cast<std::int32_t>(c.columns.size()));
+      if (fresh) c.columns.push_back(p.features(i));
+      s.column = found->second, s.comparison = p.comparisons(i), s.threshold = p.thresholds(i);
     }
     c.steps.push_back(s);
   };

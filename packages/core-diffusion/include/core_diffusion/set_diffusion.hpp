@@ -22,7 +22,7 @@ namespace core_diffusion {
 /// is drawn from its whole laws. seed: any; out[B,K]: the counts, whose sum over K is totals[b].
 /// Throws ValueError: a bad weight (names row, code and count), a code without mass, top_p out of range,
 /// a total that no counts of positive weight can make up, or one less likely than 1e-280 under every tilt;
-/// MemoryError: more than 1 GiB of scratch for one row.
+/// MemoryError: more than 4 GiB of scratch for one row.
 /// Cost of a row: C K to read it, and the product of random codes, their width and the residual total.
 CORE_EXPORT void fixed_sum_sample(core::Tensor<const float, 3> probs, core::Tensor<const std::int64_t, 1> totals, double top_p,
                                   std::int64_t seed, core::Tensor<std::int32_t, 2> out);
@@ -40,5 +40,7 @@ CORE_EXPORT void fixed_sum_sample_f64(core::Tensor<const double, 3> probs, core:
 /// of unequal sums; MemoryError as above.
 CORE_EXPORT void fixed_sum_bridge(core::Tensor<const std::int32_t, 2> x0, core::Tensor<const std::int32_t, 2> x1, double t, double sigma,
                                   std::int64_t max_count, std::int64_t seed, core::Tensor<std::int32_t, 2> out);
+CORE_EXPORT void fixed_sum_bridge_i64(core::Tensor<const std::int64_t, 2> x0, core::Tensor<const std::int64_t, 2> x1, double t,
+                                      double sigma, std::int64_t max_count, std::int64_t seed, core::Tensor<std::int32_t, 2> out);
 
 }  // namespace core_diffusion

@@ -40,15 +40,18 @@ def make_bridge(rng: np.random.Generator, B: int, K: int, M: int) -> Args:
 
 
 def reference_sample(args: Args) -> Args:
+    """The counts by the reference's dynamic program."""
     return {"out": reference.fixed_sum_sample(args["probs"], args["totals"], args["seed"], args["top_p"])}
 
 
 def reference_bridge(args: Args) -> Args:
+    """The counts by the reference's dynamic program."""
     names = ("x0", "x1", "t", "sigma", "max_count", "seed")
     return {"out": reference.fixed_sum_bridge(*(args[name] for name in names))}
 
 
 def peer_sample(args: Args) -> Callable[[], Args]:
+    """The published draw of the data end."""
     import torch
 
     probs, totals = torch.from_numpy(args["probs"]), torch.from_numpy(args["totals"])
@@ -57,6 +60,7 @@ def peer_sample(args: Args) -> Callable[[], Args]:
 
 
 def peer_bridge(args: Args) -> Callable[[], Args]:
+    """The published posterior step."""
     import torch
 
     x0, x1 = torch.from_numpy(args["x0"]), torch.from_numpy(args["x1"])
@@ -79,6 +83,7 @@ def agree(args: Args, ours: Args, peers: Args) -> float:
 
 
 def work_sample(args: Args) -> tuple[float, float]:
+    """Bytes of weights and counts; a comparison and an addition for each weight."""
     return args["probs"].nbytes + args["out"].nbytes, 2.0 * args["probs"].size
 
 
@@ -89,6 +94,7 @@ def work_bridge(args: Args) -> tuple[float, float]:
 
 
 SIZES = {"tiny": {"B": 2, "K": 16, "M": 5}, "bench": {"B": 8, "K": 4096, "M": 128}}
+VARY = {"B": (0, 4), "K": (12, 40), "M": (0, 12)}
 
 cases = [
     Case(
@@ -99,6 +105,7 @@ cases = [
         tolerance={"out": (0, 0)},
         peer=("torch top-p, multinomial, repair", peer_sample),
         agree=agree,
+        vary=VARY,
         work=work_sample,
     ),
     Case(
@@ -109,6 +116,7 @@ cases = [
         tolerance={"out": (0, 0)},
         peer=("torch multinomial, repair", peer_bridge),
         agree=agree,
+        vary=VARY,
         work=work_bridge,
     ),
 ]

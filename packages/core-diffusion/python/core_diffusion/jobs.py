@@ -44,9 +44,9 @@ def walk(
 
 def draw_walk(states: NDArray[np.int32], image: NDArray[np.uint8], path: Path) -> None:
     """Writes the picture of a walk [steps+1, B, K]: the photograph, and the counts of its first set over time."""
-    import matplotlib
+    import matplotlib as mpl
 
-    matplotlib.use("Agg")
+    mpl.use("Agg")
     from matplotlib import pyplot as plt
     from matplotlib.colors import PowerNorm
 

@@ -9,7 +9,7 @@ import math
 import secrets
 import sys
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 from core_registry.arrays import as_array, empty
@@ -51,7 +51,7 @@ def fixed_sum_sample(
     a greedy repair, by the suffix recursion T_i(r) = sum_k p_i(k) T_{i+1}(r - k) in float64.
 
     Args:
-        probs: float32 or float64 [..., K, C], other dtypes are converted to float32; probs[..., i, k] >= 0 is the
+        probs: float32 or float64 [..., K, C] (narrower dtypes are widened); probs[..., i, k] >= 0 is the
             weight of count k of code i. The weights of a code need not add up to 1.
         totals: int, or integers [...], the sums of the drawn vectors.
         seed: any int of 64 bits; the same arguments and seed give the same counts on every machine.
@@ -69,11 +69,12 @@ def fixed_sum_sample(
             however the laws are tilted; top_p is out of range.
         MemoryError: one vector needs more than 4 GiB of scratch.
     """
-    if not hasattr(probs, "dtype"):
-        probs = np.asarray(probs, np.float64)
-    probs = as_array(probs, "float64" if str(probs.dtype).endswith("float64") else "float32", "probs")
+    single = str(getattr(probs, "dtype", "")).endswith(("float32", "float16"))
+    probs = as_array(probs, "float32" if single else "float64", "probs")
     if probs.ndim < 2:
-        raise ValueError(f"fixed_sum_sample: argument 'probs' must have the shape (..., K, C), got {tuple(probs.shape)}")
+        raise ValueError(
+            f"fixed_sum_sample: argument 'probs' must have the shape (..., K, C), got {tuple(probs.shape)}"
+        )
     *batch, codes, counts = probs.shape
     rows = math.prod(batch)
     totals = _expand(as_array(totals, "int64", "totals", like=probs), tuple(batch)).reshape(rows)
@@ -100,7 +101,7 @@ def fixed_sum_bridge(
     integers next to the means are always allowed, and the means add up to the sum.
 
     Args:
-        x0: counts [..., K], the prior end; int32, other integer dtypes are converted.
+        x0: counts [..., K], the prior end; int32 or int64 (narrower dtypes are widened).
         x1: counts [..., K], the data end, with the sums of x0.
         t: in [0, 1]; 0 is x0, 1 is x1.
         sigma: deviation per unit of |x1 - x0|, >= 0.
@@ -113,11 +114,14 @@ def fixed_sum_bridge(
     Raises:
         ValueError: t, sigma or a count is out of range, or sums differ (the message names row and code).
     """
-    x0 = as_array(x0, "int32", "x0")
-    x1 = as_array(x1, "int32", "x1", like=x0)
+    both_narrow = all(str(getattr(x, "dtype", "")).endswith("int32") for x in (x0, x1))
+    dtype = "int32" if both_narrow else "int64"
+    x0 = as_array(x0, dtype, "x0")
+    x1 = as_array(x1, dtype, "x1", like=x0)
     if x0.ndim < 1 or x0.shape != x1.shape:
         raise ValueError(
-            f"fixed_sum_bridge: arguments 'x0' and 'x1' must have one shape (..., K), got {tuple(x0.shape)} and {tuple(x1.shape)}"
+            "fixed_sum_bridge: arguments 'x0' and 'x1' must have one shape (..., K), "
+            f"got {tuple(x0.shape)} and {tuple(x1.shape)}"
         )
     if max_count is None:
         max_count = max(int(x0.max()), int(x1.max())) if math.prod(x0.shape) else 0
@@ -140,7 +144,9 @@ def fixed_sum_prior(
     ValueError if a size is negative, or tokens > 0 = codes.
     """
     if min(batch, codes, tokens) < 0 or tokens > 0 == codes:
-        raise ValueError(f"batch, codes and tokens must be >= 0, and codes > 0 if tokens are; got {batch}, {codes}, {tokens}")
+        raise ValueError(
+            f"batch, codes and tokens must be >= 0, and codes > 0 if tokens are; got {batch}, {codes}, {tokens}"
+        )
     if codes == 0:
         return as_array(np.zeros((batch, 0), np.int32), "int32", "prior", like=like)
     even, rest = divmod(tokens, codes)
@@ -190,7 +196,7 @@ class FixedSumScheduler:
             raise ValueError(f"prediction_type must be 'logits', 'probabilities' or 'sample', got {prediction_type!r}")
         if num_tokens < 0:
             raise ValueError(f"num_tokens must be >= 0, got {num_tokens}")
-        self.config = {
+        self.config: dict[str, Any] = {
             "num_tokens": num_tokens,
             "prediction_type": prediction_type,
             "top_p": top_p,
@@ -223,6 +229,21 @@ class FixedSumScheduler:
     def scale_model_input(self, sample: Array, timestep: Any = None) -> Array:
         """The sample itself: counts are not scaled."""
         return sample
+
+    @overload
+    def step(
+        self,
+        model_output: Array,
+        timestep: Any,
+        sample: Array,
+        generator: Any = None,
+        return_dict: Literal[True] = True,
+    ) -> FixedSumSchedulerOutput: ...
+
+    @overload
+    def step(
+        self, model_output: Array, timestep: Any, sample: Array, generator: Any = None, *, return_dict: Literal[False]
+    ) -> tuple[Array, Array]: ...
 
     def step(
         self, model_output: Array, timestep: Any, sample: Array, generator: Any = None, return_dict: bool = True
@@ -257,13 +278,15 @@ class FixedSumScheduler:
 
     def _data_end(self, model_output: Array, generator: Any) -> Array:
         if self.config["prediction_type"] == "sample":
-            return as_array(model_output, "int32", "model_output")
+            return model_output
         if self.config["prediction_type"] == "logits":
             if isinstance(model_output, np.ndarray):
                 model_output = np.exp(model_output - model_output.max(-1, keepdims=True))
             else:
                 model_output = model_output.softmax(-1)
-        return fixed_sum_sample(model_output, self.config["num_tokens"], generator=generator, top_p=self.config["top_p"])
+        return fixed_sum_sample(
+            model_output, self.config["num_tokens"], generator=generator, top_p=self.config["top_p"]
+        )
 
     def add_noise(self, original_samples: Array, noise: Array, timesteps: Any, generator: Any = None) -> Array:
         """The state [B, K] of the training path at time `timesteps` (one for all rows), from prior counts `noise`

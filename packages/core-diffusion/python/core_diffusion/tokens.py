@@ -46,8 +46,8 @@ def image_counts(image: NDArray[np.uint8], codes: int, tokens: int, seed: int) -
     runs = len(grid) // tokens
     if runs == 0 or len(everywhere) < codes:
         raise ValueError(
-            f"an image of {image.shape[0]}x{image.shape[1]} pixels has {len(grid)} tokens and {len(everywhere)} patches, "
-            f"fewer than {tokens} tokens or {codes} codes"
+            f"an image of {image.shape[0]}x{image.shape[1]} pixels has {len(grid)} tokens and {len(everywhere)} "
+            f"patches, fewer than {tokens} tokens or {codes} codes"
         )
     middle = everywhere.mean(0)
     _, vectors = np.linalg.eigh(np.cov((everywhere - middle).T))

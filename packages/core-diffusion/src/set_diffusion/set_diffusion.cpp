@@ -16,15 +16,15 @@ namespace {
 using core::Tensor;
 using std::int64_t;
 
-constexpr int64_t lanes = 4;                         // laws and table rows are padded by as many zeros
-constexpr int64_t max_scratch = int64_t{1} << 29;    // doubles of one row's laws, and of its table: 4 GiB
-constexpr int64_t whole_table = int64_t{1} << 21;    // doubles; a larger table is kept in sqrt(n) marks
-constexpr double sure = 1e-150, least = 1e-280;      // P(total) above which no bits are lost; and to be had at all
+constexpr int64_t lanes = 4;                       // laws and table rows are padded by as many zeros
+constexpr int64_t max_scratch = int64_t{1} << 29;  // doubles of one row's laws, and of its table: 4 GiB
+constexpr int64_t whole_table = int64_t{1} << 21;  // doubles; a larger table is kept in sqrt(n) marks
+constexpr double sure = 1e-150, least = 1e-280;    // P(total) above which no bits are lost; and to be had at all
 constexpr double least_sigma = 1e-3;
 
-[[gnu::cold, noreturn]] void too_large(const char* what, int64_t doubles) {
-  throw core::Error("MemoryError", std::string("fixed-sum sampling: ") + what + " of one row needs " + std::to_string(doubles / 131072) +
-                                       " MiB, more than 4096 MiB");
+[[gnu::cold, noreturn]] void too_large(const char* op, const char* what, int64_t doubles) {
+  throw core::Error("MemoryError",
+                    std::string(op) + ": " + what + " of one row needs " + std::to_string(doubles / 131072) + " MiB, more than 4096 MiB");
 }
 
 /// The random codes of one row: code[i] has low[i] + k with a probability in proportion to
@@ -34,6 +34,9 @@ struct Laws {
   std::vector<double> weight, log_weight;
   int64_t residual = 0;  // the total less all least counts
   int64_t reach = 0;     // the sum of all spans
+  const char* op;        // the operator's name, for messages
+
+  explicit Laws(const char* op) : op(op) {}
 
   int64_t size() const { return static_cast<int64_t>(code.size()); }
   void reset(int64_t total) {
@@ -47,7 +50,7 @@ struct Laws {
   double* add(int64_t of, int64_t lowest, int64_t highest) {
     const auto at = weight.size();
     const int64_t padded = (highest - lowest + lanes) / lanes * lanes;
-    if (static_cast<int64_t>(at) + padded > max_scratch) too_large("the laws", static_cast<int64_t>(at) + padded);
+    if (static_cast<int64_t>(at) + padded > max_scratch) too_large(op, "the laws", static_cast<int64_t>(at) + padded);
     code.push_back(of);
     low.push_back(lowest);
     span.push_back(highest - lowest);
@@ -129,10 +132,11 @@ class Table {
     }
     stride_ = width + 2 * lanes;
     block_ = std::max<int64_t>(n, 1);
-    if (core::checked_mul(n + 1, stride_, "the table") > whole_table)
+    const std::string what = std::string(laws.op) + ": the table";
+    if (core::checked_mul(n + 1, stride_, what.c_str()) > whole_table)
       block_ = static_cast<int64_t>(std::ceil(std::sqrt(static_cast<double>(n))));
-    const int64_t needed = core::checked_mul(block_ + 1 + n / block_ + 1, stride_, "the table");
-    if (needed > max_scratch) too_large("the table", needed);
+    const int64_t needed = core::checked_mul(block_ + 1 + n / block_ + 1, stride_, what.c_str());
+    if (needed > max_scratch) too_large(laws.op, "the table", needed);
     if (needed > capacity_) {
       cells_.reset();
       cells_.reset(new double[static_cast<std::size_t>(needed)]);
@@ -182,8 +186,8 @@ class Table {
     }
     for (int64_t i = end; i-- > start;) {
       const auto at = static_cast<std::size_t>(i);
-      core::multiversion<&convolve>(laws_->law(i), laws_->span[at], static_cast<const double*>(row(i + 1)), lo_[at + 1], hi_[at + 1], row(i),
-                                    lo_[at], hi_[at]);
+      core::multiversion<&convolve>(laws_->law(i), laws_->span[at], static_cast<const double*>(row(i + 1)), lo_[at + 1], hi_[at + 1],
+                                    row(i), lo_[at], hi_[at]);
     }
     if (start > 0) std::copy_n(row(start), stride_, mark(start));
   }
@@ -272,7 +276,8 @@ void keep_nucleus(std::vector<double>& weight, double mass, std::vector<int64_t>
 }
 
 [[gnu::cold, noreturn]] void bad_value(const char* op, const char* argument, const std::string& must, const std::string& got, int64_t b) {
-  throw core::Error("ValueError", std::string(op) + ": argument '" + argument + "' must " + must + ", got " + got + " in row " + std::to_string(b));
+  throw core::Error("ValueError",
+                    std::string(op) + ": argument '" + argument + "' must " + must + ", got " + got + " in row " + std::to_string(b));
 }
 std::string text(double v) {
   char s[32];
@@ -301,8 +306,10 @@ class Sampler {
     }
     const int64_t least_sum = totals_(b) - laws_.residual, most_sum = least_sum + laws_.reach;
     const bool outside = laws_.residual < 0 || laws_.residual > laws_.reach;
-    bad_value(name, "totals", "be sums that counts of positive weight can make up", std::to_string(totals_(b)) +
-              (outside ? " (possible: " + std::to_string(least_sum) + " to " + std::to_string(most_sum) + ")" : " (less likely than 1e-280)"), b);
+    bad_value(name, "totals", "be sums that counts of positive weight can make up",
+              std::to_string(totals_(b)) + (outside ? " (possible: " + std::to_string(least_sum) + " to " + std::to_string(most_sum) + ")"
+                                                    : " (less likely than 1e-280)"),
+              b);
   }
 
  private:
@@ -347,7 +354,7 @@ class Sampler {
   const Tensor<std::int32_t, 2>& out_;
   std::vector<double> weight_;
   std::vector<int64_t> order_;
-  Laws laws_;
+  Laws laws_{name};
   Table table_;
 };
 
@@ -380,19 +387,10 @@ void add_step(Laws& laws, int64_t code, int64_t x0, int64_t x1, double t, double
   }
   for (int64_t k = 0; k <= high - low; ++k) weight[k] = std::exp(log_weight[k] - nearest);
 }
-}  // namespace
 
-void fixed_sum_sample(Tensor<const float, 3> probs, Tensor<const int64_t, 1> totals, double top_p, int64_t seed,
-                      Tensor<std::int32_t, 2> out) {
-  sample(probs, totals, top_p, seed, out);
-}
-void fixed_sum_sample_f64(Tensor<const double, 3> probs, Tensor<const int64_t, 1> totals, double top_p, int64_t seed,
-                          Tensor<std::int32_t, 2> out) {
-  sample(probs, totals, top_p, seed, out);
-}
-
-void fixed_sum_bridge(Tensor<const std::int32_t, 2> x0, Tensor<const std::int32_t, 2> x1, double t, double sigma, int64_t max_count,
-                      int64_t seed, Tensor<std::int32_t, 2> out) {
+template <class T>
+void bridge(const Tensor<const T, 2>& x0, const Tensor<const T, 2>& x1, double t, double sigma, int64_t max_count, int64_t seed,
+            const Tensor<std::int32_t, 2>& out) {
   static constexpr const char* name = "fixed_sum_bridge";
   if (!(t >= 0 && t <= 1)) throw core::Error("ValueError", "fixed_sum_bridge: argument 't' must be in [0, 1], got " + text(t));
   if (!(sigma >= 0 && sigma <= DBL_MAX))
@@ -400,7 +398,7 @@ void fixed_sum_bridge(Tensor<const std::int32_t, 2> x0, Tensor<const std::int32_
   if (max_count < 0 || max_count > std::numeric_limits<std::int32_t>::max())
     throw core::Error("ValueError", "fixed_sum_bridge: argument 'max_count' must be in 0..2^31-1, got " + std::to_string(max_count));
   core::parallel_for(out.shape[0], 1, [&](int64_t begin, int64_t end) {
-    Laws laws;
+    Laws laws(name);
     Table table;
     for (int64_t b = begin; b < end; ++b) {
       laws.reset(0);
@@ -421,8 +419,7 @@ void fixed_sum_bridge(Tensor<const std::int32_t, 2> x0, Tensor<const std::int32_
           add_step(laws, k, from, to, t, sigma, max_count);
         }
       }
-      if (sum0 != sum1)
-        bad_value(name, "x1", "have the row sums of x0", std::to_string(sum1) + " instead of " + std::to_string(sum0), b);
+      if (sum0 != sum1) bad_value(name, "x1", "have the row sums of x0", std::to_string(sum1) + " instead of " + std::to_string(sum0), b);
       laws.residual += sum0;
       if (!draw(laws, table, seed, b, [&](int64_t i, int64_t k) {
             const auto at = static_cast<std::size_t>(i);
@@ -431,5 +428,24 @@ void fixed_sum_bridge(Tensor<const std::int32_t, 2> x0, Tensor<const std::int32_
         throw core::Error("RuntimeError", "fixed_sum_bridge: row " + std::to_string(b) + " left the range of double; please report it");
     }
   });
+}
+}  // namespace
+
+void fixed_sum_sample(Tensor<const float, 3> probs, Tensor<const int64_t, 1> totals, double top_p, int64_t seed,
+                      Tensor<std::int32_t, 2> out) {
+  sample(probs, totals, top_p, seed, out);
+}
+void fixed_sum_sample_f64(Tensor<const double, 3> probs, Tensor<const int64_t, 1> totals, double top_p, int64_t seed,
+                          Tensor<std::int32_t, 2> out) {
+  sample(probs, totals, top_p, seed, out);
+}
+
+void fixed_sum_bridge(Tensor<const std::int32_t, 2> x0, Tensor<const std::int32_t, 2> x1, double t, double sigma, int64_t max_count,
+                      int64_t seed, Tensor<std::int32_t, 2> out) {
+  bridge(x0, x1, t, sigma, max_count, seed, out);
+}
+void fixed_sum_bridge_i64(Tensor<const int64_t, 2> x0, Tensor<const int64_t, 2> x1, double t, double sigma, int64_t max_count, int64_t seed,
+                          Tensor<std::int32_t, 2> out) {
+  bridge(x0, x1, t, sigma, max_count, seed, out);
 }
 }  // namespace core_diffusion

@@ -15,13 +15,14 @@ using std::int64_t;
 
 namespace {
 /// Relative frequencies of the rows of `n` draws from one table of weights.
-std::map<std::vector<int32_t>, double> frequencies(const std::vector<float>& probs, int64_t codes, int64_t counts, int64_t total, int64_t n) {
+std::map<std::vector<int32_t>, double> frequencies(const std::vector<float>& probs, int64_t codes, int64_t counts, int64_t total,
+                                                   int64_t n) {
   std::vector<float> all;
   for (int64_t b = 0; b < n; ++b) all.insert(all.end(), probs.begin(), probs.end());
   std::vector<int64_t> totals(static_cast<std::size_t>(n), total);
   std::vector<int32_t> out(static_cast<std::size_t>(n * codes));
-  fixed_sum_sample(tensor(static_cast<const float*>(all.data()), n, codes, counts), tensor(static_cast<const int64_t*>(totals.data()), n), 1,
-                   5, tensor(out.data(), n, codes));
+  fixed_sum_sample(tensor(static_cast<const float*>(all.data()), n, codes, counts), tensor(static_cast<const int64_t*>(totals.data()), n),
+                   1, 5, tensor(out.data(), n, codes));
   std::map<std::vector<int32_t>, double> f;
   for (int64_t b = 0; b < n; ++b) f[{out.begin() + b * codes, out.begin() + (b + 1) * codes}] += 1.0 / static_cast<double>(n);
   return f;
@@ -66,7 +67,8 @@ CORE_TEST(a_table_in_blocks_draws_the_same_law) {
     for (int64_t c = 0; c < 3; ++c) probs[static_cast<std::size_t>(3 * k + c)] = static_cast<float>(1 + (k * 7 + c * 3) % 5);
   std::vector<int32_t> out(static_cast<std::size_t>(codes));
   for (int64_t seed = 0; seed < 3; ++seed) {
-    fixed_sum_sample(tensor(static_cast<const float*>(probs.data()), 1, codes, 3), tensor(static_cast<const int64_t*>(&total), 1), 1, seed, tensor(out.data(), 1, codes));
+    fixed_sum_sample(tensor(static_cast<const float*>(probs.data()), 1, codes, 3), tensor(static_cast<const int64_t*>(&total), 1), 1, seed,
+                     tensor(out.data(), 1, codes));
     CHECK(std::accumulate(out.begin(), out.end(), int64_t{0}) == total);
   }
 }
@@ -103,7 +105,8 @@ CORE_TEST(bridge_keeps_the_sum_and_ends_at_the_data) {
 CORE_TEST(infeasible_totals_and_bad_weights_are_refused) {
   const auto draw = [](std::vector<float> probs, int64_t total, double top_p) {
     std::vector<int32_t> out(2);
-    fixed_sum_sample(tensor(static_cast<const float*>(probs.data()), 1, 2, 3), tensor(static_cast<const int64_t*>(&total), 1), top_p, 1, tensor(out.data(), 1, 2));
+    fixed_sum_sample(tensor(static_cast<const float*>(probs.data()), 1, 2, 3), tensor(static_cast<const int64_t*>(&total), 1), top_p, 1,
+                     tensor(out.data(), 1, 2));
     return out;
   };
   const std::vector<float> p{.5f, .5f, 0, 0, .5f, .5f};

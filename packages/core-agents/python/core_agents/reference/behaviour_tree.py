@@ -104,7 +104,7 @@ class Agent:
                 statuses.append(SUCCESS)
                 continue
             statuses.append(self._tick(c, observation))
-            self.done[c] = statuses[-1] == SUCCESS
+            self.done[c] = kind == Kind.PARALLEL_ALL_SYNC and statuses[-1] == SUCCESS
         enough = any if kind == Kind.PARALLEL_ONE and statuses else all
         status = FAILURE if FAILURE in statuses else SUCCESS if enough(s == SUCCESS for s in statuses) else RUNNING
         if status != RUNNING:
@@ -170,10 +170,29 @@ class Agent:
         return [n for n in range(len(self.counter)) if self._counts(n)]
 
 
-def tick(args: dict[str, Any], rows: np.ndarray) -> dict[str, np.ndarray]:
-    """What the operator ``tick`` gives for its arguments by name; ``rows`` as check_program gives them."""
+def sizes(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The ``rows`` and ``sizes`` of check_program: who can be RUNNING, is a OneShot, or below a synchronised parallel."""
+    agent = Agent(arrays)
+    kinds = [Kind(k) for k in agent.arrays["kinds"]]
+    own = (Kind.ACTION_WHILE, Kind.FAILURE_IS_RUNNING, Kind.SUCCESS_IS_RUNNING, Kind.REPEAT, Kind.RETRY)
+    never = (Kind.CONDITION, Kind.RUNNING_IS_FAILURE, Kind.RUNNING_IS_SUCCESS)
+
+    def runs(node: int) -> bool:
+        if kinds[node] == Kind.ACTION:
+            return agent._counts(node) or agent.arrays["results"][node] == RUNNING
+        return kinds[node] in own or (kinds[node] not in never and any(runs(c) for c in agent.children(node)))
+
+    synchronised = {c for n, k in enumerate(kinds) if k == Kind.PARALLEL_ALL_SYNC for c in agent.children(n)}
+    keeps = [runs(n) or kinds[n] == Kind.ONE_SHOT or n in synchronised for n in range(len(kinds))]
+    rows = np.where(keeps, np.cumsum(keeps) - 1, -1).astype(np.int32)
+    return rows, np.array([sum(keeps), len(agent._counting())], np.int64)
+
+
+def tick(args: dict[str, Any]) -> dict[str, np.ndarray]:
+    """What the operator ``tick`` gives for its arguments by name."""
     out = {name: np.array(args[name]) for name in ("state", "counters", "actions", "statuses")}
-    agent = Agent({name: np.asarray(args[name]) for name in bt._ARRAYS})
+    arrays = {name: np.asarray(args[name]) for name in bt.ARRAYS}
+    agent, (rows, _) = Agent(arrays), sizes(arrays)
     for a, observation in enumerate(np.asarray(args["observations"])):
         if args["mask"] is not None and not args["mask"][a]:
             continue

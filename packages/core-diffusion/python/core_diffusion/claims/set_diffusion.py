@@ -9,17 +9,17 @@ from numpy.typing import NDArray
 from ..reference import set_diffusion as reference
 from ..set_diffusion import FixedSumScheduler, fixed_sum_bridge, fixed_sum_prior
 
-TOY = {"x0": (4, 0, 0), "x1": (0, 1, 3), "t": 0.5, "tokens": 4}
+TOY_X0, TOY_X1, TOY_T, TOY_TOKENS = (4, 0, 0), (0, 1, 3), 0.5, 4
 SAMPLES, REPLICAS = 100_000, 5
 
 
 def exact_law() -> dict[tuple[int, ...], float]:
     """The conditional law of the toy step by enumeration."""
-    probs = np.zeros((3, TOY["tokens"] + 1))
-    for i, (a, b) in enumerate(zip(TOY["x0"], TOY["x1"], strict=True)):
-        low, weight = reference.bridge_law(a, b, TOY["t"], 0.25, TOY["tokens"])
+    probs = np.zeros((3, TOY_TOKENS + 1))
+    for i, (a, b) in enumerate(zip(TOY_X0, TOY_X1, strict=True)):
+        low, weight = reference.bridge_law(a, b, TOY_T, 0.25, TOY_TOKENS)
         probs[i, low : low + len(weight)] = weight
-    return reference.enumerate_law(probs, TOY["tokens"])
+    return reference.enumerate_law(probs, TOY_TOKENS)
 
 
 def total_variation(draws: NDArray[np.int32], law: dict[tuple[int, ...], float]) -> float:
@@ -42,7 +42,7 @@ def violations(seed: int, rows: int, codes: int = 64, tokens: int = 16, steps: i
     wrong = 0
     for t in scheduler.timesteps:
         logits = rng.standard_normal((rows, codes, tokens + 1), np.float32)
-        state, end = scheduler.step(logits, t, state, rng, return_dict=False)
+        state = scheduler.step(logits, t, state, rng).prev_sample
         wrong += int((state.sum(1) != tokens).sum() + (state.min(1) < 0).sum() + (state.max(1) > tokens).sum())
     generator = torch.Generator().manual_seed(seed)
     few = torch.from_numpy(prior[: rows // 20])
@@ -55,23 +55,27 @@ def violations(seed: int, rows: int, codes: int = 64, tokens: int = 16, steps: i
 
 def claim(size: str, seed: int, out: Path) -> Claim:
     """Sums along whole walks with an untrained network, and the law of one step against enumeration."""
-    import matplotlib
+    import matplotlib as mpl
     import torch
 
-    matplotlib.use("Agg")
+    mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     law = exact_law()
-    x0, x1 = (np.tile(np.array(TOY[name], np.int32), (SAMPLES, 1)) for name in ("x0", "x1"))
-    floor, ours, published, wrong, wrong_published = [], [], [], [], []
+    x0, x1 = (np.tile(np.array(x, np.int32), (SAMPLES, 1)) for x in (TOY_X0, TOY_X1))
+    floor: list[float] = []
+    ours: list[float] = []
+    published: list[float] = []
+    wrong: list[float] = []
+    wrong_published: list[float] = []
     vectors = np.array(list(law), np.int32)
     for replica in range(seed, seed + REPLICAS):
         rng = np.random.default_rng(replica)
         exact = vectors[rng.choice(len(vectors), SAMPLES, p=list(law.values()))]
-        drawn = fixed_sum_bridge(x0, x1, TOY["t"], max_count=TOY["tokens"], generator=rng)
+        drawn = fixed_sum_bridge(x0, x1, TOY_T, max_count=TOY_TOKENS, generator=rng)
         generator = torch.Generator().manual_seed(replica)
         repaired = reference.repair_step(
-            torch.from_numpy(x0), torch.from_numpy(x1), TOY["t"], 0.25, TOY["tokens"] + 1, generator
+            torch.from_numpy(x0), torch.from_numpy(x1), TOY_T, 0.25, TOY_TOKENS + 1, generator
         ).numpy()
         for to, draws in ((floor, exact), (ours, drawn), (published, repaired)):
             to.append(total_variation(draws, law))
@@ -90,7 +94,7 @@ def claim(size: str, seed: int, out: Path) -> Claim:
         axes.bar(position + 0.3 * (shift - 1), [(draws == v).all(1).mean() for v in vectors], 0.3, label=label)
     axes.bar(position + 0.3, list(law.values()), 0.3, label="exact", color="black")
     axes.set_xticks(position, ["".join(map(str, v)) for v in law], rotation=90)
-    axes.set(xlabel="counts", ylabel="frequency", title=f"One step from {TOY['x0']} to {TOY['x1']} at t = {TOY['t']}")
+    axes.set(xlabel="counts", ylabel="frequency", title=f"One step from {TOY_X0} to {TOY_X1} at t = {TOY_T}")
     axes.legend()
     figure.savefig(plot, dpi=110)
     plt.close(figure)

@@ -177,7 +177,9 @@ def repair(drawn: Any, law: Any, totals: Any) -> Any:
     return torch.where(chosen & inside, moved, drawn)
 
 
-def repair_walk(network: Any, prior: Any, steps: int, tokens: int, top_p: float, generator: Any = None) -> tuple[Any, Any]:
+def repair_walk(
+    network: Any, prior: Any, steps: int, tokens: int, top_p: float, generator: Any = None
+) -> tuple[Any, Any]:
     """The published sampler: data ends and states [steps, B, K] (int64) from the prior counts [B, K] (torch).
 
     network(t, state) gives the laws [B, K, M+1] at time t. Draws of the data end are repaired from t = 0.65 on;

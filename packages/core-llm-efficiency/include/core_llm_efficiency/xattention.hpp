@@ -1,0 +1,48 @@
+// core_llm_efficiency/xattention.hpp - block-sparse prefill attention that finds its blocks by antidiagonal sums
+// (XAttention, arXiv 2503.16428, section 2).
+//
+// Sizes: B batch, H query heads, G key/value heads (H a multiple of G; head h reads h / (H / G)), N queries,
+// M keys, D and E head dimensions of q/k and of v; QB = ceil(N / block), KB = ceil(M / block).
+// With `causal`, queries are the last N of M positions (chunked prefill): query n sees keys 0..n + M - N, N <= M.
+// `block` is a multiple of 16 in [16, 4096]. All results are independent of the number of threads.
+// NaN and infinities follow the arithmetic: scores, and outputs of the query blocks that select them, become NaN.
+// Scratch: one key/value head's k and v at a time.
+#pragma once
+#include <core/tensor.hpp>
+
+namespace core_llm_efficiency {
+
+/// Estimated attention mass of every block.
+///
+/// With S = stride, a tile is S queries by S keys, and its logit is the sum along its antidiagonal,
+///   logit(i, j) = scale / S * sum_{r < S} q[iS + S-1-r] . k[jS + r]     (terms past the end of q or k are 0);
+/// each row i of tiles is softmaxed over the keys' tiles (causal: those that start at or before the last
+/// query of row i), and scores[..., I, J] is the sum of the probabilities of the tiles in block (I, J).
+/// So a whole query block has row sum block / S. stride = 1 gives the exact mass of every block.
+/// q[B,H,N,D], k[B,G,M,D] float32; stride >= 1 divides block; scale finite; scores[B,H,QB,KB] float32.
+/// Throws ValueError on sizes, stride, block or scale out of these ranges.
+CORE_EXPORT void antidiagonal_scores(core::Tensor<const float, 4> q, core::Tensor<const float, 4> k, std::int64_t stride,
+                                     std::int64_t block, double scale, bool causal, core::Tensor<float, 4> scores);
+
+/// Chooses the blocks that every query block attends to.
+///
+/// causal: key block 0 (the sink) and the blocks that hold the query block's own positions come first, always
+/// kept, their mass counted; then the other visible blocks by descending score, ties by lower index, each kept while
+/// the mass before it is below thresholds[h] times the row's sum. Not causal: descending order alone; the best
+/// block is always kept. A threshold >= 1 keeps all visible blocks, and so does a row with a NaN or infinite score.
+/// scores[B,H,QB,KB] float32 >= 0; thresholds[H] float32 >= 0; mask[B,H,QB,KB] bool.
+/// Throws ValueError on a negative or NaN threshold, a negative score, or sizes that do not fit q_len, k_len, block.
+CORE_EXPORT void select_blocks(core::Tensor<const float, 4> scores, core::Tensor<const float, 1> thresholds, std::int64_t block,
+                               std::int64_t q_len, std::int64_t k_len, bool causal, core::Tensor<bool, 4> mask);
+
+/// Attention over the selected blocks: out = softmax(scale q k^T, over the keys of selected blocks) v.
+///
+/// mask[B,H,QB,KB]: which blocks are read. A query without any visible key gives zeros (lse -inf).
+/// q[B,H,N,D], k[B,G,M,D], v[B,G,M,E] float32; scale finite; out[B,H,N,E] float32; lse[B,H,N] float32, optional:
+/// the natural logarithm of the softmax denominator.
+/// Throws ValueError on sizes, block or scale out of range.
+CORE_EXPORT void block_sparse_attention(core::Tensor<const float, 4> q, core::Tensor<const float, 4> k, core::Tensor<const float, 4> v,
+                                        core::Tensor<const bool, 4> mask, std::int64_t block, double scale, bool causal,
+                                        core::Tensor<float, 4> out, std::optional<core::Tensor<float, 3>> lse);
+
+}  // namespace core_llm_efficiency

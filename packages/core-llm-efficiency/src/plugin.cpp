@@ -1,0 +1,3 @@
+#include "ops.hpp"
+
+CORE_PLUGIN(core_llm_efficiency, CORE_VERSION, core_llm_efficiency::ops)

@@ -1,0 +1,152 @@
+// The register tile, the packing, the exponential and the argument checks that the XAttention kernels share.
+// Panels hold `lanes` columns side by side, [depth][lanes]. The tile's loop over lanes is the outermost one and is
+// what the compiler vectorises, so that the accumulators of all rows stay in registers.
+#pragma once
+#include <core/parallel.hpp>
+#include <core/tensor.hpp>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <memory>
+
+namespace core_llm_efficiency {
+constexpr int lanes = 16;
+constexpr std::int64_t rows_of_tile = 12;
+constexpr std::int64_t deepest = 256, row_step = deepest + 16;  // off a power of two, for the cache's sake
+constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
+
+constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return a / b + (a % b != 0); }
+constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
+
+/// Uninitialised scratch.
+struct Scratch {
+  explicit Scratch(std::int64_t n) : data(new float[static_cast<std::size_t>(n)]) {}
+  std::unique_ptr<float[]> data;
+  float* get() const { return data.get(); }
+};
+
+/// Rows of the tile that starts with `left` rows to go: 12, or what is left rounded up to 4.
+inline int tile_rows(std::int64_t left) { return left >= rows_of_tile ? 12 : left > 8 ? 12 : left > 4 ? 8 : 4; }
+
+/// Calls f.template operator()<R>() for R = 4, 8 or 12 rows.
+template <class F>
+inline void with_rows(int rows, F&& f) {
+  switch (rows) {
+    case 4: return f.template operator()<4>();
+    case 8: return f.template operator()<8>();
+    default: return f.template operator()<12>();
+  }
+}
+
+/// c[i][j] = sum_k a[i][k] b[k][j], i < R, j < lanes, 1 <= depth <= deepest, rows of a `row_step` apart;
+/// with Accumulate added to keep[i] c[i][j].
+template <int R, bool Accumulate>
+inline void multiply(std::int64_t depth, const float* __restrict a, const float* __restrict b, float* __restrict c, std::int64_t c_row,
+                     const float* __restrict keep) {
+  for (int j = 0; j < lanes; ++j) {
+    float sum[R];
+#pragma GCC unroll 12
+    for (int i = 0; i < R; ++i) sum[i] = 0;
+    std::int64_t k = 0;
+    do {  // a test before the first pass would keep the compiler from vectorising the loop over j
+      const float x = b[k * lanes + j];
+#pragma GCC unroll 12
+      for (int i = 0; i < R; ++i) sum[i] += a[i * row_step + k] * x;
+    } while (++k < depth);
+#pragma GCC unroll 12
+    for (int i = 0; i < R; ++i) c[i * c_row + j] = Accumulate ? keep[i] * c[i * c_row + j] + sum[i] : sum[i];
+  }
+}
+
+/// c = a b of any depth: a is cut into pieces of `deepest` columns that lie `piece` floats apart; b is [depth][columns of lanes].
+template <int R>
+inline void multiply_deep(std::int64_t depth, const float* a, std::int64_t piece, const float* b, float* c, std::int64_t c_row) {
+  constexpr float ones[12] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+  if (depth == 0)
+    for (int i = 0; i < R; ++i) std::fill_n(c + i * c_row, lanes, 0.f);
+  for (std::int64_t at = 0; at < depth; at += deepest, a += piece) {
+    const std::int64_t n = std::min(deepest, depth - at);
+    if (at == 0)
+      multiply<R, false>(n, a, b, c, c_row, ones);
+    else
+      multiply<R, true>(n, a, b + at * lanes, c, c_row, ones);
+  }
+}
+
+/// exp(x) for x <= 0, relative error below 2e-7; 0 below -87, NaN for NaN.
+inline float exp_nonpositive(float x) {
+  const float shifted = x * 1.44269504f + 12582912.f, n = shifted - 12582912.f;
+  float r = x - n * 0.693359375f;
+  r += n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.f;
+  const float power = std::bit_cast<float>((std::bit_cast<std::uint32_t>(shifted) + 127u) << 23);
+  return x < -87.f ? 0.f : p * power;
+}
+
+/// The largest of x[0..n), n a positive multiple of `lanes`; NaN is passed over.
+inline float row_max(const float* x, std::int64_t n) {
+  float best[lanes];
+  for (int j = 0; j < lanes; ++j) {
+    float m = minus_infinity;
+    std::int64_t p = 0;
+    do m = m < x[p + j] ? x[p + j] : m;
+    while ((p += lanes) < n);
+    best[j] = m;
+  }
+  float m = best[0];
+  for (int j = 1; j < lanes; ++j) m = m < best[j] ? best[j] : m;
+  return m;
+}
+
+/// x[0..n) = exp(x - base), n a positive multiple of `lanes`; sum[j] = keep * sum[j] + the sum of lane j.
+inline void exp_row(float* __restrict x, std::int64_t n, float base, float keep, float* __restrict sum) {
+  for (std::int64_t j = 0; j < n; ++j) x[j] = exp_nonpositive(x[j] - base);
+  for (int j = 0; j < lanes; ++j) {
+    float s = keep * sum[j];
+    std::int64_t p = 0;
+    do s += x[p + j];
+    while ((p += lanes) < n);
+    sum[j] = s;
+  }
+}
+
+[[noreturn, gnu::cold]] inline void refuse(const char* op, const char* argument, const std::string& why) {
+  throw core::Error("ValueError", std::string(op) + ": argument '" + argument + "' must be " + why);
+}
+
+/// Checks what the shapes of the three operators have in common.
+inline void check_blocks(const char* op, std::int64_t q_len, std::int64_t k_len, std::int64_t block, bool causal, const char* blocks,
+                         std::int64_t q_blocks, std::int64_t k_blocks) {
+  if (block < 16 || block > 4096 || block % 16) refuse(op, "block", "a multiple of 16 in [16, 4096], got " + std::to_string(block));
+  if (causal && q_len > k_len)
+    refuse(op, "causal", "false where there are more queries than keys, got " + std::to_string(q_len) + " queries and " +
+                             std::to_string(k_len) + " keys");
+  if (q_blocks != ceil_div(q_len, block) || k_blocks != ceil_div(k_len, block))
+    refuse(op, blocks, "of " + std::to_string(ceil_div(q_len, block)) + " by " + std::to_string(ceil_div(k_len, block)) +
+                           " blocks, got " + std::to_string(q_blocks) + " by " + std::to_string(k_blocks));
+}
+
+/// Checks the heads and the scale of the two operators that read q and k.
+inline void check_heads(const char* op, std::int64_t q_heads, std::int64_t k_heads, double scale) {
+  if (k_heads ? q_heads % k_heads : q_heads)
+    refuse(op, "k", "of a number of heads that divides q's, got " + std::to_string(k_heads) + " and " + std::to_string(q_heads));
+  if (!std::isfinite(scale)) refuse(op, "scale", "finite, got " + std::to_string(scale));
+}
+
+/// The rows of one head as a matrix with any strides.
+struct Rows {
+  const float* data;
+  std::int64_t row, col;
+};
+inline Rows head(const core::Tensor<const float, 4>& t, std::int64_t b, std::int64_t h) {
+  return {t.data + b * t.stride[0] + h * t.stride[1], t.stride[2], t.stride[3]};
+}
+}  // namespace core_llm_efficiency

@@ -1,0 +1,7 @@
+"""3D Gaussian splatting on the CPU and on CUDA."""
+
+from __future__ import annotations
+
+from .rasterize import rasterization
+
+__all__ = ["rasterization"]

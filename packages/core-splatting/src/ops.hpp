@@ -1,0 +1,13 @@
+// The operators of core-splatting.
+#pragma once
+#include <core/op.hpp>
+
+#include <core_splatting/rasterize.hpp>
+
+namespace core_splatting {
+inline constexpr auto ops = core::op_set(core::op<"rasterize", &rasterize CORE_IF_CUDA(&rasterize_cuda)>(
+    "Renders 3D Gaussians into pinhole cameras: projection, exact tile culling, one sort by depth, blending front to back.",
+    {"means[N,3]", "quats[N,4]", "scales[N,3]", "opacities[N]", "colors[*,N,D]", "viewmats[C,4,4]", "Ks[C,3,3]", "backgrounds[C,D]",
+     "near_plane", "far_plane", "radius_clip", "eps2d", "max_alpha", "out_colors[C,H,W,D]", "out_alphas[C,H,W]"},
+    {.paper = "2308.04079", .ns_per_element = 20}));
+}

@@ -1,0 +1,3 @@
+#include "ops.hpp"
+
+CORE_PLUGIN(core_splatting, CORE_VERSION, core_splatting::ops)

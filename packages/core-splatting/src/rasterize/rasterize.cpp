@@ -1,0 +1,313 @@
+// Forward rasterisation on the CPU: project, one radix sort by depth, a stable counting sort into tiles, blend tile by
+// tile in the first-level cache, eight pixels of a row at a time.
+#include <core/isa.hpp>
+#include <core/parallel.hpp>
+#include <core_splatting/rasterize.hpp>
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <limits>
+#include <vector>
+
+#include "project.hpp"
+
+namespace core_splatting {
+
+Options check_options(std::int64_t cameras, std::int64_t gaussians, std::int64_t color_sets, double near_plane, double far_plane,
+                      double radius_clip, double eps2d, double max_alpha, std::int64_t height, std::int64_t width) {
+  const auto require = [](bool ok, const char* name, const char* wanted, double got) {
+    if (!ok)
+      throw core::Error("ValueError", std::string("rasterize: argument '") + name + "' must be " + wanted + ", got " + std::to_string(got));
+  };
+  constexpr double most = std::numeric_limits<float>::max();
+  require(near_plane > 0 && near_plane <= most, "near_plane", "positive and finite", near_plane);
+  require(far_plane >= near_plane, "far_plane", "at least near_plane", far_plane);
+  require(radius_clip >= 0, "radius_clip", "at least 0", radius_clip);
+  require(eps2d >= 0 && eps2d <= most, "eps2d", "at least 0 and finite", eps2d);
+  require(max_alpha >= 1.0 / 255 && max_alpha < 1, "max_alpha", "at least 1/255 and less than 1", max_alpha);
+  require(color_sets == 1 || color_sets == cameras, "colors", "of shape (1, N, D) or (C, N, D): its first size", static_cast<double>(color_sets));
+  require(width <= 65536, "out_alphas", "at most 65536 pixels wide", static_cast<double>(width));
+  require(height <= 65536, "out_alphas", "at most 65536 pixels high", static_cast<double>(height));
+  const std::int64_t tiles_x = (width + tile_size - 1) / tile_size, tiles_y = (height + tile_size - 1) / tile_size;
+  constexpr std::int64_t limit = std::numeric_limits<std::int32_t>::max();
+  if (core::checked_mul(cameras, gaussians, "rasterize: the number of projections") > limit ||
+      core::checked_mul(cameras, tiles_x * tiles_y, "rasterize: the number of tiles") > limit)
+    throw core::Error("ValueError", "rasterize: more than 2^31 - 1 projections or tiles in one call; pass fewer cameras");
+  const auto narrow = [](double v) { return static_cast<float>(std::min(v, most)); };
+  return {narrow(near_plane),         narrow(far_plane),        narrow(radius_clip),       narrow(eps2d),            narrow(max_alpha),
+          static_cast<int>(width), static_cast<int>(height), static_cast<int>(tiles_x), static_cast<int>(tiles_y)};
+}
+
+namespace {
+
+constexpr int lanes = 8, groups = tile_size / lanes, channel_chunk = 32;
+
+using Colors = core::Tensor<const float, 3>;
+
+Camera load_camera(const core::Tensor<const float, 3>& viewmats, const core::Tensor<const float, 3>& Ks, std::int64_t c) {
+  Camera cam;
+  for (int row = 0; row < 3; ++row) {
+    for (int k = 0; k < 3; ++k) cam.r[3 * row + k] = viewmats(c, row, k);
+    cam.t[row] = viewmats(c, row, 3);
+  }
+  cam.fx = Ks(c, 0, 0), cam.fy = Ks(c, 1, 1), cam.cx = Ks(c, 0, 2), cam.cy = Ks(c, 1, 2);
+  const bool finite = std::all_of(cam.r, cam.r + 9, [](float v) { return std::isfinite(v); }) &&
+                      std::all_of(cam.t, cam.t + 3, [](float v) { return std::isfinite(v); });
+  if (!finite) throw core::Error("ValueError", "rasterize: argument 'viewmats' must be finite, but camera " + std::to_string(c) + " is not");
+  if (!(cam.fx > 0 && cam.fy > 0 && std::isfinite(cam.fx + cam.fy + cam.cx + cam.cy)))
+    throw core::Error("ValueError",
+                      "rasterize: argument 'Ks' must be finite with positive focal lengths, but camera " + std::to_string(c) + " is not");
+  return cam;
+}
+
+struct Key {
+  std::uint32_t depth, index;
+};
+
+/// Stable, by the bits of positive floats, eleven at a time.
+void sort_by_depth(std::vector<Key>& keys) {
+  std::vector<Key> other(keys.size());
+  std::vector<std::uint32_t> at(3 * 2048);
+  for (const Key k : keys)
+    for (int pass = 0; pass < 3; ++pass) ++at[static_cast<std::size_t>(pass) * 2048 + (k.depth >> (11 * pass) & 2047)];
+  for (int pass = 0; pass < 3; ++pass) {
+    std::uint32_t* const next = at.data() + pass * 2048;
+    std::uint32_t sum = 0;
+    for (int b = 0; b < 2048; ++b) sum += std::exchange(next[b], sum);
+    for (const Key k : keys) other[next[k.depth >> (11 * pass) & 2047]++] = k;
+    keys.swap(other);
+  }
+}
+
+/// The visible Gaussians of one camera in depth order.
+struct Projected {
+  std::vector<Splat> splats;
+  std::vector<std::uint32_t> index;  // which Gaussian
+};
+
+Projected project_sorted(const Camera& cam, const Options& o, const core::Tensor<const float, 2>& means,
+                         const core::Tensor<const float, 2>& quats, const core::Tensor<const float, 2>& scales,
+                         const core::Tensor<const float, 1>& opacities) {
+  const std::int64_t n = means.shape[0];
+  std::vector<Splat> all(static_cast<std::size_t>(n));
+  std::vector<float> depths(static_cast<std::size_t>(n));
+  core::parallel_for(n, 1024, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const float mean[] = {means(i, 0), means(i, 1), means(i, 2)}, scale[] = {scales(i, 0), scales(i, 1), scales(i, 2)};
+      const float quat[] = {quats(i, 0), quats(i, 1), quats(i, 2), quats(i, 3)};
+      Splat& s = all[static_cast<std::size_t>(i)];
+      float depth;
+      const bool visible = project(cam, o, mean, quat, scale, opacities(i), s, depth) && s.x + s.extent_x > 0 && s.y + s.extent_y > 0 &&
+                           s.x - s.extent_x < static_cast<float>(o.width) && s.y - s.extent_y < static_cast<float>(o.height);
+      depths[static_cast<std::size_t>(i)] = visible ? depth : 0.f;
+    }
+  });
+  std::vector<Key> keys;
+  keys.reserve(static_cast<std::size_t>(n));
+  for (std::uint32_t i = 0; i < n; ++i)
+    if (depths[i] > 0) keys.push_back({std::bit_cast<std::uint32_t>(depths[i]), i});
+  sort_by_depth(keys);
+  Projected p{std::vector<Splat>(keys.size()), std::vector<std::uint32_t>(keys.size())};
+  core::parallel_for(static_cast<std::int64_t>(keys.size()), 4096, [&](std::int64_t begin, std::int64_t end) {
+    for (auto i = static_cast<std::size_t>(begin); i < static_cast<std::size_t>(end); ++i) {
+      p.index[i] = keys[i].index;
+      p.splats[i] = all[keys[i].index];
+    }
+  });
+  return p;
+}
+
+/// The splats of each tile, front to back: those of tile t are list[begin[t]] .. list[begin[t + 1]].
+struct Bins {
+  std::vector<std::uint32_t> begin, list;
+};
+
+Bins bin(const std::vector<Splat>& splats, const Options& o) {
+  struct Row {
+    std::uint16_t first, last;
+  };
+  const std::size_t tiles = static_cast<std::size_t>(o.tiles_x) * static_cast<std::size_t>(o.tiles_y), n = splats.size();
+  const std::size_t parts = std::clamp<std::size_t>((std::size_t{1} << 22) / tiles, 1,
+                                                    std::clamp<std::size_t>(n / 2048, 1, static_cast<std::size_t>(core::num_threads()) * 2));
+  const auto part_begin = [&](std::size_t part) { return n * part / parts; };
+  std::vector<std::vector<Row>> rows(parts);
+  std::vector<std::vector<std::uint32_t>> next(parts);
+  core::parallel_for(static_cast<std::int64_t>(parts), 1, [&](std::int64_t first_part, std::int64_t last_part) {
+    for (auto part = static_cast<std::size_t>(first_part); part < static_cast<std::size_t>(last_part); ++part) {
+      next[part].assign(tiles, 0);
+      rows[part].reserve((part_begin(part + 1) - part_begin(part)) * 2);
+      for (std::size_t i = part_begin(part); i < part_begin(part + 1); ++i) {
+        const Range range = tile_rows(splats[i], o);
+        for (int row = range.first; row <= range.last; ++row) {
+          const Range columns = tile_columns(splats[i], o, row);
+          const bool some = columns.last >= columns.first;
+          rows[part].push_back(some ? Row{static_cast<std::uint16_t>(columns.first), static_cast<std::uint16_t>(columns.last)} : Row{1, 0});
+          for (int column = columns.first; column <= columns.last; ++column)
+            ++next[part][static_cast<std::size_t>(row * o.tiles_x + column)];
+        }
+      }
+    }
+  });
+  Bins bins{std::vector<std::uint32_t>(tiles + 1), {}};
+  std::uint64_t sum = 0;
+  for (std::size_t t = 0; t < tiles; ++t) {
+    bins.begin[t] = static_cast<std::uint32_t>(sum);
+    for (auto& counts : next) {
+      const std::uint32_t here = counts[t];
+      counts[t] = static_cast<std::uint32_t>(sum);
+      sum += here;
+    }
+    if (sum > static_cast<std::uint64_t>(std::numeric_limits<std::int32_t>::max()))
+      throw core::Error("MemoryError", "rasterize: the Gaussians of one camera reach more than 2^31 - 1 tiles");
+  }
+  bins.begin[tiles] = static_cast<std::uint32_t>(sum);
+  bins.list.resize(sum);
+  core::parallel_for(static_cast<std::int64_t>(parts), 1, [&](std::int64_t first_part, std::int64_t last_part) {
+    for (auto part = static_cast<std::size_t>(first_part); part < static_cast<std::size_t>(last_part); ++part) {
+      const Row* columns = rows[part].data();
+      for (std::size_t i = part_begin(part); i < part_begin(part + 1); ++i) {
+        const Range range = tile_rows(splats[i], o);
+        for (int row = range.first; row <= range.last; ++row, ++columns)
+          for (int column = columns->first; column <= columns->last; ++column)
+            bins.list[next[part][static_cast<std::size_t>(row * o.tiles_x + column)]++] = static_cast<std::uint32_t>(i);
+      }
+    }
+  });
+  return bins;
+}
+
+/// 2^x for x in [-126, 0], relative error below 3e-7.
+inline float exp2_of(float x) {
+  const int whole = static_cast<int>(x - 0.5f);
+  const float f = x - static_cast<float>(whole);
+  const float p = 1.f + f * (0.69314718f + f * (0.24022651f + f * (0.05550411f + f * (0.00961813f + f * (0.00133336f + f * 0.00015404f)))));
+  return p * std::bit_cast<float>((whole + 127) << 23);
+}
+
+struct Frame {
+  const Projected* projected;
+  const Bins* bins;
+  Options options;
+  std::int64_t camera, color_set;
+  Colors colors;
+  const core::Tensor<const float, 2>* backgrounds;  // or null
+  core::Tensor<float, 4> out_colors;
+  core::Tensor<float, 3> out_alphas;
+  std::int64_t channel, channels;  // the part of the channels that this pass blends
+};
+
+/// Blends one tile; K channels, or as many as the frame says if K is 0.
+template <int K>
+void blend_tile(const Frame* frame, std::int64_t tile) {
+  constexpr int most = K ? K : channel_chunk;
+  const Options& o = frame->options;
+  const int channels = K ? K : static_cast<int>(frame->channels);
+  const int tile_x = static_cast<int>(tile % o.tiles_x) * tile_size, tile_y = static_cast<int>(tile / o.tiles_x) * tile_size;
+  const int width = std::min(tile_size, o.width - tile_x), height = std::min(tile_size, o.height - tile_y);
+  // A pixel is finished when its transmittance is negative; those outside the image are from the start.
+  alignas(64) float transmittance[tile_size][groups][lanes];
+  alignas(64) float sum[tile_size][groups][most][lanes];
+  for (int row = 0; row < tile_size; ++row)
+    for (int g = 0; g < groups; ++g) {
+      for (int k = 0; k < lanes; ++k) transmittance[row][g][k] = row < height && g * lanes + k < width ? 1.f : -1.f;
+      for (int d = 0; d < channels; ++d)
+        for (int k = 0; k < lanes; ++k) sum[row][g][d][k] = 0.f;
+    }
+
+  const std::uint32_t* const list = frame->bins->list.data();
+  const std::uint32_t begin = frame->bins->begin[static_cast<std::size_t>(tile)], end = frame->bins->begin[static_cast<std::size_t>(tile) + 1];
+  const float max_alpha = o.max_alpha;
+  for (std::uint32_t at = begin; at < end; ++at) {
+    if ((at - begin) % 16 == 15) {
+      float best = -1.f;
+      for (int i = 0; i < tile_size * tile_size; ++i) best = max_of(best, (&transmittance[0][0][0])[i]);
+      if (best < 0) break;
+    }
+    const Splat s = frame->projected->splats[list[at]];
+    const float* const source = frame->colors.data + frame->color_set * frame->colors.stride[0] +
+                                static_cast<std::int64_t>(frame->projected->index[list[at]]) * frame->colors.stride[1] +
+                                frame->channel * frame->colors.stride[2];
+    float color[most];
+    for (int d = 0; d < channels; ++d) color[d] = source[d * frame->colors.stride[2]];
+    const float cut = exponent_cut(s.log2_opacity);
+    const float local_x = s.x - static_cast<float>(tile_x) - 0.5f, local_y = s.y - static_cast<float>(tile_y) - 0.5f;
+    const float last_pixel = static_cast<float>(tile_size - 1), over_uu = -1.f / s.uu;
+    const int first = static_cast<int>(max_of(local_y - s.extent_y, 0.f)), last = static_cast<int>(min_of(local_y + s.extent_y + 0.01f, last_pixel));
+    for (int row = first; row <= last; ++row) {
+      const float dy = static_cast<float>(row) - local_y, constant = s.yy * dy * dy + s.log2_opacity;
+      const float room = constant - cut;
+      if (room < 0) continue;
+      const float centre = local_x + s.shear * dy, half = std::sqrt(room * over_uu) + 0.01f;
+      const float left = max_of(centre - half, 0.f), right = min_of(centre + half, last_pixel);
+      if (left > right) continue;
+      for (int g = static_cast<int>(left) / lanes; g <= static_cast<int>(right) / lanes; ++g) {
+        float* const __restrict t = transmittance[row][g];
+        float weight[lanes];
+        for (int k = 0; k < lanes; ++k) {
+          const float u = static_cast<float>(g * lanes + k) - centre;
+          const float exponent = constant + s.uu * u * u;
+          const float alpha = min_of(max_alpha, exp2_of(max_of(exponent, -100.f)));
+          const float before = t[k], next = before - alpha * before;
+          const bool hit = exponent >= cut, blends = hit & (next > min_transmittance);
+          weight[k] = blends ? alpha * before : 0.f;
+          t[k] = blends ? next : hit ? -std::abs(before) : before;
+        }
+        for (int d = 0; d < channels; ++d)
+          for (int k = 0; k < lanes; ++k) sum[row][g][d][k] += weight[k] * color[d];
+      }
+    }
+  }
+
+  for (int row = 0; row < height; ++row)
+    for (int column = 0; column < width; ++column) {
+      const int g = column / lanes, k = column % lanes;
+      const float left = std::abs(transmittance[row][g][k]);
+      float* const out = &frame->out_colors(frame->camera, tile_y + row, tile_x + column, frame->channel);
+      for (int d = 0; d < channels; ++d)
+        out[d * frame->out_colors.stride[3]] =
+            sum[row][g][d][k] + (frame->backgrounds ? left * (*frame->backgrounds)(frame->camera, frame->channel + d) : 0.f);
+      if (frame->channel == 0) frame->out_alphas(frame->camera, tile_y + row, tile_x + column) = 1.f - left;
+    }
+}
+
+void blend_tile_on_this_isa(const Frame* frame, std::int64_t tile) {
+  switch (frame->channels) {
+    case 1: return core::multiversion<&blend_tile<1>>(frame, tile);
+    case 3: return core::multiversion<&blend_tile<3>>(frame, tile);
+    case 4: return core::multiversion<&blend_tile<4>>(frame, tile);
+    default: return core::multiversion<&blend_tile<0>>(frame, tile);
+  }
+}
+
+}  // namespace
+
+void rasterize(core::Tensor<const float, 2> means, core::Tensor<const float, 2> quats, core::Tensor<const float, 2> scales,
+               core::Tensor<const float, 1> opacities, core::Tensor<const float, 3> colors, core::Tensor<const float, 3> viewmats,
+               core::Tensor<const float, 3> Ks, std::optional<core::Tensor<const float, 2>> backgrounds, double near_plane,
+               double far_plane, double radius_clip, double eps2d, double max_alpha, core::Tensor<float, 4> out_colors,
+               core::Tensor<float, 3> out_alphas) {
+  const std::int64_t cameras = viewmats.shape[0];
+  const Options o = check_options(cameras, means.shape[0], colors.shape[0], near_plane, far_plane, radius_clip, eps2d, max_alpha,
+                                  out_alphas.shape[1], out_alphas.shape[2]);
+  const std::int64_t tiles = static_cast<std::int64_t>(o.tiles_x) * o.tiles_y;
+  for (std::int64_t c = 0; c < cameras; ++c) {
+    const Camera cam = load_camera(viewmats, Ks, c);
+    if (tiles == 0) continue;
+    const Projected projected = project_sorted(cam, o, means, quats, scales, opacities);
+    const Bins bins = bin(projected.splats, o);
+    Frame frame{&projected, &bins, o, c, colors.shape[0] == 1 ? 0 : c, colors, backgrounds ? &*backgrounds : nullptr,
+                out_colors, out_alphas, 0, 0};
+    do {
+      frame.channels = std::min<std::int64_t>(colors.shape[2] - frame.channel, channel_chunk);
+      // Tiles are dealt one by one: they differ in work by orders of magnitude.
+      std::atomic<std::int64_t> next{0};
+      core::parallel_for(core::num_threads(), 1, [&](std::int64_t, std::int64_t) {
+        for (std::int64_t tile; (tile = next.fetch_add(1, std::memory_order_relaxed)) < tiles;) blend_tile_on_this_isa(&frame, tile);
+      });
+      frame.channel += frame.channels;
+    } while (frame.channel < colors.shape[2]);
+  }
+}
+
+}  // namespace core_splatting
