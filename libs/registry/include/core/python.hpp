@@ -260,6 +260,9 @@ struct Thunk<Set, I, std::index_sequence<J...>> {
     } catch (const Error& e) {
       set_python_error(e.kind, e.what());
       throw nb::python_error();
+    } catch (const std::bad_alloc&) {
+      set_python_error("MemoryError", (std::string(bound::op.spec.name) + ": out of memory").c_str());
+      throw nb::python_error();
     }
   }
   static void def(nb::module_& m) { m.def(bound::op.spec.name, &call, bound::op.spec.doc, nb::arg(bound::op.args[J].name).none()...); }
