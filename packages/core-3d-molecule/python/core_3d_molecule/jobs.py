@@ -21,9 +21,7 @@ Output = Annotated[Path, typer.Option("-o", "--out", help="The file to write.")]
 
 
 def tokenize(
-    structures: Annotated[
-        Path, typer.Argument(help="A file that ASE reads (xyz, extxyz, sdf, cif ...).", exists=True, dir_okay=False)
-    ],
+    structures: Annotated[Path, typer.Argument(help="A file that ASE reads: xyz, sdf, cif ...", exists=True)],
     out: Output = Path("tokens.npz"),
     merge_level: Annotated[
         int, typer.Option(help="Depth of the octree: QM9 6, drug-like 7, crystals 8.", min=1, max=10)
