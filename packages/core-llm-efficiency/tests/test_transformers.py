@@ -12,7 +12,12 @@ from core_llm_efficiency.transformers import register_transformers  # noqa: E402
 def model():
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=64, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1
+        vocab_size=64,
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=1,
     )
     return transformers.LlamaForCausalLM(config).eval()
 

@@ -62,7 +62,7 @@ def test_keys_longer_than_queries_off_the_block_grid():
 
 
 def test_threshold_for_each_head():
-    q, k, v = inputs(heads=2, n=1024)
+    q, k, _v = inputs(heads=2, n=1024)
     _, both = core.xattn_estimate(q, k, threshold=[0.5, 0.95], block_size=64)
     for head, tau in enumerate((0.5, 0.95)):
         _, one = core.xattn_estimate(q, k, threshold=tau, block_size=64)
@@ -101,7 +101,12 @@ def test_nan_gives_nan_where_it_is_read_and_keeps_its_blocks(name):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.integers(1, 200), st.integers(0, 100), st.sampled_from([16, 32, 64]), st.booleans(), st.floats(0, 1.2), st.integers(0, 99)
+    st.integers(1, 200),
+    st.integers(0, 100),
+    st.sampled_from([16, 32, 64]),
+    st.booleans(),
+    st.floats(0, 1.2),
+    st.integers(0, 99),
 )
 def test_any_size(n, more, block, causal, tau, seed):
     q, k, v = inputs(seed, n=n, m=n + more, dim=16)

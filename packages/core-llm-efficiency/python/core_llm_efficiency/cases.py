@@ -121,9 +121,7 @@ def peer_attention(args: Args) -> Callable[[], Args]:
     square = q.shape[2] == k.shape[2]
     seen = None if square else torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2] - q.shape[2])
     return lambda: {
-        "out": F.scaled_dot_product_attention(
-            q, k, v, attn_mask=seen, is_causal=square, scale=args["scale"]
-        ).numpy()
+        "out": F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=square, scale=args["scale"]).numpy()
     }
 
 

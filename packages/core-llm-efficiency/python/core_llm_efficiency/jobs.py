@@ -25,9 +25,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 def density(
     qk: Annotated[Path, typer.Argument(help="A .npz or .safetensors file with float32 q [B,H,N,D] and k [B,G,M,D].")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The picture; a .json of the figures goes beside it.")] = Path(
-        "density.png"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The picture; a .json of the figures goes beside it.")
+    ] = Path("density.png"),
     stride: Annotated[int, typer.Option(help="Antidiagonal stride.")] = 8,
     block: Annotated[int, typer.Option(help="Block size.")] = 128,
     causal: Annotated[bool, typer.Option(help="Causal attention.")] = True,

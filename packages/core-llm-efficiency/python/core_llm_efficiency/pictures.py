@@ -15,7 +15,7 @@ from .xattention import xattn_estimate
 def draw_blocks(
     q: NDArray[np.float32], k: NDArray[np.float32], mask: NDArray[Any], head: int, path: Path, **options: Any
 ) -> None:
-    """Writes the exact block masses of one head of the first item beside its mask; options: block_size, scale, is_causal."""
+    """Writes one head's exact block masses (first item) beside its mask; options: block_size, scale, is_causal."""
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -47,7 +47,9 @@ def _thresholds(threshold: Any, heads: int, like: Any) -> Any:
     return as_array(threshold, "float32", "threshold", like)
 
 
-def _antidiagonal_scores(query: Any, key: Any, stride: int, block_size: int, scale: float | None, is_causal: bool) -> Any:
+def _antidiagonal_scores(
+    query: Any, key: Any, stride: int, block_size: int, scale: float | None, is_causal: bool
+) -> Any:
     query, key = as_array(query, "float32", "query"), as_array(key, "float32", "key", query)
     _check_rank(query, "query")
     _check_rank(key, "key")

@@ -16,7 +16,9 @@ from ..reference import xattention as reference
 from ..xattention import block_density, block_sparse_attention, xattn_estimate
 
 BLOCK, STRIDE, THRESHOLD = 64, 8, 0.9
-CLAIM = "at equal density, blocks chosen by antidiagonal sums keep the model's answer where fixed or random blocks lose it"
+CLAIM = (
+    "at equal density, blocks chosen by antidiagonal sums keep the model's answer where fixed or random blocks lose it"
+)
 
 
 def _sink_and_recent(mask: Any) -> Any:
@@ -103,7 +105,7 @@ def _copy_task(seeds: list[int]) -> tuple[dict[str, list[float]], str, str]:
             results[name].append(float(torch.nn.functional.cross_entropy(logits, prompt[0, half + 16 :])))
     share = ", ".join(f"{name} {np.mean(d):.1%}" for name, d in densities.items())
     protocol = (
-        f"SmolLM2-135M, {half} tokens of the GPL twice, mean NLL from token {half + 16}, {len(seeds)} places in the text; "
+        f"SmolLM2-135M, {half} tokens of the GPL twice, mean NLL from token {half + 16}, {len(seeds)} places; "
         f"all 30 layers, stride {STRIDE}, block {BLOCK}, threshold {THRESHOLD}; density: {share}"
     )
     return results, protocol, "NLL of the repetition"
