@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import core_registry
+import numpy as np
 import pytest
 
 Core = Callable[..., subprocess.CompletedProcess[str]]
@@ -51,9 +52,26 @@ def test_new_makes_a_package_once(core: Core, tmp_path: Path) -> None:
     assert (made / "src" / "ops.hpp").read_text().count("my_plugin") == 2
     assert (made / "python" / "my_plugin" / "__init__.py").is_file()
     assert not [p for p in made.rglob("*") if p.is_file() and "plugin_name" in p.read_text()]
+    assert "numpy" in core("new", "numpy").stderr
+    for bad in ("json", "class", "a--b", "3d", "../x"):
+        assert core("new", bad).stderr.startswith("core: "), bad
+    assert "src/ops.hpp" in json.loads(core("new", "other_plugin", "--json").stdout)["files"]
     again = core("new", "my-plugin")
     assert again.returncode != 0
     assert "exists" in again.stderr
+
+
+def test_the_scaffold_needs_only_headers_and_a_compiler(core: Core, tmp_path: Path) -> None:
+    made = Path(json.loads(core("new", "bare", "--json").stdout)["folder"])
+    sources = [str(tmp_path / made / "src" / s) for s in ("plugin.cpp", "distance/pairwise.cpp")]
+    flags = ["-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Werror", '-DCORE_VERSION="1"']
+    library = tmp_path / "libbare.so"
+    include = ["-I", core_registry.include_dir(), "-I", str(tmp_path / made / "include")]
+    subprocess.run(["g++", *flags, *include, *sources, "-o", str(library)], check=True)
+    x = np.random.default_rng(0).standard_normal((70, 3)).astype(np.float32)
+    out = np.empty((70, 70), np.float32)
+    core_registry.load(library)["pairwise_sqdist"](x, x[::-1], out=out)
+    np.testing.assert_allclose(out, ((x[:, None] - x[None, ::-1]) ** 2).sum(-1), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(core_registry.plugins()))

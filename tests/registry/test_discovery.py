@@ -30,6 +30,18 @@ def test_scan_imports_nothing() -> None:
     subprocess.run([sys.executable, "-c", CLEAN], check=True)
 
 
+@pytest.mark.parametrize("arguments", [["list"], ["list", "--papers", "--json"], ["run"], ["reproduce"]])
+def test_command_imports_no_plugin(arguments: list[str]) -> None:
+    code = f"""
+import sys, core_registry
+from core_registry.cli import app
+app({arguments!r}, standalone_mode=False)
+heavy = {{"numpy", "torch", *core_registry.plugins()}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
 def test_plugin_path_and_disable(good: Path, listed: Listed) -> None:
     found = listed(CORE_PLUGIN_PATH=str(good))
     toy = next(p for p in found["plugins"] if p["name"] == "toy")
@@ -98,6 +110,7 @@ def test_two_plugins_of_one_name(tmp_path: Path, listed: Listed) -> None:
         describe("a", "a.f").replace('"doc": ""', '"doc": 1'),
         describe("a", "a.f").replace('"dtypes": []', '"dtypes": ["x"]'), describe("a", "a.f").replace("cpu", "toaster"),
         describe("a", "a.f").replace('"args": []', '"args": [{"name": "x"}]'),
+        describe("a b", "a.f"), describe("a", "f"), describe("a", "a.f\\u001b[2J"), describe("a", "a.f(): pass"),
     ],
 )  # fmt: skip
 def test_malformed_descriptions(text: str) -> None:

@@ -25,6 +25,13 @@ BROKEN = {
     "no_symbol": ("int nothing;", [], "exports no core_plugin_query"),
     "aborts": ("#include <cstdlib>\nstatic int x = (std::abort(), 0);", [], "SIGABRT"),
     "exits": ("#include <cstdlib>\nstatic int x = (std::exit(3), 0);", [], "exit code 3"),
+    "babbles": ('#include <cstdlib>\n#include <cstdio>\nstatic int x = (puts("["), std::exit(0), 0);', [], "ends its"),
+    "small_table": (
+        "#include <core/abi.h>\n" + GHOST + "const core_plugin* core_plugin_query() { "
+        "static const core_plugin p{8, CORE_ABI_MAJOR, 0, nullptr, nullptr, nullptr, 7, 0, nullptr}; return &p; }",
+        [],
+        "smaller than its ABI says; rebuild",
+    ),
     "null_table": (GHOST + "const void* core_plugin_query() { return nullptr; }", [], "returned nothing"),
     "undefined": (
         "extern int missing(); " + GHOST + "int core_plugin_query() { return missing(); }",
@@ -73,6 +80,24 @@ def test_breaks_after_its_description_was_written(
     assert result.returncode == 1
     assert "toy: BROKEN" in result.stdout
     assert "SIGABRT" in result.stdout
+
+
+def test_is_another_build_than_described(tmp_path: Path, core: Core, compiler: Callable[..., Path], good: Path) -> None:
+    compiler(tmp_path, "toy", GOOD.replace("NAME", "toy").replace("PREFIX", "toy").replace("0.1.0", "0.2.0"))
+    (tmp_path / "core_plugin.json").write_text(ask(good))
+    result = core("doctor", CORE_PLUGIN_PATH=str(tmp_path))
+    assert result.returncode == 1
+    assert "is another build than its core_plugin.json describes; rebuild it" in result.stdout
+
+
+def test_hang_is_only_reported(tmp_path: Path, core: Core, compiler: Callable[..., Path]) -> None:
+    library = compiler(tmp_path, "sleeper", "#include <unistd.h>\nstatic int x = pause();")
+    (tmp_path / "core_plugin.json").write_text(
+        '{"schema": 1, "name": "sleeper", "version": "1", "abi": [1, 0], "ops": []}'
+    )
+    report = json.loads(core("doctor", "--timeout", "2", "--json", CORE_PLUGIN_PATH=str(library)).stdout)
+    assert "hangs on load (no answer within 2 s)" in report["broken"]["sleeper"]
+    assert report["machine"]["ABI"] == "1.0"
 
 
 def test_all_good(core: Core) -> None:

@@ -163,7 +163,7 @@ def test_too_deep_a_tree_is_refused():
 def test_wrong_observations_are_refused():
     batched = bt.BatchedTree(bt.compile(bt.Condition("c", 2, "<", 0.0)), 3)
     for shape in ((4, 3), (3,), (3, 2)):
-        with pytest.raises(ValueError, match="observations|features"):
+        with pytest.raises(ValueError, match=r"observations|features"):
             batched.tick(np.zeros(shape, np.float32))
     with pytest.raises(ValueError, match="mask"):
         batched.tick(np.zeros((3, 3), np.float32), mask=[True])
@@ -171,9 +171,13 @@ def test_wrong_observations_are_refused():
 
 def test_torch_observations_give_torch_results():
     torch = pytest.importorskip("torch")
-    batched = bt.BatchedTree(bt.compile(bt.Sequence("s", False, [bt.Condition("c", 0, ">", 0.0), bt.Action("a", 3)])), 2)
+    batched = bt.BatchedTree(
+        bt.compile(bt.Sequence("s", False, [bt.Condition("c", 0, ">", 0.0), bt.Action("a", 3)])), 2
+    )
     status = batched.tick(torch.tensor([[1.0], [-1.0]]))
-    assert isinstance(status, torch.Tensor) and status.tolist() == [1, 2] and batched.actions.tolist() == [3, -1]
+    assert isinstance(status, torch.Tensor)
+    assert status.tolist() == [1, 2]
+    assert batched.actions.tolist() == [3, -1]
 
 
 def test_the_result_does_not_depend_on_threads():
@@ -185,11 +189,14 @@ rng = np.random.default_rng(3)
 batched = BatchedTree(compile(random_tree(rng, 60, 4), 4), 20_000)
 h = hashlib.sha256()
 for _ in range(5):
-    h.update(batched.tick(rng.normal(size=(20_000, 4)).astype(np.float32)).tobytes() + batched.actions.tobytes() + batched._state.tobytes())
+    status = batched.tick(rng.normal(size=(20_000, 4)).astype(np.float32))
+    h.update(status.tobytes() + batched.actions.tobytes() + batched._state.tobytes())
 print(h.hexdigest())
 """
     seen = set()
     for threads in ("1", "2", "7"):
         env = {**os.environ, "CORE_NUM_THREADS": threads}
-        seen.add(subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True).stdout)
+        seen.add(
+            subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True).stdout
+        )
     assert len(seen) == 1

@@ -36,23 +36,24 @@ __all__ = [
 
 
 @functools.cache
-def _scan() -> Scan:
+def scanned() -> Scan:
+    """All that was found, good and broken; scanned once, see `refresh`."""
     return scan()
 
 
 def plugins() -> dict[str, Plugin]:
     """The usable plugins by name. Broken ones are in `errors()`."""
-    return dict(_scan().plugins)
+    return dict(scanned().plugins)
 
 
 def errors() -> dict[str, PluginError]:
     """What is wrong, by the name of the plugin or of the operator."""
-    return {**_scan().errors, **_scan().poisoned}
+    return {**scanned().errors, **scanned().poisoned}
 
 
 def ops() -> dict[str, Op]:
     """The operators of all usable plugins by full name ("core_splatting.rasterize")."""
-    return dict(_scan().ops)
+    return dict(scanned().ops)
 
 
 def op(name: str) -> Op:
@@ -60,7 +61,7 @@ def op(name: str) -> Op:
 
     Raises PluginError for a name that two plugins provide, KeyError (with near names) for an unknown one.
     """
-    found = _scan()
+    found = scanned()
     if name in found.poisoned:
         raise found.poisoned[name]
     if name in found.ops:
@@ -86,7 +87,7 @@ def load(path: str | os.PathLike[str]) -> Library:
 
 def refresh() -> None:
     """Forgets what was found, after an installation into the running process."""
-    _scan.cache_clear()
+    scanned.cache_clear()
     importlib.invalidate_caches()
 
 

@@ -102,7 +102,7 @@ def parse_description(text: str, path: pathlib.Path, dist: str = "") -> Plugin:
             raise ValueError(f"schema {raw['schema']!r} is not 1")
         abi = (int(raw["abi"][0]), int(raw["abi"][1]))
         check_abi(abi, path, dist)
-        name = _text(raw["name"])
+        name = _name(raw["name"])
         ops = tuple(_parse_op(op, name) for op in raw["ops"])
         return Plugin(name, _text(raw["version"]), abi, ops, path, dist)
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as e:
@@ -122,7 +122,7 @@ def check_abi(abi: tuple[int, int], path: object, dist: str = "") -> None:
 
 def _parse_op(raw: dict[str, Any], plugin: str) -> Op:
     args = tuple(
-        Arg(_text(a["name"]), _one_of(a["kind"], KINDS), _text(a["shape"]), bool(a["optional"]), bool(a["out"]))
+        Arg(_name(a["name"]), _one_of(a["kind"], KINDS), _text(a["shape"]), bool(a["optional"]), bool(a["out"]))
         for a in raw["args"]
     )
     overloads = tuple(
@@ -132,13 +132,22 @@ def _parse_op(raw: dict[str, Any], plugin: str) -> Op:
     if not overloads or any(len(o.dtypes) != len(args) for o in overloads):
         raise ValueError(f"the overloads of {raw['name']!r} do not fit its arguments")
     paper = None if raw["paper"] is None else _text(raw["paper"])
-    return Op(_text(raw["name"]), _text(raw["doc"]), paper, args, overloads, plugin)
+    full = _text(raw["name"])
+    if len(full.split(".")) != 2 or not all(part.isidentifier() for part in full.split(".")):
+        raise ValueError(f"{full!r:.60} is no operator's name, which is PLUGIN.NAME")
+    return Op(full, _text(raw["doc"]), paper, args, overloads, plugin)
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected a string, got {value!r:.60}")
     return value
+
+
+def _name(value: object) -> str:
+    if not _text(value).isidentifier():
+        raise ValueError(f"expected a name, got {value!r:.60}")
+    return str(value)
 
 
 def _one_of(value: object, known: tuple[str, ...]) -> str:

@@ -277,10 +277,13 @@ class Library(Mapping[str, Function]):
             library = C.CDLL(str(self.path))
         except OSError as e:
             raise PluginError(
-                f"cannot load {self.path}: {e}; it is no shared library of this platform, or misses another"
+                f"cannot load {self.path}: {e}; it is no shared library of this platform, or misses another one: "
+                "reinstall or rebuild it"
             ) from e
         if not hasattr(library, "core_plugin_query"):
-            raise PluginError(f"{self.path} exports no core_plugin_query; it is no Core plugin")
+            raise PluginError(
+                f"{self.path} exports no core_plugin_query; it is no Core plugin, or was built without CORE_PLUGIN"
+            )
         library.core_plugin_query.restype = C.POINTER(Plugin)
         table = library.core_plugin_query()
         if not table:
@@ -288,6 +291,12 @@ class Library(Mapping[str, Function]):
         plugin = table.contents
         self.abi = (plugin.abi_major, plugin.abi_minor)
         check_abi(self.abi, self.path)
+        if (
+            plugin.struct_size < C.sizeof(Plugin)
+            or plugin.op_size < C.sizeof(Op)
+            or (plugin.num_ops and not plugin.ops)
+        ):
+            raise PluginError(f"the table of {self.path} is smaller than its ABI says; rebuild the plugin")
         self.name, self.version = _decode(plugin.name), _decode(plugin.version)
         ops = [Op.from_address(plugin.ops + i * plugin.op_size) for i in range(plugin.num_ops)]
         self._functions = {_decode(op.name): Function(op) for op in ops}

@@ -1,93 +1,89 @@
-"""The cost of a call with three small tensors through each face, beside torch.add and apache-tvm-ffi."""
+"""What one call costs through each face of an operator, beside torch.add and apache-tvm-ffi in the same run."""
 
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
+import dataclasses
 import importlib.util
 import os
 import pathlib
 import shutil
 import subprocess
 import tempfile
-import timeit
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from . import cmake_dir, include_dir, load, plugins
+from .bench import fastest
+from .testing import REFUSALS, Args, Case
 
-if TYPE_CHECKING:
-    from .testing import Case
+BUDGETS = {"numpy in": 0.6, "torch in": 0.55, "torch operator with out": 1.9, "C ABI by name": 0.12}
 
 
-def measure() -> list[dict[str, Any]]:
-    """Seconds of a call and their ratio to torch.add, through each face that can be measured here."""
-    case = _smallest_case()
-    args = case.arguments()
-    binding, values = case.binding(), list(args.values())
-    rows: list[tuple[str, float]] = [(f"{case.op}, numpy", _seconds(lambda: binding(*values)))]
-    by_name = _by_name(case, values)
-    if by_name is not None:
-        rows.append((f"{case.op}, C ABI by name", by_name))
-    add = None
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """The cost of one call in seconds, as a multiple of torch.add, and the budget for that multiple."""
+
+    face: str
+    what: str
+    seconds: float | None
+    ratio: float | None = None
+    budget: float | None = None
+    problem: str = ""
+
+
+def measure(cases: Sequence[Case]) -> list[Call]:
+    """All faces of the operator among `cases` that is nearest to three tensors, called with nothing to do."""
+    case = min(cases, key=_distance)
+    args = _nothing_to_do(case)
+    tensors = [v for v in args.values() if isinstance(v, np.ndarray)]
+    what = f"{case.op}, {len(tensors)} tensors, {len(args) - len(tensors)} scalars"
+    binding = case.binding()
+    values = list(args.values())
+    found = [Call("numpy in", what, fastest(lambda: binding(*values)))]
     if importlib.util.find_spec("torch"):
         import torch
 
-        tensors = [torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in values]
-        rows.append((f"{case.op}, torch", _seconds(lambda: binding(*tensors))))
-        operator = _torch_operator(case, binding)
-        rows.append((f"{case.op}, torch operator with out", _seconds(lambda: operator(*tensors))))
-        one = torch.ones(2, 3)
-        add = _seconds(lambda: torch.add(one, one))
-        rows.append(("torch.add", add))
-    rows += _tvm_ffi()
-    return [{"call": name, "seconds": s, **({"of torch.add": s / add} if add else {})} for name, s in rows]
+        a = torch.ones(16)
+        unit = fastest(lambda: torch.add(a, a))
+        theirs = [torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in values]
+        found.append(Call("torch in", what, fastest(lambda: binding(*theirs))))
+        operator = _operator(case, binding)
+        found.append(Call("torch operator with out", what, fastest(lambda: operator(*theirs))))
+    else:
+        unit = float("nan")
+    found += [_abi(case, args, what), *_tvm_ffi()]
+    rated = [
+        dataclasses.replace(c, ratio=c.seconds / unit, budget=BUDGETS.get(c.face)) if c.seconds and unit == unit else c
+        for c in found
+    ]
+    return [Call("torch.add", "16 elements", unit, 1.0), *rated] if unit == unit else rated
 
 
-def _smallest_case() -> Case:
-    """The case with three tensors and the fewest other arguments."""
-    cases: list[Case] = []
-    for point in sorted(importlib.metadata.entry_points(group="core.cases"), key=lambda p: p.name):
-        cases += point.load()
-    three = [c for c in cases if sum(a.kind == "tensor" for a in c.description.args) == 3]
-    if not three:
-        raise SystemExit("core: no installed operator has three tensors, so there is nothing to measure")
-    return min(three, key=lambda c: (len(c.description.args), c.op))
+def _distance(case: Case) -> tuple[int, int]:
+    kinds = [a.kind for a in case.description.args]
+    tensors = kinds.count("tensor")
+    return abs(tensors - 3), len(kinds) - tensors
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    timer = timeit.Timer(call)
-    number, _ = timer.autorange()
-    return min(timer.repeat(5, max(number // 5, 1))) / max(number // 5, 1)
+def _nothing_to_do(case: Case) -> Args:
+    """Arguments with a size of zero that the operator accepts, else the smallest ones."""
+    tiny = case.sizes["tiny"]
+    for name in tiny:
+        try:
+            args = case.arguments({**tiny, name: 0})
+            case.binding()(*args.values())
+        except (*REFUSALS, ZeroDivisionError, IndexError):
+            continue
+        if all(v.size == 0 for k, v in args.items() if k in case.outputs):
+            return args
+    return case.arguments()
 
 
-def _by_name(case: Case, values: list[Any]) -> float | None:
-    """A C loop of calls through the ABI; None without a C compiler."""
-    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
-    if compiler is None:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        library = pathlib.Path(folder) / "time_calls.so"
-        source = pathlib.Path(cmake_dir()) / "core_time_calls.c"
-        subprocess.run(
-            [compiler, "-O2", "-shared", "-fPIC", "-I", include_dir(), str(source), "-o", str(library)], check=True
-        )
-        time_calls = ctypes.CDLL(str(library)).core_time_calls
-    time_calls.restype = ctypes.c_double
-    time_calls.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64]
-    function = load(plugins()[case.plugin].path)[case.op]
-    arguments, keep, _ = function.values(*values)
-    repeats = 100_000
-    best = min(time_calls(ctypes.byref(function.raw), arguments, len(arguments), repeats) for _ in range(5))
-    del keep
-    if best < 0:
-        raise RuntimeError(f"{case.op} fails through the C ABI")
-    return float(best) / repeats
-
-
-def _torch_operator(case: Case, binding: Callable[..., None]) -> Callable[..., None]:
+def _operator(case: Case, binding: Callable[..., None]) -> Callable[..., None]:
+    """A torch operator over the binding, its outputs passed in."""
     from . import torchlib
 
     types = {"tensor": "Tensor", "int": "int", "float": "float", "bool": "bool", "str": "str"}
@@ -99,20 +95,46 @@ def _torch_operator(case: Case, binding: Callable[..., None]) -> Callable[..., N
     return torchlib.define("core_registry_calls", f"call({schema}) -> ()", binding, lambda *_: None)  # type: ignore[no-any-return]
 
 
-def _tvm_ffi() -> list[tuple[str, float]]:
-    """The same with apache-tvm-ffi, if it and a C++ compiler are there."""
-    if importlib.util.find_spec("tvm_ffi") is None or shutil.which("g++") is None or shutil.which("ninja") is None:
+def _abi(case: Case, args: Args, what: str) -> Call:
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if not compiler:
+        return Call("C ABI by name", what, None, problem="needs a C compiler (cc)")
+    with tempfile.TemporaryDirectory() as folder:
+        library = pathlib.Path(folder) / "calls.so"
+        source = pathlib.Path(cmake_dir()) / "core_time_calls.c"
+        command = [compiler, "-O2", "-shared", "-fPIC", "-I", include_dir(), str(source), "-o", str(library)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return Call("C ABI by name", what, None, problem=done.stderr.strip().splitlines()[0])
+        timer = ctypes.CDLL(str(library)).core_time_calls
+    timer.restype = ctypes.c_double
+    timer.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64]
+    function = load(plugins()[case.plugin].path)[case.op]
+    values, keep, _ = function.values(*args.values())
+    seconds = min(timer(ctypes.addressof(function.raw), values, len(values), 10_000) for _ in range(20)) / 10_000
+    del keep
+    return Call(
+        "C ABI by name", what, seconds if seconds > 0 else None, problem="" if seconds > 0 else "the call fails"
+    )
+
+
+def _tvm_ffi() -> list[Call]:
+    """The same by apache-tvm-ffi, if it is installed: a function of three tensors that does nothing."""
+    if not (importlib.util.find_spec("tvm_ffi") and importlib.util.find_spec("torch")):
         return []
     import torch
-    import tvm_ffi.cpp
 
-    source = """
-    void check(tvm::ffi::TensorView x, tvm::ffi::TensorView y, tvm::ffi::TensorView out) {
-      if (x.ndim() != 2 || y.ndim() != 2 || out.ndim() != 2 || x.dtype().bits != 32) TVM_FFI_THROW(ValueError) << "no";
-    }"""
-    check = tvm_ffi.cpp.load_inline(name="core_calls", cpp_sources=source, functions=["check"]).check
-    x, t = np.ones((2, 3), np.float32), torch.ones(2, 3)
+    what = "an empty function of 3 tensors"
+    try:
+        import tvm_ffi.cpp
+
+        source = "void nothing(tvm::ffi::TensorView a, tvm::ffi::TensorView b, tvm::ffi::TensorView c) {}"
+        nothing = tvm_ffi.cpp.load_inline(name="core_calls", cpp_sources=source, functions="nothing").nothing
+    except Exception as e:  # a comparison, not a need
+        return [Call("apache-tvm-ffi", what, None, problem=str(e).splitlines()[0] if str(e) else type(e).__name__)]
+    x: Any = np.zeros((0, 4), np.float32)
+    y = torch.from_numpy(x)
     return [
-        ("apache-tvm-ffi, numpy", _seconds(lambda: check(x, x, x))),
-        ("apache-tvm-ffi, torch", _seconds(lambda: check(t, t, t))),
+        Call("apache-tvm-ffi, numpy in", what, fastest(lambda: nothing(x, x, x))),
+        Call("apache-tvm-ffi, torch in", what, fastest(lambda: nothing(y, y, y))),
     ]

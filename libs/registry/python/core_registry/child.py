@@ -7,32 +7,42 @@ import pathlib
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from ._discovery import MAX_DESCRIPTION, PluginError
 
 TIMEOUT = 10.0
 
 
-def ask(library: pathlib.Path, timeout: float = TIMEOUT) -> str:
-    """The description (JSON) that a library gives of itself; PluginError if it cannot be loaded."""
-    command = [sys.executable, "-c", "from core_registry.child import main; main()", str(library)]
+def python(arguments: Sequence[str], what: str, timeout: float) -> str:
+    """The output of a Python process, or PluginError with the reason why `what` cannot be loaded."""
     try:
-        done = subprocess.run(command, capture_output=True, timeout=timeout, check=False)
+        done = subprocess.run(
+            [sys.executable, *arguments], stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False
+        )
     except subprocess.TimeoutExpired:
-        raise PluginError(
-            f"{library} hangs on load (no answer within {timeout:g} s); uninstall or rebuild it"
-        ) from None
+        raise PluginError(f"{what} hangs on load (no answer within {timeout:g} s); uninstall or rebuild it") from None
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        raise PluginError(f"{library} kills its process on load ({name}); uninstall or rebuild it")
-    lines = done.stdout.decode("utf-8", "replace").splitlines()
-    if done.returncode or not lines or len(done.stdout) > MAX_DESCRIPTION:
+        raise PluginError(f"{what} kills its process on load ({name}); uninstall or rebuild it")
+    if done.returncode:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise PluginError(f"{library} cannot be loaded: {said[-1] if said else f'exit code {done.returncode}'}")
-    answer = json.loads(lines[-1])
-    if "error" in answer:
-        raise PluginError(answer["error"])
-    return json.dumps(answer)
+        why = said[-1] if said else f"exit code {done.returncode}"
+        raise PluginError(f"{what} cannot be loaded: {why}; reinstall or rebuild it")
+    return done.stdout.decode("utf-8", "replace")
+
+
+def ask(library: pathlib.Path, timeout: float = TIMEOUT) -> str:
+    """The description (JSON) that a library gives of itself; PluginError if it cannot be loaded."""
+    said = python(["-c", "from core_registry.child import main; main()", str(library)], str(library), timeout)
+    last = said.splitlines()[-1:] if len(said) <= MAX_DESCRIPTION else []
+    try:
+        error = json.loads(last[0]).get("error")
+    except (IndexError, ValueError, AttributeError, RecursionError):
+        raise PluginError(f"{library} ends its process on load; uninstall or rebuild it") from None
+    if error:
+        raise PluginError(str(error))
+    return last[0]
 
 
 def main() -> None:

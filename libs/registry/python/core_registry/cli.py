@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import math
+import os
 import pathlib
-import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import rich.console
-import rich.markup
 import rich.table
+import rich.text
 import typer
 
 import core_registry
@@ -21,17 +22,23 @@ import core_registry
 from ._discovery import Op, PluginError
 
 app = typer.Typer(
-    name="core", help="Look at the installed Core plugins, check, measure and run them.", no_args_is_help=True
+    name="core",
+    help="Look at the installed Core plugins, check, measure and run them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
-console = rich.console.Console()
+_width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160  # in a file nothing is cut
+console = rich.console.Console(width=_width, markup=False, highlight=False, emoji=False)
+errors = rich.console.Console(width=_width, markup=False, highlight=False, emoji=False, stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def main() -> None:
-    """Runs the command."""
+    """Runs the command; what is wrong with its input is said in one sentence, with exit code 1."""
     try:
         app(prog_name="core")
-    except PluginError as e:
+    except (PluginError, ModuleNotFoundError, OSError, ValueError) as e:
         raise SystemExit(f"core: {e}") from e
 
 
@@ -40,7 +47,33 @@ def _entry_points(group: str) -> dict[str, importlib.metadata.EntryPoint]:
 
 
 def _emit(value: object) -> None:
-    print(json.dumps(value, indent=2, default=str))
+    print(json.dumps(_plain(value), indent=2))
+
+
+def _plain(value: object) -> object:
+    """`value` as JSON knows it: paths and the like as text, no numbers but finite ones."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if hasattr(value, "item"):  # a number of numpy
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (bool, int, float)) else str(value)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    table = rich.table.Table(box=None, pad_edge=False)
+    for column in head:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(rich.text.Text, row))
+    console.print(table)
 
 
 def _describe(op: Op) -> dict[str, Any]:
@@ -114,12 +147,9 @@ def list_(
     elif markdown:
         print("\n".join(["| " + " | ".join(r) + " |" for r in [head, ["---"] * len(head), *rows]]))
     else:
-        table = rich.table.Table(*head, box=None)
-        for row in rows:
-            table.add_row(*(rich.markup.escape(c.replace("`", "")) for c in row))
-        console.print(table)
+        _table(head, [[c.replace("`", "") for c in row] for row in rows])
         for name, error in core_registry.errors().items():
-            rich.print(f"[red]{name}[/]: {rich.markup.escape(str(error))}", file=sys.stderr)
+            errors.print(f"{name}: {error}", style="red")
 
 
 @app.command()
@@ -142,50 +172,86 @@ def show(
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    timeout: Annotated[float, typer.Option(help="Seconds that a plugin may take to load.", min=0.1)] = 10.0,
+    as_json: Json = False,
+) -> None:
     """Loads each plugin in a process of its own; says what is broken and how to mend it, with exit code 1."""
-    from .child import ask
+    from .doctor import examine, machine
 
-    report: dict[str, str] = {name: str(error) for name, error in core_registry.errors().items()}
-    for name, plugin in core_registry.plugins().items():
-        try:
-            if json.loads(ask(plugin.path))["name"] != name:
-                raise PluginError(f"{plugin.path} is another plugin than its description says; reinstall it")
-        except PluginError as e:
-            report[name] = str(e)
-    good = [n for n in core_registry.plugins() if n not in report]
+    report = examine(core_registry.scanned(), timeout)
+    good = [name for name, problem in report.items() if not problem]
+    broken = {name: problem for name, problem in report.items() if problem}
     if as_json:
-        _emit({"good": good, "broken": report})
+        _emit({"machine": machine(), "good": good, "broken": broken})
     else:
+        for fact, value in machine().items():
+            print(f"{fact:16}  {value}")
         for name in good:
             print(f"{name}: good")
-        for name, error in report.items():
-            print(f"{name}: BROKEN: {error}")
-    raise typer.Exit(1 if report else 0)
+        for name, problem in broken.items():
+            print(f"{name}: BROKEN: {problem}")
+        if not report:
+            print("no plugin is installed; install one, or name its library in CORE_PLUGIN_PATH")
+    raise typer.Exit(1 if broken else 0)
 
 
 @app.command()
 def bench(
-    op: Annotated[str | None, typer.Argument(help="One operator; else all.")] = None,
+    op: Annotated[str | None, typer.Argument(help="An operator or a plugin; else all.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int, typer.Option(help="Threads of ours and of the peers.", min=1)] = 1,
+    seconds: Annotated[float, typer.Option(help="Time for each measurement.", min=0.0)] = 1.0,
     calls: Annotated[bool, typer.Option("--calls", help="Measure the cost of a call instead.")] = False,
     as_json: Json = False,
 ) -> None:
     """Ours and the peer on the same work in one run; no ratio if the answers differ."""
+    if device not in ("cpu", "cuda"):
+        raise SystemExit(f"core: --device is cpu or cuda, not {device!r}")
+    for variable in ("CORE_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = str(threads)  # read when numpy, torch and our plugins are imported
     from . import bench as bench_
+    from .demo import duration
 
+    cases, broken = bench_.load_cases()
+    for package, why in broken.items():
+        errors.print(f"{package}: its cases cannot be loaded: {why}", style="red")
+    chosen = [c for c in cases if op is None or op in (c.op, c.plugin, c.op.partition(".")[2])]
+    if not chosen:
+        raise SystemExit(
+            f"core: no case of {op or 'any operator'}; there are {', '.join(c.op for c in cases) or 'none'}"
+        )
     if calls:
         from .calls import measure
 
-        rows = measure()
-    else:
-        rows = bench_.run(op, device, threads)
+        costs = measure(chosen)
+        columns = ("call", "time", "of torch.add", "budget", "of what")
+        rows = [(c.face, c.problem or duration(c.seconds), _number(c.ratio), _number(c.budget), c.what) for c in costs]
+        _emit([dataclasses.asdict(c) for c in costs]) if as_json else _table(columns, rows)
+        raise typer.Exit(1 if any(c.problem for c in costs) else 0)
+    results = []
+    with errors.status("measuring") as status:
+        for case in chosen:
+            status.update(f"measuring {case.op}")
+            results.append(bench_.measure(case, device, threads, seconds))
     if as_json:
-        _emit(rows)
+        _emit([{**dataclasses.asdict(r), "ratio": r.ratio} for r in results])
     else:
-        bench_.show(console, rows)
-    raise typer.Exit(1 if any(r.get("error") for r in rows) else 0)
+        head = ("operator", "size", "ours", "peer", "ratio", "floor", "largest difference")
+        measured = [
+            (
+                r.op,
+                r.size,
+                duration(r.ours),
+                f"{r.peer} {duration(r.peers)}",
+                f"{r.ratio:.3g}x" if r.ratio else f"none: {r.problem}",
+                duration(r.floor),
+                _number(r.difference),
+            )
+            for r in results
+        ]
+        _table(head, measured)
+    raise typer.Exit(1 if broken or any(r.failed for r in results) else 0)
 
 
 @app.command()
@@ -199,19 +265,26 @@ def demo(
     """One real thing in each package, checked against an independent reference; writes index.html."""
     from . import demo as demo_
 
+    known = list(_entry_points("core.demos"))
     wanted = {n.replace("-", "_").removeprefix("core_") for n in names or []}
-    points = {n: p for n, p in _entry_points("core.demos").items() if not wanted or n.removeprefix("core_") in wanted}
-    if not points or len(points) < len(wanted):
-        raise SystemExit(f"core: there are demonstrations of {', '.join(_entry_points('core.demos')) or 'nothing'}")
-    results = demo_.run_all(points, out, console if not as_json else rich.console.Console(stderr=True))
+    packages = [n for n in known if not wanted or n.removeprefix("core_") in wanted]
+    if not packages or len(packages) < len(wanted):
+        raise SystemExit(f"core: there are demonstrations of {', '.join(known) or 'nothing'}")
+    results = demo_.run_all(packages, out, errors)
     if as_json:
-        _emit({n: str(r) if isinstance(r, Exception) else dataclasses.asdict(r) for n, r in results.items()})
-    raise typer.Exit(1 if any(isinstance(r, Exception) for r in results.values()) else 0)
+        _emit({n: {"failed": r} if isinstance(r, str) else dataclasses.asdict(r) for n, r in results.items()})
+    else:
+        _table(demo_.COLUMNS, demo_.rows(results))
+        for name, result in results.items():
+            for figure, value in () if isinstance(result, str) else result.figures.items():
+                console.print(f"{name}: {figure}: {value}")
+        console.print(f"pictures: {out / 'index.html'}", soft_wrap=True)
+    raise typer.Exit(1 if any(isinstance(r, str) for r in results.values()) else 0)
 
 
 @app.command()
 def reproduce(
-    paper: Annotated[str, typer.Argument(help="An arXiv id, see `core list --papers`.")],
+    paper: Annotated[str | None, typer.Argument(help="An arXiv id; without it, the declared ones are listed.")] = None,
     size: Annotated[str, typer.Option(help="cpu (minutes on two cores) or gpu.")] = "cpu",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     out: Annotated[pathlib.Path, typer.Option("-o", "--out", help="The folder of the plot.")] = pathlib.Path(
@@ -221,12 +294,18 @@ def reproduce(
 ) -> None:
     """The smallest honest experiment behind a paper's claim; exit code 1 if the claim does not hold at this size."""
     points = _entry_points("core.claims")
+    if paper is None:
+        if as_json:
+            _emit({name: p.value for name, p in points.items()})
+        else:
+            print("\n".join(points) or "no installed package declares a claim")
+        return
     if paper not in points:
         raise SystemExit(f"core: no claim of {paper!r}; there are {', '.join(points) or 'none'}")
     if size not in ("cpu", "gpu"):
         raise SystemExit(f"core: --size is cpu or gpu, not {size!r}")
     out.mkdir(parents=True, exist_ok=True)
-    with console.status(f"arXiv {paper}") if not as_json else rich.console.Console(stderr=True).status(paper):
+    with errors.status(f"measuring the claim of arXiv {paper}"):
         claim = points[paper].load()(size, seed, out)
     if as_json:
         _emit(dataclasses.asdict(claim))
@@ -240,16 +319,25 @@ def reproduce(
     raise typer.Exit(0 if claim.holds else 1)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
-def run(context: typer.Context, job: Annotated[str | None, typer.Argument(help="A job's name.")] = None) -> None:
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+)
+def run(
+    context: typer.Context,
+    job: Annotated[str | None, typer.Argument(metavar="JOB ...", help="A job's name, then its arguments.")] = None,
+    as_json: Json = False,
+) -> None:
     """Runs a job of a package: `core run JOB --help` shows its arguments; without a job, lists them."""
     points = _entry_points("core.jobs")
-    if job is None or job in ("--help", "--list"):
-        print("\n".join(points) or "no installed package has a job")
+    if job is None:
+        if as_json:
+            _emit({name: p.value for name, p in points.items()})
+        else:
+            print("\n".join(points) or "no installed package has a job")
         return
     if job not in points:
         raise SystemExit(f"core: no job {job!r}; there are {', '.join(points) or 'none'}")
-    one = typer.Typer(name=job, add_completion=False)
+    one = typer.Typer(name=job, add_completion=False, pretty_exceptions_enable=False)
     one.command()(points[job].load())
     one(context.args, prog_name=f"core run {job}")
 
@@ -260,25 +348,26 @@ def new(
     folder: Annotated[
         pathlib.Path | None, typer.Option("-o", "--out", help="Where; default: a folder of that name here.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Makes a plugin package that builds, installs and passes its own test."""
     from . import scaffold
 
-    if not re.fullmatch(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*", name) or len(name) > 40:
-        raise SystemExit(f"core: a plugin's name is lower case letters, digits and single '-', got {name!r}")
-    try:
-        made = scaffold.make(name.replace("_", "-"), folder or pathlib.Path(name.replace("_", "-")))
-    except FileExistsError as e:
-        raise SystemExit(f"core: {e}") from None
-    print(f"made {made}; next:\n  pip install {made}\n  python -m pytest {made}/tests")
+    made = scaffold.make(name, folder)
+    if as_json:
+        _emit({"folder": made, "files": [p.relative_to(made) for p in sorted(made.rglob("*")) if p.is_file()]})
+    else:
+        print(f"made {made}; next:\n  pip install {made}\n  python -m pytest {made}/tests")
 
 
 @app.command()
 def stubs(
     plugin: Annotated[str, typer.Argument(help="A plugin's name.")],
     out: Annotated[pathlib.Path | None, typer.Option("-o", "--out", help="The file; default: print.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Writes the type stubs (.pyi) of a plugin's extension module from its table of operators."""
+    from .files import replace
     from .stubs import stub
 
     plugin = plugin.replace("-", "_")
@@ -286,6 +375,9 @@ def stubs(
         raise SystemExit(f"core: no plugin {plugin!r}; there are {', '.join(core_registry.plugins()) or 'none'}")
     text = stub(core_registry.plugins()[plugin])
     if out:
-        out.write_text(text)
-    else:
+        with replace(out) as temporary:
+            temporary.write_text(text, "utf-8")
+    if as_json:
+        _emit({"plugin": plugin, "file": out, "text": text})
+    elif not out:
         print(text, end="")

@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 import html
 import importlib.metadata
+import json
 import os
 import pathlib
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -54,65 +58,89 @@ class Demo:
 
 
 COLUMNS = ("what", "input", "ours", "peer", "ratio", "largest difference")
+TIMEOUT = 300.0
 
 
-def run_all(
-    points: Mapping[str, importlib.metadata.EntryPoint], out: pathlib.Path, console: rich.console.Console
-) -> dict[str, Demo | Exception]:
-    """Runs the demonstrations, shows their progress and a table, and writes `out/index.html`."""
-    import rich.markup
+def run_all(packages: Sequence[str], out: pathlib.Path, console: rich.console.Console) -> dict[str, Demo | str]:
+    """Runs the demonstrations and writes `out/index.html`; a failed one is the sentence that says why."""
     import rich.progress
-    import rich.table
 
-    results: dict[str, Demo | Exception] = {}
-    style = (
+    results: dict[str, Demo | str] = {}
+    columns = (
         rich.progress.SpinnerColumn(),
         rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
         rich.progress.TimeElapsedColumn(),
     )
-    with rich.progress.Progress(*style, console=console) as progress:
-        for name, point in points.items():
-            task = progress.add_task(name, total=1)
-            folder = out / name
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                results[name] = point.load()(folder)
-            except Exception as e:  # one package's failure does not stop the others
-                results[name] = e
-            progress.update(
-                task, completed=1, description=f"{name}: {'failed' if isinstance(results[name], Exception) else 'good'}"
-            )
-    table = rich.table.Table(*COLUMNS)
-    for name, result in results.items():
-        if isinstance(result, Exception):
-            table.add_row(f"{name}: [red]failed[/]: {rich.markup.escape(f'{type(result).__name__}: {result}')}")
-        else:
-            table.add_row(*map(rich.markup.escape, _row(result)))
-    console.print(table)
-    index = out / "index.html"
-    with replace(index) as temporary:
-        temporary.write_text(_page(results, out))
-    console.print(f"pictures: {index}")
+    with rich.progress.Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=len(packages))
+        for name in packages:
+            progress.update(task, description=name)
+            results[name] = run(name, out / name)
+            progress.advance(task)
+        progress.update(task, description="done")
+    with replace(out / "index.html") as temporary:
+        temporary.write_text(_page(results, out), "utf-8")
     return results
 
 
+def run(package: str, out: pathlib.Path, timeout: float = TIMEOUT) -> Demo | str:
+    """Runs one demonstration in a process of its own, so that a crash only ends that one."""
+    out.mkdir(parents=True, exist_ok=True)
+    answer = out / "demo.json"
+    answer.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "core_registry.demo", package, str(out)]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        return f"did not end within {timeout:g} s"
+    if done.returncode < 0:
+        return f"was killed by {signal.Signals(-done.returncode).name}"
+    if done.returncode or not answer.is_file():
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        return said[-1] if said else f"ended with exit code {done.returncode}"
+    raw = json.loads(answer.read_text("utf-8"))
+    raw["pictures"] = [Picture(p["title"], pathlib.Path(p["path"])) for p in raw["pictures"]]
+    return Demo(**raw)
+
+
+def main(package: str, out: str) -> None:
+    """What the process does: one demonstration, described in `demo.json`."""
+    (point, *_) = importlib.metadata.entry_points(group="core.demos", name=package)
+    result = dataclasses.asdict(point.load()(pathlib.Path(out)))
+    numbers = {k: float(result[k]) for k in ("ours", "peers", "difference", "tolerance")}
+    with replace(pathlib.Path(out) / "demo.json") as temporary:
+        temporary.write_text(json.dumps(result | numbers, default=str), "utf-8")
+
+
+def rows(results: Mapping[str, Demo | str]) -> list[tuple[str, ...]]:
+    """The table of the results, in the order of COLUMNS."""
+    return [(name, f"failed: {r}", "", "", "", "") if isinstance(r, str) else _row(r) for name, r in results.items()]
+
+
 def _row(d: Demo) -> tuple[str, ...]:
-    return d.what, d.input, _time(d.ours), f"{d.peer}: {_time(d.peers)}", f"{d.ratio:.3g}x", f"{d.difference:.2g}"
+    return d.what, d.input, duration(d.ours), f"{d.peer}: {duration(d.peers)}", f"{d.ratio:.3g}x", f"{d.difference:.2g}"
 
 
-def _time(seconds: float) -> str:
-    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+def duration(seconds: float | None) -> str:
+    """A time with a fitting unit; "" for None."""
+    if seconds is None:
+        return ""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"
 
 
-def _page(results: Mapping[str, Demo | Exception], out: pathlib.Path) -> str:
+def _page(results: Mapping[str, Demo | str], out: pathlib.Path) -> str:
     head = "".join(f"<th>{c}</th>" for c in COLUMNS)
-    rows, sections = [], []
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows(results))
+    sections = []
     for name, result in results.items():
-        if isinstance(result, Exception):
-            rows.append(f"<tr><td>{name}</td><td colspan=5>failed: {html.escape(str(result))}</td></tr>")
+        if isinstance(result, str):
             continue
-        rows.append("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in _row(result)) + "</tr>")
-        figures = "".join(f"<li>{html.escape(k)}: <b>{html.escape(v)}</b></li>" for k, v in result.figures.items())
+        figures = "".join(f"<li>{html.escape(k)}: <b>{html.escape(str(v))}</b></li>" for k, v in result.figures.items())
         pictures = "".join(
             f'<figure><img src="{html.escape(pathlib.Path(os.path.relpath(p.path, out)).as_posix())}" alt="">'
             f"<figcaption>{html.escape(p.title)}</figcaption></figure>"
@@ -126,6 +154,10 @@ def _page(results: Mapping[str, Demo | Exception], out: pathlib.Path) -> str:
     )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Core: demonstration</title><style>{style}</style>'
-        f"<h1>Core: one real thing in each package</h1><table><tr>{head}</tr>{''.join(rows)}</table>"
+        f"<h1>Core: one real thing in each package</h1><table><tr>{head}</tr>{body}</table>"
         f"{''.join(sections)}</html>\n"
     )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

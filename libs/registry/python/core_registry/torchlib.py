@@ -25,16 +25,37 @@ def define(
     """Defines `namespace::name` from its schema ("name(Tensor x, float tau) -> Tensor") and returns its overload.
 
     `impl` runs on `devices`, `fake` gives shapes and dtypes alone. `backward` and `setup_context` are those of
-    `torch.library.register_autograd`; without them `impl` gets inputs that require grad, and the binding that
-    it calls refuses them while grad mode is on.
+    `torch.library.register_autograd`; without them an input that requires grad is refused with NotImplementedError
+    while grad mode is on, in eager mode and under torch.compile alike.
     """
     library = _libraries.setdefault(namespace, torch.library.Library(namespace, "FRAGMENT"))
     name = schema.partition("(")[0]
     library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    overload = getattr(getattr(torch.ops, namespace), name).default
+    if backward is None:
+        impl, fake = _without_gradient(impl, overload), _without_gradient(fake, overload)
     for device in devices:
         library.impl(name, impl, device)
     torch.library.register_fake(f"{namespace}::{name}", fake, lib=library)
-    overload = getattr(getattr(torch.ops, namespace), name).default
     if backward is not None:
         torch.library.register_autograd(f"{namespace}::{name}", backward, setup_context=setup_context, lib=library)
     return overload
+
+
+def _without_gradient(function: Callable[..., Any], overload: Any) -> Callable[..., Any]:
+    """`function`, which refuses tensors that require grad: torch would warn in backward and give a wrong gradient."""
+    name, arguments = overload._schema.name.partition("::")[2], overload._schema.arguments
+    at = [i for i, a in enumerate(arguments) if str(a.type) in ("Tensor", "Optional[Tensor]")]
+    grad_mode = torch.is_grad_enabled
+
+    def checked(*args: Any, **named: Any) -> Any:
+        if grad_mode():
+            for i in at:
+                if i < len(args) and args[i] is not None and args[i].requires_grad:
+                    raise NotImplementedError(
+                        f"{name}: argument '{arguments[i].name}' requires grad, but the operator has no backward; "
+                        "use torch.no_grad() or x.detach()"
+                    )
+        return function(*args, **named)
+
+    return checked

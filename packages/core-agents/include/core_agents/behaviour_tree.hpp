@@ -18,28 +18,28 @@ enum Comparison : std::uint8_t { LT = 0, LE = 1, GT = 2, GE = 3, EQ = 4, NE = 5 
 
 /// What a node does. Named after py_trees' classes and policies.
 enum Kind : std::uint8_t {
-  SEQUENCE = 0,             ///< any number of children
-  SEQUENCE_MEMORY = 1,      ///< resumes at the RUNNING child
+  SEQUENCE = 0,         ///< any number of children
+  SEQUENCE_MEMORY = 1,  ///< resumes at the RUNNING child
   SELECTOR = 2,
   SELECTOR_MEMORY = 3,
-  PARALLEL_ALL = 4,         ///< SuccessOnAll(synchronise=False)
-  PARALLEL_ALL_SYNC = 5,    ///< SuccessOnAll(synchronise=True): a child that succeeded waits for the others
-  PARALLEL_ONE = 6,         ///< SuccessOnOne
-  CONDITION = 7,            ///< leaf: SUCCESS if `feature comparison threshold`, else FAILURE
-  GUARD = 8,                ///< one child (EternalGuard): FAILURE if the condition is false, else the child's status
-  ACTION = 9,               ///< leaf: RUNNING for `param` ticks, then `result`; emits `action` on each of them
-  ACTION_WHILE = 10,        ///< leaf: RUNNING while the condition holds, then `result`; emits `action`
-  INVERTER = 11,            ///< this and the following: one child
+  PARALLEL_ALL = 4,       ///< SuccessOnAll(synchronise=False)
+  PARALLEL_ALL_SYNC = 5,  ///< SuccessOnAll(synchronise=True): a child that succeeded waits for the others
+  PARALLEL_ONE = 6,       ///< SuccessOnOne
+  CONDITION = 7,          ///< leaf: SUCCESS if `feature comparison threshold`, else FAILURE
+  GUARD = 8,              ///< one child (EternalGuard): FAILURE if the condition is false, else the child's status
+  ACTION = 9,             ///< leaf: RUNNING for `param` ticks, then `result`; emits `action` on each of them
+  ACTION_WHILE = 10,      ///< leaf: RUNNING while the condition holds, then `result`; emits `action`
+  INVERTER = 11,          ///< this and the following: one child
   FAILURE_IS_RUNNING = 12,
   FAILURE_IS_SUCCESS = 13,
   RUNNING_IS_FAILURE = 14,
   RUNNING_IS_SUCCESS = 15,
   SUCCESS_IS_FAILURE = 16,
   SUCCESS_IS_RUNNING = 17,
-  REPEAT = 18,              ///< `param` successes, -1 for ever
-  RETRY = 19,               ///< `param` failures
-  ONE_SHOT = 20,            ///< `param` 0: ON_COMPLETION, 1: ON_SUCCESSFUL_COMPLETION
-  TIMEOUT = 21,             ///< FAILURE if still RUNNING on tick `param` + 1 (ticks, where py_trees has seconds)
+  REPEAT = 18,    ///< `param` successes, -1 for ever
+  RETRY = 19,     ///< `param` failures
+  ONE_SHOT = 20,  ///< `param` 0: ON_COMPLETION, 1: ON_SUCCESSFUL_COMPLETION
+  TIMEOUT = 21,   ///< FAILURE if still RUNNING on tick `param` + 1 (ticks, where py_trees has seconds)
   NUM_KINDS = 22
 };
 
@@ -64,8 +64,7 @@ CORE_EXPORT void check_program(core::Tensor<const std::uint8_t, 1> kinds, core::
                                core::Tensor<const std::int32_t, 1> features, core::Tensor<const std::uint8_t, 1> comparisons,
                                core::Tensor<const float, 1> thresholds, core::Tensor<const std::int32_t, 1> action_ids,
                                core::Tensor<const std::uint8_t, 1> results, core::Tensor<const std::int32_t, 1> params,
-                               std::int64_t num_features, core::Tensor<std::int32_t, 1> rows,
-                               core::Tensor<std::int64_t, 1> sizes);
+                               std::int64_t num_features, core::Tensor<std::int32_t, 1> rows, core::Tensor<std::int64_t, 1> sizes);
 
 /// Ticks every agent once.
 ///
@@ -84,7 +83,7 @@ CORE_EXPORT void tick(core::Tensor<const std::uint8_t, 1> kinds, core::Tensor<co
                       core::Tensor<const float, 1> thresholds, core::Tensor<const std::int32_t, 1> action_ids,
                       core::Tensor<const std::uint8_t, 1> results, core::Tensor<const std::int32_t, 1> params,
                       core::Tensor<const float, 2> observations, std::optional<core::Tensor<const bool, 1>> mask,
-                      core::Tensor<std::uint8_t, 2> state, core::Tensor<std::int32_t, 2> counters,
-                      core::Tensor<std::int32_t, 1> actions, core::Tensor<std::uint8_t, 1> statuses);
+                      core::Tensor<std::uint8_t, 2> state, core::Tensor<std::int32_t, 2> counters, core::Tensor<std::int32_t, 1> actions,
+                      core::Tensor<std::uint8_t, 1> statuses);
 
 }  // namespace core_agents

@@ -35,7 +35,7 @@ from .behaviour_tree import (
     SuccessIsRunning,
     TickCounter,
     Timeout,
-    compile,
+    compile,  # noqa: A004
 )
 from .dsl import ParseError, from_dsl, to_dsl
 

@@ -11,10 +11,18 @@ from py_trees import behaviour, behaviours, common, composites, decorators
 
 from . import behaviour_tree as bt
 
-_COMPARE = dict(zip(bt.COMPARISONS, (operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne), strict=True))
+_COMPARE = dict(
+    zip(bt.COMPARISONS, (operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne), strict=True)
+)
 _PLAIN = (
-    "Inverter", "FailureIsRunning", "FailureIsSuccess", "RunningIsFailure", "RunningIsSuccess", "SuccessIsFailure", "SuccessIsRunning",
-)  # fmt: skip
+    "Inverter",
+    "FailureIsRunning",
+    "FailureIsSuccess",
+    "RunningIsFailure",
+    "RunningIsSuccess",
+    "SuccessIsFailure",
+    "SuccessIsRunning",
+)
 
 
 class _World:
@@ -33,7 +41,7 @@ class _Test:
         return bool(self.compare(self.world.observation[self.feature], self.right))
 
 
-class ConditionLeaf(behaviour.Behaviour):
+class ConditionLeaf(behaviour.Behaviour):  # type: ignore[misc]
     """A :class:`core_agents.Condition` without child as a py_trees behaviour."""
 
     def __init__(self, node: bt.Condition, world: _World) -> None:
@@ -45,7 +53,7 @@ class ConditionLeaf(behaviour.Behaviour):
         return common.Status.SUCCESS if self.test() else common.Status.FAILURE
 
 
-class ActionLeaf(behaviour.Behaviour):
+class ActionLeaf(behaviour.Behaviour):  # type: ignore[misc]
     """A :class:`core_agents.Action` as a py_trees behaviour."""
 
     def __init__(self, node: bt.Action, world: _World) -> None:
@@ -67,7 +75,7 @@ class ActionLeaf(behaviour.Behaviour):
         return common.Status.RUNNING if runs else self.completion
 
 
-class TickTimeout(decorators.Timeout):
+class TickTimeout(decorators.Timeout):  # type: ignore[misc]
     """py_trees' Timeout with a clock that counts the decorator's own ticks."""
 
     ticks = 0
@@ -142,10 +150,11 @@ class PyTreesAgent:
         if isinstance(node, bt.Selector):
             return composites.Selector(node.name, node.memory, children)
         if isinstance(node, bt.Parallel):
-            policy = node.policy
-            one = isinstance(policy, bt.ParallelPolicy.SuccessOnOne)
-            peer = common.ParallelPolicy.SuccessOnOne() if one else common.ParallelPolicy.SuccessOnAll(policy.synchronise)
-            return composites.Parallel(node.name, peer, children)
+            if isinstance(node.policy, bt.ParallelPolicy.SuccessOnOne):
+                policy = common.ParallelPolicy.SuccessOnOne()
+            else:
+                policy = common.ParallelPolicy.SuccessOnAll(node.policy.synchronise)
+            return composites.Parallel(node.name, policy, children)
         if isinstance(node, bt.Repeat):
             return decorators.Repeat(node.name, children[0], node.num_success)
         if isinstance(node, bt.Retry):
@@ -165,8 +174,8 @@ def to_py_trees(tree: bt.Node | bt.Program) -> PyTreesAgent:
 def from_py_trees(root: behaviour.Behaviour, leaf: Callable[[behaviour.Behaviour], bt.Node] | None = None) -> bt.Node:
     """A py_trees tree as nodes of this package.
 
-    Leaves of :func:`to_py_trees` and py_trees' Success, Failure, Running and TickCounter are known; ``leaf`` translates all
-    others. Raises TypeError for a behaviour that has no counterpart.
+    Leaves of :func:`to_py_trees` and py_trees' Success, Failure, Running and TickCounter are known; ``leaf``
+    translates all others. Raises TypeError for a behaviour that has no counterpart.
     """
     name = root.name
     children = [from_py_trees(c, leaf) for c in root.children]
@@ -199,4 +208,6 @@ def from_py_trees(root: behaviour.Behaviour, leaf: Callable[[behaviour.Behaviour
         return getattr(bt, kind.__name__)(name, children[0])  # type: ignore[no-any-return]
     if leaf is not None and not children:
         return leaf(root)
-    raise TypeError(f"from_py_trees: {kind.__qualname__} '{name}' has no counterpart; give leaves through the argument 'leaf'")
+    raise TypeError(
+        f"from_py_trees: {kind.__qualname__} '{name}' has no counterpart; argument 'leaf' translates leaves"
+    )

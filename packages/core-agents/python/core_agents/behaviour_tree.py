@@ -31,7 +31,7 @@ class Status(IntEnum):
     RUNNING = 3
 
 
-INVALID, SUCCESS, FAILURE, RUNNING = Status
+INVALID, SUCCESS, FAILURE, RUNNING = Status.INVALID, Status.SUCCESS, Status.FAILURE, Status.RUNNING
 
 COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 """The comparisons of conditions; a program holds their positions here."""
@@ -88,6 +88,7 @@ class _Composite(Node):
 
     @property
     def children(self) -> tuple[Node, ...]:
+        """The children, in the order in which they are ticked."""
         return self._children
 
 
@@ -178,6 +179,7 @@ class Condition(Node):
 
     @property
     def children(self) -> tuple[Node, ...]:
+        """The child, if there is one."""
         return () if self.child is None else (self.child,)
 
     def _fields(self) -> dict[str, Any]:
@@ -201,7 +203,7 @@ class Action(Node):
         if self.running_while is None:
             return {"kinds": Kind.ACTION, "action_ids": self.action, "results": self.status, "params": self.duration}
         if self.duration:
-            raise ValueError(f"Action {self.name!r}: argument 'duration' must be 0 with 'running_while', got {self.duration}")
+            raise ValueError(f"Action {self.name!r}: 'duration' must be 0 with 'running_while', got {self.duration}")
         fields = {"kinds": Kind.ACTION_WHILE, "action_ids": self.action, "results": self.status}
         return {**fields, **_condition_fields(*self.running_while)}
 
@@ -234,6 +236,7 @@ class Decorator(Node):
 
     @property
     def children(self) -> tuple[Node, ...]:
+        """The child."""
         return (self.child,)
 
     def _fields(self) -> dict[str, Any]:
@@ -366,7 +369,7 @@ class Program:
         return len(self.nodes)
 
 
-def compile(tree: Node, num_features: int | None = None) -> Program:
+def compile(tree: Node, num_features: int | None = None) -> Program:  # noqa: A001
     """Flattens and checks a tree. ``num_features``: columns of the observations, by default as many as the tree reads.
 
     Raises ValueError that names the node (its pre-order number) and the field.
@@ -386,11 +389,14 @@ def compile(tree: Node, num_features: int | None = None) -> Program:
     fields = [node._fields() for node in nodes]
     if num_features is None:
         num_features = 1 + max((f.get("features", -1) for f in fields), default=-1)
-    arrays = {name: np.array([f.get(name, 0) for f in fields], dtype) for name, dtype in ARRAYS.items() if name != "ends"}
+    arrays = {
+        name: np.array([f.get(name, 0) for f in fields], dtype) for name, dtype in ARRAYS.items() if name != "ends"
+    }
     arrays["ends"] = np.array(ends, np.int32)
     arrays = {name: arrays[name] for name in ARRAYS}
     rows, sizes = np.empty(len(nodes), np.int32), np.empty(2, np.int64)
-    _C.check_program(*arrays.values(), num_features, rows, sizes)
+    arguments: list[Any] = [*arrays.values(), num_features, rows, sizes]
+    _C.check_program(*arguments)
     return Program(tree, tuple(nodes), arrays, num_features, rows, int(sizes[0]), int(sizes[1]))
 
 
@@ -428,7 +434,7 @@ def _node(at: Mapping[str, Any], children: list[Node]) -> Node:
         return OneShot(name, children[0], OneShotPolicy(param))
     if kind in (Kind.REPEAT, Kind.RETRY, Kind.TIMEOUT):
         counted = {Kind.REPEAT: Repeat, Kind.RETRY: Retry, Kind.TIMEOUT: Timeout}[kind]
-        return counted(name, children[0], param)  # type: ignore[call-arg]
+        return counted(name, children[0], param)
     plain = {k: cls for cls, k in _KIND_OF.items()}
     return plain[kind](name, children[0])  # type: ignore[call-arg]
 
@@ -468,8 +474,9 @@ class BatchedTree:
         """
         observations = as_array(observations, "float32", "observations")
         if len(observations.shape) != 2 or observations.shape[0] != self.num_agents:
+            shape = tuple(observations.shape)
             raise ValueError(
-                f"tick: argument 'observations' must be float32 of shape ({self.num_agents}, features), got shape {tuple(observations.shape)}"
+                f"tick: argument 'observations' must be float32 of shape ({self.num_agents}, F), got shape {shape}"
             )
         if type(self.actions) is not type(observations):
             self._adopt(observations)
@@ -479,7 +486,8 @@ class BatchedTree:
             due = self.calls % self._period == self._phase
             mask = due if mask is None else due & np.asarray(mask)
         self.calls += 1
-        _C.tick(*self._arguments, observations, mask, self._state, self._counters, self.actions, self.status)
+        agents: tuple[Any, ...] = (observations, mask, self._state, self._counters, self.actions, self.status)
+        _C.tick(*self._arguments, *agents)
         return self.status
 
     def _adopt(self, like: Any) -> None:
@@ -498,7 +506,7 @@ class BatchedTree:
         return out
 
     def reset(self, mask: Any = None) -> None:
-        """Forgets everything about the agents of ``mask`` ([agents] bool; all by default): status INVALID, action -1."""
+        """Forgets everything about the agents of ``mask`` ([agents] bool; default all): status INVALID, action -1."""
         who = slice(None) if mask is None else np.asarray(mask, bool)
         self._state[:, who] = 0
         self._counters[:, who] = 0

@@ -110,10 +110,13 @@ cases = [
     ),
     Case(
         op="core_agents.tick",
-        sizes={"tiny": {"nodes": 30, "agents": 9, "features": 4}, "bench": {"nodes": 50, "agents": 1000, "features": 8}},
+        sizes={
+            "tiny": {"nodes": 30, "agents": 9, "features": 4},
+            "bench": {"nodes": 50, "agents": 1000, "features": 8},
+        },
         make=make_tick,
-        reference=lambda args: reference.tick(args),
-        tolerance={name: (0, 0) for name in ("state", "counters", "actions", "statuses")},
+        reference=reference.tick,
+        tolerance=dict.fromkeys(("state", "counters", "actions", "statuses"), (0, 0)),
         peer=("py_trees", peer_tick),
         work=work_tick,
         inout=("state", "counters"),

@@ -9,12 +9,13 @@
             Action: none for 3
             Action: left while velocity < 0 then FAILURE
 
-Composites: ``Sequence``, ``Selector``, ``Parallel(all)``, ``Parallel(all, synchronise)``, ``Parallel(one)``; the first two
-take ``(memory)``. Decorators: py_trees' names, ``Repeat(3)``, ``Retry(3)``, ``Timeout(5)``, ``OneShot(on_completion)``,
-``OneShot(on_successful_completion)``; ``not`` is ``Inverter``. After the colon comes the name. Leaves: ``Condition: FEATURE OP
-NUMBER`` (with one indented child it is a guard) and ``Action: ID [for TICKS | while FEATURE OP NUMBER] [then STATUS]``, each
-optionally followed by a name in double quotes. FEATURE is ``obs[3]`` or a name from ``features``, ID a number, ``none`` or a
-name from ``actions``. Lines that begin with ``#`` are comments.
+Composites: ``Sequence``, ``Selector``, ``Parallel(all)``, ``Parallel(all, synchronise)``, ``Parallel(one)``; the first
+two take ``(memory)``. Decorators: py_trees' names, ``Repeat(3)``, ``Retry(3)``, ``Timeout(5)``,
+``OneShot(on_completion)``, ``OneShot(on_successful_completion)``; ``not`` is ``Inverter``. After the colon comes the
+name. Leaves: ``Condition: FEATURE OP NUMBER`` (with one indented child it is a guard) and
+``Action: ID [for TICKS | while FEATURE OP NUMBER] [then STATUS]``, each optionally followed by a name in double quotes.
+FEATURE is ``obs[3]`` or a name from ``features``, ID a number, ``none`` or a name from ``actions``. Lines that begin
+with ``#`` are comments.
 """
 
 from __future__ import annotations
@@ -94,7 +95,11 @@ class _Tokens:
             m = _TOKEN.match(line.text, at)
             if m is None:
                 skip = at + len(line.text[at:]) - len(line.text[at:].lstrip())
-                raise line.error(skip, f"unexpected character {line.text[skip]!r}", "names go in double quotes, comparisons are < <= > >= == !=")
+                raise line.error(
+                    skip,
+                    f"unexpected character {line.text[skip]!r}",
+                    "names go in double quotes, comparisons are < <= > >= == !=",
+                )
             self.found.append((m[m.lastindex or 0], m.start(m.lastindex or 0)))
             at = m.end()
         self.at = 0
@@ -119,7 +124,9 @@ class _Tokens:
         if self.peek().startswith('"'):
             default = _quoted(self.line, self.take("a name", ""), self.found[self.at - 1][1])
         if self.at < len(self.found):
-            raise self.line.error(self.column, f"unexpected '{self.peek()}'", "end the line here, or put the name in double quotes")
+            raise self.line.error(
+                self.column, f"unexpected '{self.peek()}'", "end the line here, or put the name in double quotes"
+            )
         return default
 
 
@@ -127,7 +134,9 @@ def _quoted(line: _Line, text: str, at: int) -> str:
     try:
         return str(json.loads(text))
     except json.JSONDecodeError as e:
-        raise line.error(at + e.pos, "this is not a JSON string", "escape backslashes and quotes with a backslash") from None
+        raise line.error(
+            at + e.pos, "this is not a JSON string", "escape backslashes and quotes with a backslash"
+        ) from None
 
 
 def _condition(tokens: _Tokens, features: Mapping[str, int]) -> tuple[int, str, float]:
@@ -166,7 +175,9 @@ def _action(line: _Line, features: Mapping[str, int], actions: Mapping[str, int]
     elif number is not None and number >= 0:
         action = number
     else:
-        raise tokens.fail(f"unknown action '{word}'", _suggest(word, ("none", *actions)) if actions else "write a number or 'none'")
+        raise tokens.fail(
+            f"unknown action '{word}'", _suggest(word, ("none", *actions)) if actions else "write a number or 'none'"
+        )
     duration, status, running_while = 0, bt.SUCCESS, None
     if tokens.peek() == "for":
         tokens.take("for", "")
@@ -194,9 +205,15 @@ def _composite(line: _Line, name: str) -> bt.Node:
             return bt.Parallel(name, bt.ParallelPolicy.SuccessOnOne(), line.children)
         if words in (["all"], ["all", "synchronise"]):
             return bt.Parallel(name, bt.ParallelPolicy.SuccessOnAll(len(words) == 2), line.children)
-        raise line.error(line.argument_at, f"unknown policy '{line.argument}'", "write Parallel(all), Parallel(all, synchronise) or Parallel(one)")
+        raise line.error(
+            line.argument_at,
+            f"unknown policy '{line.argument}'",
+            "write Parallel(all), Parallel(all, synchronise) or Parallel(one)",
+        )
     if words not in ([], ["memory"]):
-        raise line.error(line.argument_at, f"unknown argument '{line.argument}'", f"write {line.kind} or {line.kind}(memory)")
+        raise line.error(
+            line.argument_at, f"unknown argument '{line.argument}'", f"write {line.kind} or {line.kind}(memory)"
+        )
     return (bt.Sequence if line.kind == "Sequence" else bt.Selector)(name, bool(words), line.children)
 
 
@@ -205,14 +222,20 @@ def _decorator(line: _Line, name: str) -> bt.Node:
         raise line.error(
             line.indent,
             f"{line.kind} has {len(line.children)} children",
-            "indent one node below it" if not line.children else "give it one child: put a Sequence or Selector between",
+            "indent one node below it"
+            if not line.children
+            else "give it one child: put a Sequence or Selector between",
         )
     child = line.children[0]
     if line.kind in _COUNTED:
         make, least = _COUNTED[line.kind]
         count = _integer(line.argument)
         if count is None or (count < least and not (line.kind == "Repeat" and count == -1)):
-            raise line.error(line.argument_at, f"'{line.argument}' is no count", f"write {line.kind}(NUMBER) with a number from {least}")
+            raise line.error(
+                line.argument_at,
+                f"'{line.argument}' is no count",
+                f"write {line.kind}(NUMBER) with a number from {least}",
+            )
         return make(name, child, count)
     if line.kind == "OneShot":
         if line.argument not in _POLICIES:
@@ -228,7 +251,11 @@ def _finish(line: _Line, features: Mapping[str, int], actions: Mapping[str, int]
         tokens = _Tokens(line)
         condition = _condition(tokens, features)
         if len(line.children) > 1:
-            raise line.error(line.indent, f"Condition has {len(line.children)} children", "give it one child: put a Sequence or Selector between")
+            raise line.error(
+                line.indent,
+                f"Condition has {len(line.children)} children",
+                "give it one child: put a Sequence or Selector between",
+            )
         child = line.children[0] if line.children else None
         return bt.Condition(tokens.name(_condition_text(condition)), *condition, child)
     if line.kind == "Action":
@@ -246,7 +273,11 @@ def _finish(line: _Line, features: Mapping[str, int], actions: Mapping[str, int]
 def _head(line: _Line) -> None:
     m = _HEAD.match(line.text, line.indent)
     if m is None:
-        raise line.error(line.indent, f"unexpected character {line.text[line.indent]!r}", "a line begins with the kind of a node, such as Sequence")
+        raise line.error(
+            line.indent,
+            f"unexpected character {line.text[line.indent]!r}",
+            "a line begins with the kind of a node, such as Sequence",
+        )
     if m[1] not in _KINDS:
         raise line.error(line.indent, f"unknown node '{m[1]}'", _suggest(m[1], _KINDS))
     if not m[3] and m.end() < len(line.text):
@@ -290,7 +321,9 @@ def from_dsl(text: str, features: Mapping[str, int] | None = None, actions: Mapp
         if root is not None:
             raise line.error(indent, "a second root", "indent this line below the first, or put both below a Selector")
         if levels and indent < levels[-1] and indent not in levels:
-            raise line.error(indent, "this indentation fits no line above", f"use one of {', '.join(map(str, levels))} spaces")
+            raise line.error(
+                indent, "this indentation fits no line above", f"use one of {', '.join(map(str, levels))} spaces"
+            )
         if len(open_) >= _MAX_DEPTH:
             raise line.error(indent, f"the tree is deeper than {_MAX_DEPTH} levels", "flatten it")
         open_.append(line)
@@ -316,7 +349,11 @@ def _action_text(node: bt.Action) -> str:
 
 def _text(node: bt.Node) -> str:
     if isinstance(node, bt.Condition | bt.Action):
-        body = _action_text(node) if isinstance(node, bt.Action) else _condition_text((node.feature, node.op, node.threshold))
+        body = (
+            _action_text(node)
+            if isinstance(node, bt.Action)
+            else _condition_text((node.feature, node.op, node.threshold))
+        )
         name = "" if node.name == body else " " + json.dumps(node.name)
         return f"{type(node).__name__}: {body}{name}"
     kind, argument = type(node).__name__, ""
@@ -324,7 +361,13 @@ def _text(node: bt.Node) -> str:
         argument = "(memory)" if node.memory else ""
     elif isinstance(node, bt.Parallel):
         synchronise = isinstance(node.policy, bt.ParallelPolicy.SuccessOnAll) and node.policy.synchronise
-        argument = "(one)" if isinstance(node.policy, bt.ParallelPolicy.SuccessOnOne) else "(all, synchronise)" if synchronise else "(all)"
+        argument = (
+            "(one)"
+            if isinstance(node.policy, bt.ParallelPolicy.SuccessOnOne)
+            else "(all, synchronise)"
+            if synchronise
+            else "(all)"
+        )
     elif isinstance(node, bt.Repeat | bt.Retry | bt.Timeout):
         argument = f"({node._fields()['params']})"
     elif isinstance(node, bt.OneShot):

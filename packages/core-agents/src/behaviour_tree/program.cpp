@@ -59,7 +59,8 @@ void check_values(const char* op, const ProgramView& p, std::int64_t num_feature
     if (reads(kind)) {
       if (p.features(i) < 0 || p.features(i) >= num_features)
         bad(op, "features", i,
-            "must be in [0, " + std::to_string(num_features) + ") to name a column of the observations, got " + std::to_string(p.features(i)));
+            "must be in [0, " + std::to_string(num_features) + ") to name a column of the observations, got " +
+                std::to_string(p.features(i)));
       if (p.comparisons(i) > NE) bad(op, "comparisons", i, "must be at most 5, got " + std::to_string(p.comparisons(i)));
       if (std::isnan(p.thresholds(i))) bad(op, "thresholds", i, "must not be NaN");
     }
@@ -80,7 +81,8 @@ void check_values(const char* op, const ProgramView& p, std::int64_t num_feature
 
 Compiled compile(const char* op, const ProgramView& p, std::int64_t num_features) {
   if (num_features < 0)
-    throw core::Error("ValueError", std::string(op) + ": argument 'num_features' must not be negative, got " + std::to_string(num_features));
+    throw core::Error("ValueError",
+                      std::string(op) + ": argument 'num_features' must not be negative, got " + std::to_string(num_features));
   std::vector<Node> nodes = check_shape(op, p);
   check_values(op, p, num_features);
   const auto n = static_cast<std::int32_t>(nodes.size());
@@ -90,7 +92,8 @@ Compiled compile(const char* op, const ProgramView& p, std::int64_t num_features
   for (std::int32_t i = n; i-- > 0;) {
     const int kind = p.kinds(i);
     Node& node = at(i);
-    if (kind == ACTION) node.may_run = p.params(i) > 0 || p.results(i) == RUNNING;
+    if (kind == ACTION)
+      node.may_run = p.params(i) > 0 || p.results(i) == RUNNING;
     else if (kind == ACTION_WHILE || kind == FAILURE_IS_RUNNING || kind == SUCCESS_IS_RUNNING || kind == REPEAT || kind == RETRY)
       node.may_run = true;
     else if (kind == RUNNING_IS_FAILURE || kind == RUNNING_IS_SUCCESS)

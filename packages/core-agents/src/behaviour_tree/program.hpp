@@ -21,18 +21,18 @@ enum class Code : std::uint8_t { leaf, begin, child, join, end };
 /// A node with children becomes begin, (child, the child's steps, join) for each child, end.
 struct Step {
   Code code;
-  std::uint8_t kind;            ///< of the node; of the parent for child and join
+  std::uint8_t kind;  ///< of the node; of the parent for child and join
   std::uint8_t comparison = 0, result = 0;
   std::int32_t node = 0;
-  std::int32_t depth = 0;       ///< of the node; of the parent for child and join
-  std::int32_t column = -1;     ///< of the block's tile of observations
+  std::int32_t depth = 0;    ///< of the node; of the parent for child and join
+  std::int32_t column = -1;  ///< of the block's tile of observations
   float threshold = 0;
   std::int32_t action = -1, param = 0;
-  std::int32_t row = -1;        ///< of the node (of the child for child and join), -1 if it has none
+  std::int32_t row = -1;                ///< of the node (of the child for child and join), -1 if it has none
   std::int32_t below = 0, row_end = 0;  ///< rows [below, row_end) belong to the nodes below it
   std::int32_t counter = -1;
-  std::int32_t join = 0;        ///< of a child step: where its join is
-  bool may_run = false;         ///< the node can be RUNNING
+  std::int32_t join = 0;  ///< of a child step: where its join is
+  bool may_run = false;   ///< the node can be RUNNING
 };
 
 struct Compiled {

@@ -15,7 +15,7 @@ namespace {
 constexpr int width = 256;
 using Bytes = std::uint8_t[width];
 
-struct Frame {  // of the node that is open at this depth
+struct Frame {                // of the node that is open at this depth
   alignas(64) Bytes pending;  // agents that tick the next child; synchronised parallel: those that were RUNNING
   alignas(64) Bytes waiting;  // memory: agents whose RUNNING child is still to come; parallel: a child failed
   alignas(64) Bytes result;   // synchronised parallel: agents that tick the child, until the end
@@ -145,9 +145,7 @@ void begin(const Block& b, const Step& s, Frame& f) {
       }
       [[fallthrough]];
     case SEQUENCE:
-    case SELECTOR:
-      std::copy_n(active, width, pending);
-      break;
+    case SELECTOR: std::copy_n(active, width, pending); break;
     case PARALLEL_ALL_SYNC:  // pending: the children's done bits still hold
       if (s.may_run) {
         const std::uint8_t* __restrict row = b.state[s.row];
@@ -170,9 +168,7 @@ void begin(const Block& b, const Step& s, Frame& f) {
       for (int i = 0; i < width; ++i) pending[i] = active[i] & (row[i] & 12 ? 0 : 255);
       return;
     }
-    default:
-      std::copy_n(active, width, pending);
-      return;
+    default: std::copy_n(active, width, pending); return;
   }
   std::fill_n(f.result, width, std::uint8_t{0});
 }
@@ -196,9 +192,7 @@ bool child(const Block& b, const Step& s, Frame& f, Frame& g) {
       }
       break;
     case PARALLEL_ALL:
-    case PARALLEL_ONE:
-      g.active = active;
-      return true;
+    case PARALLEL_ONE: g.active = active; return true;
     case PARALLEL_ALL_SYNC: {
       const std::uint8_t* __restrict row = b.state[s.row];
       std::uint8_t* __restrict ticks = f.result;
@@ -206,8 +200,7 @@ bool child(const Block& b, const Step& s, Frame& f, Frame& g) {
       g.active = ticks;
       return some(ticks);
     }
-    default:
-      break;
+    default: break;
   }
   if (s.below < s.row_end) {
     for (int i = 0; i < width; ++i) g.result[i] = active[i] & ~pending[i];
@@ -255,15 +248,16 @@ void join(const Block& b, const Step& s, Frame& f, const Frame& g) {
         succeeded[i] &= r[i] == SUCCESS || r[i] == INVALID ? 255 : 0;
       }
       break;
-    default:
-      break;  // a decorator has one child; end reads its result
+    default: break;  // a decorator has one child; end reads its result
   }
 }
 
 /// The status that a stateless decorator gives for each of its child's.
-void map(const std::uint8_t* __restrict r, std::uint8_t* __restrict result, std::uint8_t success, std::uint8_t failure, std::uint8_t running) {
+void map(const std::uint8_t* __restrict r, std::uint8_t* __restrict result, std::uint8_t success, std::uint8_t failure,
+         std::uint8_t running) {
   for (int i = 0; i < width; ++i)
-    result[i] = static_cast<std::uint8_t>((r[i] == SUCCESS ? success : 0) | (r[i] == FAILURE ? failure : 0) | (r[i] == RUNNING ? running : 0));
+    result[i] =
+        static_cast<std::uint8_t>((r[i] == SUCCESS ? success : 0) | (r[i] == FAILURE ? failure : 0) | (r[i] == RUNNING ? running : 0));
 }
 
 void end(const Block& b, const Step& s, Frame& f, const Frame& g) {
@@ -286,8 +280,7 @@ void end(const Block& b, const Step& s, Frame& f, const Frame& g) {
     case PARALLEL_ALL:
     case PARALLEL_ALL_SYNC:
     case PARALLEL_ONE:
-      for (int i = 0; i < width; ++i)
-        result[i] = active[i] & (f.waiting[i] ? FAILURE : extra[i] ? SUCCESS : RUNNING);
+      for (int i = 0; i < width; ++i) result[i] = active[i] & (f.waiting[i] ? FAILURE : extra[i] ? SUCCESS : RUNNING);
       break;
     case GUARD:
       for (int i = 0; i < width; ++i) result[i] = static_cast<std::uint8_t>((r[i] & f.pending[i]) | (active[i] & ~f.pending[i] & FAILURE));
@@ -362,15 +355,28 @@ using Counters = core::Tensor<std::int32_t, 2>;
 
 void check_rows(const char* argument, const char* what, std::int64_t got, std::int64_t want) {
   if (got != want)
-    throw core::Error("ValueError", std::string("tick: argument '") + argument + "' must have " + std::to_string(want) + " rows, one per node that " +
-                                        what + " (see check_program), got " + std::to_string(got));
+    throw core::Error("ValueError", std::string("tick: argument '") + argument + "' must have " + std::to_string(want) +
+                                        " rows, one per node that " + what + " (see check_program), got " + std::to_string(got));
 }
 
-/// Between a row of a strided tensor and a row of the block's tile.
-template <class T, class U, class Copy>
-void each_row(const core::Tensor<T, 2>& t, std::int64_t first, int n, U* tile, Copy copy) {
-  for (std::int64_t r = 0; r < t.shape[0]; ++r)
-    for (int i = 0; i < n; ++i) copy(t.data[r * t.stride[0] + (first + i) * t.stride[1]], tile[r][i]);
+/// n elements, the steps given in elements.
+template <class T>
+void copy(const T* from, std::int64_t from_step, T* to, std::int64_t to_step, int n) {
+  if (from_step == 1 && to_step == 1) {
+    std::copy_n(from, n, to);
+    return;
+  }
+  for (int i = 0; i < n; ++i, from += from_step, to += to_step) *to = *from;
+}
+
+/// Rows of a tensor at agents [first, first + n), to or from the block's tile.
+template <class T>
+void load(const core::Tensor<T, 2>& t, std::int64_t first, int n, T (*tile)[width]) {
+  for (std::int64_t r = 0; r < t.shape[0]; ++r) copy(&t(r, first), t.stride[1], tile[r], 1, n);
+}
+template <class T>
+void store(const core::Tensor<T, 2>& t, std::int64_t first, int n, T (*tile)[width]) {
+  for (std::int64_t r = 0; r < t.shape[0]; ++r) copy(tile[r], 1, &t(r, first), t.stride[1], n);
 }
 
 }  // namespace
@@ -393,8 +399,7 @@ void tick(core::Tensor<const std::uint8_t, 1> kinds, core::Tensor<const std::int
           core::Tensor<const std::int32_t, 1> params, core::Tensor<const float, 2> observations,
           std::optional<core::Tensor<const bool, 1>> mask, Rows state, Counters counters, core::Tensor<std::int32_t, 1> actions,
           core::Tensor<std::uint8_t, 1> statuses) {
-  const Compiled c =
-      compile("tick", {kinds, ends, features, comparisons, thresholds, action_ids, results, params}, observations.shape[1]);
+  const Compiled c = compile("tick", {kinds, ends, features, comparisons, thresholds, action_ids, results, params}, observations.shape[1]);
   check_rows("state", "can be RUNNING or is remembered", state.shape[0], c.rows);
   check_rows("counters", "counts", counters.shape[0], c.counters);
 
@@ -408,18 +413,20 @@ void tick(core::Tensor<const std::uint8_t, 1> kinds, core::Tensor<const std::int
     const auto counts = std::make_unique<std::int32_t[][width]>(static_cast<std::size_t>(c.counters));
     alignas(64) Bytes ticks;
     alignas(64) std::int32_t emitted[width];
-    const Block block{c.steps.data(), static_cast<std::int32_t>(c.steps.size()), c.rows, frames.get(), columns.get(), tile.get(), any.get(),
-                      counts.get(),   emitted};
+    const Block block{
+        c.steps.data(), static_cast<std::int32_t>(c.steps.size()), c.rows, frames.get(), columns.get(), tile.get(), any.get(), counts.get(),
+        emitted};
     for (std::int64_t k = first_block; k < last_block; ++k) {
       const std::int64_t first = k * width;
       const int n = static_cast<int>(std::min<std::int64_t>(width, agents - first));
-      for (int i = 0; i < width; ++i)
-        ticks[i] = i < n && (!mask || *reinterpret_cast<const std::uint8_t*>(&(*mask)(first + i)) != 0) ? 255 : 0;
+      std::fill_n(ticks, n, std::uint8_t{255});
+      std::fill(ticks + n, ticks + width, std::uint8_t{0});
+      if (mask)  // read as bytes: a caller's bool may hold anything
+        for (int i = 0; i < n; ++i) ticks[i] = reinterpret_cast<const std::uint8_t*>(mask->data)[(first + i) * mask->stride[0]] ? 255 : 0;
       std::fill_n(emitted, width, -1);
-      for (std::size_t j = 0; j < num_columns; ++j)
-        for (int i = 0; i < n; ++i) columns[j][i] = observations(first + i, c.columns[j]);
-      each_row(state, first, n, tile.get(), [](std::uint8_t& from, std::uint8_t& to) { to = from; });
-      each_row(counters, first, n, counts.get(), [](std::int32_t& from, std::int32_t& to) { to = from; });
+      for (std::size_t j = 0; j < num_columns; ++j) copy(&observations(first, c.columns[j]), observations.stride[0], columns[j], 1, n);
+      load(state, first, n, tile.get());
+      load(counters, first, n, counts.get());
       for (std::size_t r = 0; r < rows; ++r) {
         std::uint8_t seen = 0;
         for (std::uint8_t byte : tile[r]) seen |= byte;
@@ -427,12 +434,18 @@ void tick(core::Tensor<const std::uint8_t, 1> kinds, core::Tensor<const std::int
       }
       frames[0].active = ticks;
       core::multiversion<&run>(&block);
-      each_row(state, first, n, tile.get(), [](std::uint8_t& to, std::uint8_t& from) { to = from; });
-      each_row(counters, first, n, counts.get(), [](std::int32_t& to, std::int32_t& from) { to = from; });
+      store(state, first, n, tile.get());
+      store(counters, first, n, counts.get());
+      const std::uint8_t* root = frames[0].result;
+      if (!mask) {
+        copy<std::int32_t>(emitted, 1, &actions(first), actions.stride[0], n);
+        copy<std::uint8_t>(root, 1, &statuses(first), statuses.stride[0], n);
+        continue;
+      }
       for (int i = 0; i < n; ++i) {
         if (!ticks[i]) continue;
         actions(first + i) = emitted[i];
-        statuses(first + i) = frames[0].result[i];
+        statuses(first + i) = root[i];
       }
     }
   });

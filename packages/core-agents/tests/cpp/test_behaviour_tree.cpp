@@ -29,8 +29,8 @@ struct Tree {
   std::vector<std::int64_t> check(std::int64_t num_features) const {
     std::vector<std::int64_t> sizes(2);
     std::vector<std::int32_t> rows(kinds.size());
-    check_program(view(kinds), view(ends), view(features), view(comparisons), view(thresholds), view(action_ids), view(results), view(params),
-                  num_features, core::tensor(rows.data(), rows.size()), core::tensor(sizes.data(), 2));
+    check_program(view(kinds), view(ends), view(features), view(comparisons), view(thresholds), view(action_ids), view(results),
+                  view(params), num_features, core::tensor(rows.data(), rows.size()), core::tensor(sizes.data(), 2));
     return sizes;
   }
 };
@@ -101,7 +101,8 @@ CORE_TEST(hostile_programs_are_refused) {
     change(t);
     CHECK_THROWS(t.check(1), "ValueError");
   };
-  for (const std::int32_t bad : {-1, 0, 3, 6, 1 << 30, std::numeric_limits<std::int32_t>::min(), std::numeric_limits<std::int32_t>::max()}) {
+  for (const std::int32_t bad :
+       {-1, 0, 3, 6, 1 << 30, std::numeric_limits<std::int32_t>::min(), std::numeric_limits<std::int32_t>::max()}) {
     damaged([&](Tree& t) { t.ends[0] = bad; });
     if (bad != 3) damaged([&](Tree& t) { t.ends[2] = bad; });
   }

@@ -171,7 +171,7 @@ class Agent:
 
 
 def sizes(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The ``rows`` and ``sizes`` of check_program: who can be RUNNING, is a OneShot, or below a synchronised parallel."""
+    """The ``rows`` and ``sizes`` of check_program: who can be RUNNING, OneShots, children of synchronised parallels."""
     agent = Agent(arrays)
     kinds = [Kind(k) for k in agent.arrays["kinds"]]
     own = (Kind.ACTION_WHILE, Kind.FAILURE_IS_RUNNING, Kind.SUCCESS_IS_RUNNING, Kind.REPEAT, Kind.RETRY)
@@ -249,7 +249,11 @@ def random_tree(rng: np.random.Generator, nodes: int, features: int, stateless: 
             return bt.Sequence(name, memory, children)
         if kind in (1, 3):
             return bt.Selector(name, memory, children)
-        policies = (bt.ParallelPolicy.SuccessOnOne(), bt.ParallelPolicy.SuccessOnAll(False), bt.ParallelPolicy.SuccessOnAll(True))
+        policies = (
+            bt.ParallelPolicy.SuccessOnOne(),
+            bt.ParallelPolicy.SuccessOnAll(False),
+            bt.ParallelPolicy.SuccessOnAll(True),
+        )
         return bt.Parallel(name, policies[rng.integers(3)], children)
 
     return grow(nodes, 0)

@@ -24,7 +24,7 @@ void row(const float* x, std::int64_t step, const float* tile, std::int64_t dept
 void pairwise_sqdist(core::Tensor<const float, 2> x, core::Tensor<const float, 2> y, core::Tensor<float, 2> out) {
   const std::int64_t rows = x.shape[0], depth = x.shape[1], columns = y.shape[0];
   core::parallel_for((columns + width - 1) / width, 1, [&](std::int64_t begin, std::int64_t end) {
-    std::vector<float> tile(static_cast<std::size_t>(depth * width));
+    std::vector<float> tile(static_cast<std::size_t>(core::checked_mul(depth, width, "pairwise_sqdist: argument 'y'")));
     float sum[width];
     for (std::int64_t first = begin * width; first < std::min(end * width, columns); first += width) {
       const std::int64_t count = std::min(width, columns - first);

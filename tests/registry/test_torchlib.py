@@ -1,0 +1,64 @@
+"""Torch operators: one without a backward refuses a gradient, wherever it would be lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from core_registry import torchlib  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def twice() -> Any:
+    """Hides from the kernel that its input requires grad, as a conversion would."""
+    return torchlib.define(
+        "test_registry",
+        "twice(Tensor x, Tensor? y, float factor) -> Tensor",
+        lambda x, y, factor: x.detach().double() * factor,
+        lambda x, y, factor: torch.empty_like(x, dtype=torch.float64),
+    )
+
+
+def test_without_backward(twice: Any) -> None:
+    x = torch.ones(3)
+    assert torch.equal(twice(x, None, 2.0), 2 * x.double())
+    learned = x.clone().requires_grad_()
+    with pytest.raises(NotImplementedError, match="twice: argument 'x' requires grad, but the operator"):
+        twice(learned, None, 2.0)
+    with pytest.raises(NotImplementedError, match="argument 'y' requires grad"):
+        twice(x, learned, 2.0)
+    with torch.no_grad():
+        assert torch.equal(twice(learned, learned, 2.0), 2 * x.double())
+    with torch.inference_mode():
+        twice(torch.ones(3), None, 2.0)
+    torch.library.opcheck(twice, (x, None, 2.0))
+
+
+def test_under_compile(twice: Any) -> None:
+    step = torch.compile(lambda x: twice(x, None, 2.0) + 1, fullgraph=True, backend="aot_eager")
+    x = torch.ones(3)
+    assert torch.equal(step(x), 2 * x.double() + 1)
+    with pytest.raises(Exception, match="requires grad, but the operator has no backward"):
+        step(x.clone().requires_grad_())
+
+
+def test_with_backward() -> None:
+    def setup(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    square = torchlib.define(
+        "test_registry",
+        "square(Tensor x) -> Tensor",
+        lambda x: x * x,
+        torch.empty_like,
+        backward=lambda context, gradient: 2 * context.saved_tensors[0] * gradient,
+        setup_context=setup,
+    )
+    x = torch.arange(3.0, dtype=torch.float64, requires_grad=True)
+    square(x).sum().backward()
+    assert torch.equal(x.grad, 2 * x.detach())
+    assert torch.autograd.gradcheck(square, x)
+    torch.library.opcheck(square, (x,))
