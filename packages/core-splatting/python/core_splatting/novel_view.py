@@ -120,7 +120,9 @@ def render_right(
     """The right camera's image (H, W, D), divided by its alphas, and the alphas (H, W)."""
     from .rasterize import rasterization
 
-    names = ("means", "quats", "scales", "opacities", "colors")
     viewmats, Ks = right_camera(focal, centre, baseline, offset)
-    image, alphas, _ = rasterization(*(gaussians[k] for k in names), viewmats, Ks, width, height, eps2d=eps2d)
+    g = gaussians
+    image, alphas, _ = rasterization(
+        g["means"], g["quats"], g["scales"], g["opacities"], g["colors"], viewmats, Ks, width, height, eps2d=eps2d
+    )
     return np.clip(image[0] / np.clip(alphas[0], 1 / 255, None), 0, 1), alphas[0, ..., 0]
