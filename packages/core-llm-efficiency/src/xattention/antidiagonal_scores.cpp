@@ -61,9 +61,10 @@ void score(const Keys* shared, Rows q, std::int64_t q_block, float* scores, std:
       float sum = 0;
       for (float x : sums) sum += x;
       for (std::int64_t b = 0; b * per_block < visible; ++b) {
-        float mass = 0;
-        for (std::int64_t j = b * per_block; j < std::min((b + 1) * per_block, visible); ++j) mass += row[j];
-        scores[b * step] += mass / sum;
+        float mass[4] = {};  // four sums, since the compiler may not reorder one
+        const std::int64_t last = std::min((b + 1) * per_block, visible);
+        for (std::int64_t j = b * per_block; j < last; ++j) mass[j % 4] += row[j];
+        scores[b * step] += ((mass[0] + mass[1]) + (mass[2] + mass[3])) / sum;
       }
     }
     i += rows;

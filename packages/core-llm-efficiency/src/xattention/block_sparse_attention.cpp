@@ -60,12 +60,12 @@ inline void attend_tile(const Head& s, const float* q, std::int64_t q_piece, std
     float* row = logits + i * row_step;
     const float before = top[i], now = std::max(before, row_max(row, padded));
     const float base = now == minus_infinity ? 0.f : now;
-    keep[i] = before == now ? 1.f : exp_nonpositive(before - base);
+    keep[i] = before == now ? 1.f : exp_clamped(std::max(before - base, lowest));
     top[i] = now;
     exp_row(row, padded, base, keep[i], sums + i * lanes);
   }
   for (std::int64_t x = 0; x < s.e_pad; x += lanes)
-    multiply<R, true>(keys, logits, s.v + x * s.m_pad + key * lanes, out + x, s.e_pad, keep);
+    multiply<R>(keys, logits, s.v + x * s.m_pad + key * lanes, out + x, s.e_pad, keep);
 }
 
 /// One query block. work: room for work_size() floats.

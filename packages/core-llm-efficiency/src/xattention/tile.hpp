@@ -40,11 +40,11 @@ inline void with_rows(int rows, F&& f) {
   }
 }
 
-/// c[i][j] = sum_k a[i][k] b[k][j], i < R, j < lanes, 1 <= depth <= deepest, rows of a `row_step` apart;
-/// with Accumulate added to keep[i] c[i][j].
-template <int R, bool Accumulate>
-inline void multiply(std::int64_t depth, const float* __restrict a, const float* __restrict b, float* __restrict c, std::int64_t c_row,
-                     const float* __restrict keep) {
+/// c[i][j] = keep[i] c[i][j] + sum_k a[i][k] b[k][j], i < R, j < lanes, 1 <= depth <= deepest, rows of a `row_step` apart.
+/// The sums go through a local array, which the compiler knows to be apart from a and b.
+template <int R>
+inline void multiply(std::int64_t depth, const float* a, const float* b, float* c, std::int64_t c_row, const float* keep) {
+  float sums[R][lanes];
   for (int j = 0; j < lanes; ++j) {
     float sum[R];
 #pragma GCC unroll 12
@@ -56,27 +56,26 @@ inline void multiply(std::int64_t depth, const float* __restrict a, const float*
       for (int i = 0; i < R; ++i) sum[i] += a[i * row_step + k] * x;
     } while (++k < depth);
 #pragma GCC unroll 12
-    for (int i = 0; i < R; ++i) c[i * c_row + j] = Accumulate ? keep[i] * c[i * c_row + j] + sum[i] : sum[i];
+    for (int i = 0; i < R; ++i) sums[i][j] = sum[i];
   }
+  for (int i = 0; i < R; ++i)
+    for (int j = 0; j < lanes; ++j) c[i * c_row + j] = keep[i] * c[i * c_row + j] + sums[i][j];
 }
 
-/// c = a b of any depth: a is cut into pieces of `deepest` columns that lie `piece` floats apart; b is [depth][columns of lanes].
+/// c = a b of any depth: a is cut into pieces of `deepest` columns that lie `piece` floats apart; b is [depth][lanes].
 template <int R>
 inline void multiply_deep(std::int64_t depth, const float* a, std::int64_t piece, const float* b, float* c, std::int64_t c_row) {
   constexpr float ones[12] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-  if (depth == 0)
-    for (int i = 0; i < R; ++i) std::fill_n(c + i * c_row, lanes, 0.f);
-  for (std::int64_t at = 0; at < depth; at += deepest, a += piece) {
-    const std::int64_t n = std::min(deepest, depth - at);
-    if (at == 0)
-      multiply<R, false>(n, a, b, c, c_row, ones);
-    else
-      multiply<R, true>(n, a, b + at * lanes, c, c_row, ones);
-  }
+  for (int i = 0; i < R; ++i)
+    for (int j = 0; j < lanes; ++j) c[i * c_row + j] = 0;
+  for (std::int64_t at = 0; at < depth; at += deepest, a += piece)
+    multiply<R>(std::min(deepest, depth - at), a, b + at * lanes, c, c_row, ones);
 }
 
-/// exp(x) for x <= 0, relative error below 2e-7; 0 below -87, NaN for NaN.
-inline float exp_nonpositive(float x) {
+constexpr float lowest = -88.f;  // its power of two below, 2^-127, comes out as 0
+
+/// exp(x) for x in [lowest, 0], relative error below 2e-7; 0 below -87.7, NaN for NaN.
+inline float exp_clamped(float x) {
   const float shifted = x * 1.44269504f + 12582912.f, n = shifted - 12582912.f;
   float r = x - n * 0.693359375f;
   r += n * 2.12194440e-4f;
@@ -87,8 +86,7 @@ inline float exp_nonpositive(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.f;
-  const float power = std::bit_cast<float>((std::bit_cast<std::uint32_t>(shifted) + 127u) << 23);
-  return x < -87.f ? 0.f : p * power;
+  return p * std::bit_cast<float>((std::bit_cast<std::uint32_t>(shifted) + 127u) << 23);
 }
 
 /// The largest of x[0..n), n a positive multiple of `lanes`; NaN is passed over.
@@ -108,7 +106,11 @@ inline float row_max(const float* x, std::int64_t n) {
 
 /// x[0..n) = exp(x - base), n a positive multiple of `lanes`; sum[j] = keep * sum[j] + the sum of lane j.
 inline void exp_row(float* __restrict x, std::int64_t n, float base, float keep, float* __restrict sum) {
-  for (std::int64_t j = 0; j < n; ++j) x[j] = exp_nonpositive(x[j] - base);
+  for (std::int64_t j = 0; j < n; ++j) {  // a loop of its own: beside exp, the compiler makes the clamp a branch
+    const float y = x[j] - base;
+    x[j] = y < lowest ? lowest : y;
+  }
+  for (std::int64_t j = 0; j < n; ++j) x[j] = exp_clamped(x[j]);
   for (int j = 0; j < lanes; ++j) {
     float s = keep * sum[j];
     std::int64_t p = 0;

@@ -1,0 +1,1 @@
+"""Readable references, independent of the kernels."""

@@ -1,0 +1,177 @@
+"""XAttention (arXiv 2503.16428): block-sparse prefill attention whose blocks are found by antidiagonal sums.
+
+Shapes as in torch's scaled_dot_product_attention: query (B, H, N, D), key (B, G, M, D), value (B, G, M, E), all
+float32, H a multiple of G (grouped queries arrive un-repeated: head h reads h // (H // G)). With `is_causal` the
+queries are the last N of M positions, so N <= M (chunked prefill; torch aligns to the left instead). numpy in gives
+numpy out, torch gives torch. NaN and infinite inputs give NaN in the scores and in the query blocks that read them,
+and such a query block keeps all its blocks. Backward is not implemented: inputs that require grad are refused.
+"""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import Any
+
+from core_registry.arrays import as_array, empty, is_torch
+
+from . import _core_llm_efficiency as _C
+
+
+def _torch_ops() -> ModuleType:
+    from . import torch_ops
+
+    return torch_ops
+
+
+def _blocks(length: int, block: int) -> int:
+    if block < 1:
+        raise ValueError(f"argument 'block_size' must be a multiple of 16 in [16, 4096], got {block}")
+    return -(-length // block)
+
+
+def _check_rank(x: Any, name: str, rank: int = 4) -> None:
+    if len(x.shape) != rank:
+        raise ValueError(f"argument '{name}' must have {rank} dimensions, got shape {tuple(x.shape)}")
+
+
+def _scale(scale: float | None, head_dim: int) -> float:
+    return 1.0 / math.sqrt(max(head_dim, 1)) if scale is None else float(scale)
+
+
+def _thresholds(threshold: Any, heads: int, like: Any) -> Any:
+    if isinstance(threshold, (int, float)):
+        thresholds = empty((heads,), "float32", like)
+        thresholds[...] = threshold
+        return thresholds
+    return as_array(threshold, "float32", "threshold", like)
+
+
+def _antidiagonal_scores(
+    query: Any, key: Any, stride: int, block_size: int, scale: float | None, is_causal: bool
+) -> Any:
+    query, key = as_array(query, "float32", "query"), as_array(key, "float32", "key", query)
+    _check_rank(query, "query")
+    _check_rank(key, "key")
+    scale = _scale(scale, query.shape[3])
+    if is_torch(query):
+        return _torch_ops().antidiagonal_scores(query, key, stride, block_size, scale, is_causal)
+    shape = *query.shape[:2], _blocks(query.shape[2], block_size), _blocks(key.shape[2], block_size)
+    scores = empty(shape, "float32", query)
+    _C.antidiagonal_scores(query, key, stride, block_size, scale, is_causal, scores)
+    return scores
+
+
+def select_blocks(
+    scores: Any, threshold: Any = 0.9, *, q_len: int, k_len: int, block_size: int = 128, is_causal: bool = True
+) -> Any:
+    """The blocks that each query block attends to, bool (B, H, QB, KB).
+
+    scores: estimated masses float32 (B, H, QB, KB) >= 0, QB = ceil(q_len / block_size), KB = ceil(k_len / block_size);
+    threshold: a number >= 0, or one for each head. Causal: block 0 (the sink) and the blocks of the query block's own
+    positions are always kept and their mass counted; then by descending score (ties: lower index), while the
+    mass before is below threshold x the row's sum. Not causal: by descending score alone, at least one block.
+    threshold >= 1 keeps all visible blocks, and so does a row with a NaN or infinite score.
+    Raises ValueError on negative scores or thresholds and on sizes that do not fit. arXiv 2503.16428, section 2.
+    """
+    scores = as_array(scores, "float32", "scores")
+    _check_rank(scores, "scores")
+    thresholds = _thresholds(threshold, scores.shape[1], scores)
+    if is_torch(scores):
+        return _torch_ops().select_blocks(scores, thresholds, block_size, q_len, k_len, is_causal)
+    mask = empty(scores.shape, "bool", scores)
+    _C.select_blocks(scores, thresholds, block_size, q_len, k_len, is_causal, mask)
+    return mask
+
+
+def xattn_estimate(
+    query: Any,
+    key: Any,
+    *,
+    threshold: Any = 0.9,
+    stride: int = 8,
+    block_size: int = 128,
+    is_causal: bool = True,
+    scale: float | None = None,
+) -> tuple[Any, Any]:
+    """Scores and mask: the estimated attention mass of every block, and the blocks chosen.
+
+    A tile of stride x stride has as logit the sum along its antidiagonal, sum_r q[iS + S-1-r] . k[jS + r], times
+    scale / stride; a row of tiles is softmaxed, and a block's score is the sum over its tiles, so that a full query
+    block's scores sum to block_size / stride. stride divides block_size; stride 1 is exact. Arguments otherwise as
+    in `xattention`. Returns scores float32 and mask bool, both (B, H, QB, KB).
+    """
+    scores = _antidiagonal_scores(query, key, stride, block_size, scale, is_causal)
+    lengths = {"q_len": query.shape[2], "k_len": key.shape[2]}
+    return scores, select_blocks(scores, threshold, **lengths, block_size=block_size, is_causal=is_causal)
+
+
+def block_sparse_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Any,
+    *,
+    block_size: int = 128,
+    is_causal: bool = True,
+    scale: float | None = None,
+) -> Any:
+    """Softmax attention over the selected blocks only, float32 (B, H, N, E).
+
+    mask: bool (B, H, QB, KB), which blocks of keys each block of queries reads; block_size: a multiple of 16 in
+    [16, 4096]; scale: 1/sqrt(D) if None. A query that sees no key gives zeros. Raises ValueError on sizes that do
+    not fit, TypeError on another dtype.
+    """
+    query = as_array(query, "float32", "query")
+    key, value = as_array(key, "float32", "key", query), as_array(value, "float32", "value", query)
+    mask = as_array(mask, "bool", "mask", query)
+    for x, name in ((query, "query"), (key, "key"), (value, "value"), (mask, "mask")):
+        _check_rank(x, name)
+    scale = _scale(scale, query.shape[3])
+    if is_torch(query):
+        return _torch_ops().block_sparse_attention(query, key, value, mask, block_size, scale, is_causal)
+    out = empty((*query.shape[:3], value.shape[3]), "float32", query)
+    _C.block_sparse_attention(query, key, value, mask, block_size, scale, is_causal, out, None)
+    return out
+
+
+def block_density(mask: Any, *, q_len: int, k_len: int, block_size: int = 128, is_causal: bool = True) -> float:
+    """Kept blocks as a share of the visible ones; mask as from `select_blocks`. 1.0 where nothing is visible."""
+    import numpy as np
+
+    q_blocks, k_blocks = mask.shape[2:]
+    visible = np.full(q_blocks, k_blocks)
+    if is_causal:
+        last = np.minimum((np.arange(q_blocks) + 1) * block_size, q_len) - 1 + k_len - q_len
+        visible = last // block_size + 1
+    total = int(visible.sum()) * mask.shape[0] * mask.shape[1]
+    return float(mask.sum()) / total if total else 1.0
+
+
+def xattention(
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    threshold: Any = 0.9,
+    stride: int = 8,
+    block_size: int = 128,
+    is_causal: bool = True,
+    scale: float | None = None,
+    return_density: bool = False,
+) -> Any:
+    """Attention over the blocks that hold a share `threshold` of the estimated mass; float32 (B, H, N, E).
+
+    threshold: a number >= 0 or one for each head; the paper's models use 0.9 to 0.95, and 1 is dense attention.
+    stride: 4, 8 or 16 (any divisor of block_size); block_size: a multiple of 16 in [16, 4096]; scale: 1/sqrt(D) if
+    None. With return_density also the share of visible blocks that were read, as `(out, density)`.
+    Raises ValueError on sizes that do not fit, TypeError on another dtype.
+    """
+    _, mask = xattn_estimate(
+        query, key, threshold=threshold, stride=stride, block_size=block_size, is_causal=is_causal, scale=scale
+    )
+    out = block_sparse_attention(query, key, value, mask, block_size=block_size, is_causal=is_causal, scale=scale)
+    if not return_density:
+        return out
+    lengths = {"q_len": query.shape[2], "k_len": key.shape[2]}
+    return out, block_density(mask, **lengths, block_size=block_size, is_causal=is_causal)
