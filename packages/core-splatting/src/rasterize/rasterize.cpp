@@ -8,6 +8,7 @@
 #include <atomic>
 #include <bit>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "project.hpp"
@@ -34,7 +35,7 @@ Options check_options(std::int64_t cameras, std::int64_t gaussians, std::int64_t
   if (core::checked_mul(cameras, gaussians, "rasterize: the number of projections") > limit ||
       core::checked_mul(cameras, tiles_x * tiles_y, "rasterize: the number of tiles") > limit)
     throw core::Error("ValueError", "rasterize: more than 2^31 - 1 projections or tiles in one call; pass fewer cameras");
-  const auto narrow = [](double v) { return static_cast<float>(std::min(v, most)); };
+  const auto narrow = [most](double v) { return static_cast<float>(std::min(v, most)); };
   return {narrow(near_plane),         narrow(far_plane),        narrow(radius_clip),       narrow(eps2d),            narrow(max_alpha),
           static_cast<int>(width), static_cast<int>(height), static_cast<int>(tiles_x), static_cast<int>(tiles_y)};
 }
@@ -248,10 +249,10 @@ void blend_tile(const Frame* frame, std::int64_t tile) {
           const float u = static_cast<float>(g * lanes + k) - centre;
           const float exponent = constant + s.uu * u * u;
           const float alpha = min_of(max_alpha, exp2_of(max_of(exponent, -100.f)));
-          const float before = t[k], next = before - alpha * before;
-          const bool hit = exponent >= cut, blends = hit & (next > min_transmittance);
-          weight[k] = blends ? alpha * before : 0.f;
-          t[k] = blends ? next : hit ? -std::abs(before) : before;
+          const float before = t[k], blended = alpha * before, next = before - blended, finished = -std::abs(before);
+          const float kept = next > min_transmittance ? next : finished;
+          t[k] = exponent >= cut ? kept : before;
+          weight[k] = exponent >= cut && next > min_transmittance ? blended : 0.f;
         }
         for (int d = 0; d < channels; ++d)
           for (int k = 0; k < lanes; ++k) sum[row][g][d][k] += weight[k] * color[d];

@@ -1,0 +1,45 @@
+# Made by `core stubs core_3d_molecule`.
+from typing import Any, SupportsIndex
+
+def octree_count(
+    positions: Any,  # float32 | float64[A,3]
+    offsets: Any,  # int64[B+1]
+    depth: SupportsIndex,
+    cell: float,
+    resolution: float,
+    keep_first: bool,
+    counts: Any,  # out int64[B]
+) -> None:
+    """The number of octree tokens of each structure of a batch."""
+
+def octree_tokenize(
+    numbers: Any,  # int32[A]
+    positions: Any,  # float32 | float64[A,3]
+    offsets: Any,  # int64[B+1]
+    token_offsets: Any,  # int64[B+1]
+    depth: SupportsIndex,
+    cell: float,
+    resolution: float,
+    keep_first: bool,
+    tokens: Any,  # out int32[T]
+    levels: Any,  # out int32[T]
+    centres: Any,  # out float32[T,3]
+    bins: Any,  # out int32[T,3]
+    atoms: Any,  # out int64[T]
+    origins: Any,  # out float64[B,3]
+) -> None:
+    """The octree tokens of each structure of a batch: nodes coarse to fine, atoms, CLS."""
+
+def octree_detokenize(
+    tokens: Any,  # int32[T]
+    bins: Any,  # int32[T,3]
+    token_offsets: Any,  # int64[B+1]
+    origins: Any | None,  # float64[B,3]
+    offsets: Any,  # int64[B+1]
+    depth: SupportsIndex,
+    cell: float,
+    resolution: float,
+    numbers: Any,  # out int32[A]
+    positions: Any,  # out float64[A,3]
+) -> None:
+    """The structures of a batch of octree token streams."""

@@ -1,0 +1,131 @@
+"""The case table: from each row come an operator's tests and its benchmark."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from core_registry.testing import Case
+
+from .octree import _C, _offsets
+from .reference import octree as reference
+
+Args = dict[str, Any]
+GRID = {"depth": 6, "cell": 0.24, "resolution": 0.01}
+
+
+def _structures(rng: np.random.Generator, B: int, N: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ragged molecules of up to N atoms, one to a cell, 1 to 2 angstroms apart like bonded atoms."""
+    counts = rng.integers(min(N, 1), N + 1, B) if N else np.zeros(B, np.int64)
+    steps = [rng.permutation(216)[:n] for n in counts]
+    lattice = [np.stack([s % 6, s // 6 % 6, s // 36], 1) * 1.1 + rng.uniform(-0.3, 0.3, (len(s), 3)) for s in steps]
+    positions = np.concatenate([np.empty((0, 3)), *lattice]).astype(np.float32)
+    numbers = rng.choice(np.array([1, 6, 7, 8, 9], np.int32), len(positions))
+    return numbers, positions, _offsets(counts)
+
+
+def _count(rng: np.random.Generator, B: int, N: int) -> Args:
+    _, positions, offsets = _structures(rng, B, N)
+    return {"positions": positions, "offsets": offsets, **GRID, "keep_first": False, "counts": np.empty(B, np.int64)}
+
+
+def _tokenize(rng: np.random.Generator, B: int, N: int) -> Args:
+    numbers, positions, offsets = _structures(rng, B, N)
+    counts = np.empty(B, np.int64)
+    _C.octree_count(positions, offsets, *GRID.values(), False, counts)
+    token_offsets = _offsets(counts)
+    total = int(token_offsets[-1])
+    return {
+        "numbers": numbers, "positions": positions, "offsets": offsets, "token_offsets": token_offsets, **GRID,
+        "keep_first": False, "tokens": np.empty(total, np.int32), "levels": np.empty(total, np.int32),
+        "centres": np.empty((total, 3), np.float32), "bins": np.empty((total, 3), np.int32),
+        "atoms": np.empty(total, np.int64), "origins": np.empty((B, 3)),
+    }  # fmt: skip
+
+
+def _detokenize(rng: np.random.Generator, B: int, N: int) -> Args:
+    a = _tokenize(rng, B, N)
+    _C.octree_tokenize(*a.values())
+    total = len(a["numbers"])
+    return {
+        "tokens": a["tokens"], "bins": a["bins"], "token_offsets": a["token_offsets"], "origins": a["origins"],
+        "offsets": a["offsets"], **GRID, "numbers": np.empty(total, np.int32), "positions": np.empty((total, 3)),
+    }  # fmt: skip
+
+
+def _joined(lists: Iterable[list[Any]]) -> list[Any]:
+    return list(itertools.chain.from_iterable(lists))
+
+
+def _each(a: Args) -> list[dict[str, list[Any]]]:
+    numbers = a.get("numbers", np.ones(len(a["positions"]), np.int32))
+    return [
+        reference.tokenize(numbers[i:j], a["positions"][i:j], *(a[k] for k in GRID), a["keep_first"])
+        for i, j in itertools.pairwise(a["offsets"])
+    ]
+
+
+def reference_count(a: Args) -> Args:
+    """The expected outputs of octree_count."""
+    return {"counts": np.array([len(r["tokens"]) for r in _each(a)], np.int64)}
+
+
+def reference_tokenize(a: Args) -> Args:
+    """The expected outputs of octree_tokenize."""
+    rows = _each(a)
+    firsts = a["offsets"][:-1]
+    out: Args = {
+        k: np.array(_joined(r[k] for r in rows), a[k].dtype).reshape(a[k].shape)
+        for k in ("tokens", "levels", "centres", "bins")
+    }
+    atoms = [[i + f if i >= 0 else -1 for i in r["atoms"]] for r, f in zip(rows, firsts, strict=True)]
+    return {
+        **out,
+        "atoms": np.array(_joined(atoms), np.int64),
+        "origins": np.array([r["origin"] for r in rows], np.float64).reshape(a["origins"].shape),
+    }
+
+
+def reference_detokenize(a: Args) -> Args:
+    """The expected outputs of octree_detokenize."""
+    cuts = a["token_offsets"]
+    rows = [
+        reference.detokenize(a["tokens"][i:j].tolist(), a["bins"][i:j].tolist(), *(a[k] for k in GRID))
+        for i, j in itertools.pairwise(cuts)
+    ]
+    origins = a["origins"] if a["origins"] is not None else np.zeros((len(rows), 3))
+    moved = [np.array(p).reshape(-1, 3) + o for (_, p), o in zip(rows, origins, strict=True)]
+    return {
+        "numbers": np.array(_joined(n for n, _ in rows), np.int32),
+        "positions": np.concatenate([np.empty((0, 3)), *moved]),
+    }
+
+
+def _peer(expected: Callable[[Args], Args]) -> tuple[str, Callable[[Args], Callable[[], Args]]]:
+    return "Python reference", lambda a: lambda: expected(a)
+
+
+def _bytes(a: Args) -> tuple[float, float]:
+    return float(sum(v.nbytes for v in a.values() if isinstance(v, np.ndarray))), 0.0
+
+
+SIZES = {"tiny": {"B": 3, "N": 12}, "bench": {"B": 2000, "N": 29}}
+EXACT = {"tokens": (0, 0), "levels": (0, 0), "bins": (0, 0), "atoms": (0, 0)}
+VARY = {"B": (0, 5), "N": (0, 40)}
+cases = [
+    Case(
+        op="core_3d_molecule.octree_count", sizes=SIZES, make=_count, reference=reference_count,
+        tolerance={"counts": (0, 0)}, peer=_peer(reference_count), work=_bytes, vary=VARY,
+    ),
+    Case(
+        op="core_3d_molecule.octree_tokenize", sizes=SIZES, make=_tokenize, reference=reference_tokenize,
+        tolerance={**EXACT, "centres": (1e-6, 1e-6), "origins": (0, 1e-9)},
+        peer=_peer(reference_tokenize), work=_bytes, vary=VARY,
+    ),
+    Case(
+        op="core_3d_molecule.octree_detokenize", sizes=SIZES, make=_detokenize, reference=reference_detokenize,
+        tolerance={"numbers": (0, 0), "positions": (0, 1e-9)}, peer=_peer(reference_detokenize), work=_bytes, vary=VARY,
+    ),
+]  # fmt: skip

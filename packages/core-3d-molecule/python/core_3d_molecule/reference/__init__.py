@@ -1,0 +1,1 @@
+"""Independent, readable versions of the operators, in Python and float64."""

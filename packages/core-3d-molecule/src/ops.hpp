@@ -1,0 +1,21 @@
+// The operators of core-3d-molecule.
+#pragma once
+#include <core/op.hpp>
+#include <core_3d_molecule/octree.hpp>
+
+namespace core_3d_molecule {
+inline constexpr auto ops = core::op_set(
+    core::op<"octree_count", &octree_count, &octree_count_f64>(
+        "The number of octree tokens of each structure of a batch.",
+        {"positions[A,3]", "offsets[B+1]", "depth", "cell", "resolution", "keep_first", "counts[B]"},
+        {.paper = "2503.16278", .ns_per_element = 20}),
+    core::op<"octree_tokenize", &octree_tokenize, &octree_tokenize_f64>(
+        "The octree tokens of each structure of a batch: nodes coarse to fine, atoms, CLS.",
+        {"numbers[A]", "positions[A,3]", "offsets[B+1]", "token_offsets[B+1]", "depth", "cell", "resolution", "keep_first", "tokens[T]",
+         "levels[T]", "centres[T,3]", "bins[T,3]", "atoms[T]", "origins[B,3]"},
+        {.paper = "2503.16278", .ns_per_element = 5}),
+    core::op<"octree_detokenize", &octree_detokenize>("The structures of a batch of octree token streams.",
+                                                      {"tokens[T]", "bins[T,3]", "token_offsets[B+1]", "origins[B,3]", "offsets[B+1]",
+                                                       "depth", "cell", "resolution", "numbers[A]", "positions[A,3]"},
+                                                      {.paper = "2503.16278", .ns_per_element = 5}));
+}  // namespace core_3d_molecule

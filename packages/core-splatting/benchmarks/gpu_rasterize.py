@@ -1,0 +1,130 @@
+"""GPU benchmark: ours beside gsplat, forward, the same inputs, CUDA events, median of 100 runs after 10 warm-ups.
+
+python benchmarks/gpu_rasterize.py [-o FILE.json] [--gaussians 100000 1000000] [--width 1920] [--height 1080]
+
+Needs torch with CUDA and this package built with CUDA on PYTHONPATH; gsplat is measured if it can be imported.
+Exits 1 if the two images differ by more than 1e-3 in the mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from core_splatting import rasterization
+from core_splatting.cases import scene
+
+PEAK_BYTES_PER_SECOND = {"H100": 3.35e12, "H200": 4.8e12, "A100": 2.0e12}
+
+
+def median_ms(call: Callable[[], Any], warm_up: int = 10, runs: int = 100) -> float:
+    """The median time of a call on the current stream, in milliseconds."""
+    for _ in range(warm_up):
+        call()
+    marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(runs)]
+    for begin, end in marks:
+        begin.record()
+        call()
+        end.record()
+    torch.cuda.synchronize()
+    return float(np.median([begin.elapsed_time(end) for begin, end in marks]))
+
+
+def floor_ms(args: dict[str, Any], pairs: int, device: str) -> float | None:
+    """Time to move the least bytes: inputs once, outputs once, one 4-byte id per (Gaussian, tile) pair twice."""
+    peak = next((v for k, v in PEAK_BYTES_PER_SECOND.items() if k in device), None)
+    moved = sum(v.nbytes for v in args.values() if isinstance(v, np.ndarray)) + 8 * pairs
+    return None if peak is None else 1e3 * moved / peak
+
+
+def count_pairs(args: dict[str, Any]) -> int:
+    """The (Gaussian, tile) pairs of the bounding boxes, by the torch reference's rule: an upper bound of ours."""
+    from core_splatting.reference.rasterize import project
+
+    height, width = args["out_alphas"].shape[1:]
+    pairs = 0
+    for view, K in zip(args["viewmats"], args["Ks"], strict=True):
+        centres, covariances, _ = project(args["means"], args["quats"], args["scales"], view, K, width, height, args["eps2d"])
+        reach = np.sqrt(2 * np.log(255 * args["opacities"]))[:, None] * np.sqrt(covariances[:, [0, 1], [0, 1]])
+        limit = [-(-width // 16), -(-height // 16)]
+        first, last = np.clip(np.floor((centres - reach) / 16), 0, limit), np.clip(np.ceil((centres + reach) / 16), 0, limit)
+        pairs += int((last - first).clip(0).prod(-1).sum())
+    return pairs
+
+
+def measure(gaussians: int, width: int, height: int) -> dict[str, Any]:
+    """One row of the table."""
+    args = scene(np.random.default_rng(0), gaussians, width, height)
+    names = ("means", "quats", "scales", "opacities", "colors", "viewmats", "Ks")
+    inputs = [torch.from_numpy(args[k]).cuda() for k in names]
+    inputs[4] = inputs[4][0]
+    options = {"near_plane": 0.01, "far_plane": 100.0, "radius_clip": 0.0, "eps2d": 0.3}
+    device = torch.cuda.get_device_name()
+    with torch.no_grad():
+        image, alpha, _ = rasterization(*inputs, width, height, **options)
+        again, _, _ = rasterization(*inputs, width, height, **options)
+        row: dict[str, Any] = {
+            "gaussians": gaussians, "width": width, "height": height,
+            "box_pairs": count_pairs(args), "deterministic": bool(torch.equal(image, again)), "coverage": float(alpha.mean()),
+        }  # fmt: skip
+        row["floor_ms"] = floor_ms(args, row["box_pairs"], device)
+        cpu = args | {"backgrounds": None, "far_plane": 100.0}
+        from core_splatting import _core_splatting as _C
+
+        _C.rasterize(*cpu.values())
+        row["mean_difference_cpu"] = float(np.abs(image.cpu().numpy() - cpu["out_colors"]).mean())
+        row["ours_ms"] = median_ms(lambda: rasterization(*inputs, width, height, **options))
+        try:
+            import gsplat
+        except ImportError:
+            return row
+
+        def peer() -> torch.Tensor:
+            result: torch.Tensor = gsplat.rasterization(*inputs, width, height, **options, sh_degree=None, packed=False, tile_size=16)[0]
+            return result
+
+        row["gsplat"] = gsplat.__version__
+        row["mean_difference"] = float((peer() - image).abs().mean())
+        row["max_difference"] = float((peer() - image).abs().max())
+        row["gsplat_ms"] = median_ms(peer)
+        if row["mean_difference"] <= 1e-3:
+            row["ratio"] = row["gsplat_ms"] / row["ours_ms"]
+    return row
+
+
+def main() -> int:
+    """Measures, prints, writes; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--out", type=pathlib.Path)
+    parser.add_argument("--gaussians", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--width", type=int, default=1920)
+    parser.add_argument("--height", type=int, default=1080)
+    chosen = parser.parse_args()
+    rows = []
+    for gaussians in chosen.gaussians:
+        rows.append(measure(gaussians, chosen.width, chosen.height))
+        print(json.dumps(rows[-1]), flush=True)
+    result = {
+        "operator": "core_splatting.rasterize",
+        "device": torch.cuda.get_device_name(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "torch": torch.__version__,
+        "rows": rows,
+    }
+    if chosen.out:
+        chosen.out.write_text(json.dumps(result, indent=1) + "\n")
+    worst = max(max(r["mean_difference_cpu"], r.get("mean_difference", 0.0)) for r in rows)
+    if worst > 1e-3:
+        print(f"the images differ by {worst:g} in the mean", file=sys.stderr)
+    return int(worst > 1e-3)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

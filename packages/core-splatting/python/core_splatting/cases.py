@@ -1,0 +1,80 @@
+"""The case table of core-splatting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from core_registry.testing import Case
+
+from .reference.rasterize import rasterize, rasterize_torch
+
+
+def scene(rng: np.random.Generator, N: int, W: int, H: int, C: int = 1, D: int = 3, focal: float = 512.0) -> dict[str, Any]:
+    """N random Gaussians in the cube [-1, 1]^3, seen from C cameras on an arc at distance 3; the operator's arguments.
+
+    Log scales are normal around ln(0.02 (10^4 / N)^(1/3)) with deviation 0.5, opacities uniform in [0.1, 0.99].
+    """
+    f32 = np.float32
+    means = rng.uniform(-1, 1, (N, 3)).astype(f32)
+    scales = np.exp(rng.normal(np.log(0.02 * (1e4 / max(N, 1)) ** (1 / 3)), 0.5, (N, 3))).astype(f32)
+    quats = rng.normal(size=(N, 4)).astype(f32)
+    opacities = rng.uniform(0.1, 0.99, N).astype(f32)
+    colors = rng.uniform(0, 1, (1, N, D)).astype(f32)
+    viewmats = np.tile(np.eye(4, dtype=f32), (C, 1, 1))
+    for c in range(C):
+        angle = 0.2 * c
+        viewmats[c, :3, :3] = [[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]]
+        viewmats[c, 2, 3] = 3
+    Ks = np.tile(np.array([[focal, 0, W / 2], [0, focal, H / 2], [0, 0, 1]], f32), (C, 1, 1))
+    return dict(
+        means=means, quats=quats, scales=scales, opacities=opacities, colors=colors, viewmats=viewmats, Ks=Ks,
+        backgrounds=rng.uniform(0, 1, (C, D)).astype(f32), near_plane=0.01, far_plane=1e10, radius_clip=0.0, eps2d=0.3,
+        max_alpha=0.999, out_colors=np.empty((C, H, W, D), f32), out_alphas=np.empty((C, H, W), f32),
+    )  # fmt: skip
+
+
+def _peer(args: dict[str, Any]) -> Callable[[], Mapping[str, Any]]:
+    def run() -> Mapping[str, Any]:
+        colors, alphas = rasterize_torch(args)
+        return {"out_colors": colors.numpy(), "out_alphas": alphas.numpy()}
+
+    return run
+
+
+def _torch_call(args: dict[str, Any]) -> Any:
+    from .torch_ops import rasterize as op
+
+    tensors = [v for k, v in args.items() if not k.startswith("out_")]
+    height, width = args["out_alphas"].shape[1:]
+    return op(*tensors[:8], width, height, *tensors[8:])
+
+
+def _work(args: dict[str, Any]) -> tuple[float, float]:
+    moved = sum(v.nbytes for v in args.values() if isinstance(v, np.ndarray))
+    height, width = args["out_alphas"].shape[1:]
+    # Projection, and some 30 operations for each pixel of each Gaussian's ellipse of three deviations.
+    f = float(args["Ks"][0, 0, 0]) / 3
+    pixels = np.pi * (3.33 * args["scales"].mean(-1) * f) ** 2 + np.pi * 3.33**2 * args["eps2d"]
+    return float(moved), float(len(args["viewmats"]) * (300 * len(pixels) + 30 * pixels.clip(0, height * width).sum()))
+
+
+cases: list[Case] = [
+    Case(
+        op="core_splatting.rasterize",
+        sizes={
+            "tiny": dict(N=60, W=37, H=29, C=2, focal=40.0),
+            "bench": dict(N=10_000, W=512, H=512),
+        },
+        make=scene,
+        reference=rasterize,
+        # A pixel on the border of a Gaussian (alpha near 1/255) may fall on either side in float32.
+        tolerance={"out_colors": (1e-4, 5e-3), "out_alphas": (1e-4, 5e-3)},
+        peer=("torch, padded tiles", _peer),
+        work=_work,
+        vary=dict(N=(0, 80), W=(0, 40), H=(0, 40), C=(0, 3), D=(0, 40)),
+        torch_call=_torch_call,
+        devices=("cpu", "cuda"),
+    )
+]
