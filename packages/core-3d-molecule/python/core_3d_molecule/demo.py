@@ -53,7 +53,7 @@ def demo(out: Path) -> Demo:
 
 
 def roundtrip_error(tokenizer: OctreeTokenizer, structures: Structures, tokens: Tokens) -> float:
-    """The largest error along an axis, in angstroms; ValueError if an element changes or the error exceeds half a bin."""
+    """The largest error along an axis (angstroms); ValueError if an element changes or it exceeds half a bin."""
     back = tokenizer.detokenize(tokens)
     order = tokens.atoms[tokens.atoms >= 0]
     error = float(np.abs(back.positions - structures.positions[order]).max())

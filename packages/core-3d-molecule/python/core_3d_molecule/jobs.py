@@ -14,16 +14,14 @@ from .octree import OctreeTokenizer, Structures, Tokens
 
 FORMAT = 1
 MAX_BYTES = 4 << 30
-FIELDS = {"tokens": ("int32", 1), "levels": ("int32", 1), "centres": ("float32", 2), "bins": ("int32", 2), "atoms": ("int64", 1),
-          "offsets": ("int64", 1), "origins": ("float64", 2)}  # fmt: skip
+FIELDS = {"tokens": ("int32", 1), "levels": ("int32", 1), "centres": ("float32", 2), "bins": ("int32", 2),
+          "atoms": ("int64", 1), "offsets": ("int64", 1), "origins": ("float64", 2)}  # fmt: skip
 
 Output = Annotated[Path, typer.Option("-o", "--out", help="The file to write.")]
 
 
 def tokenize(
-    structures: Annotated[
-        Path, typer.Argument(help="A file that ASE reads (xyz, extxyz, sdf, cif ...).", exists=True, dir_okay=False)
-    ],
+    structures: Annotated[Path, typer.Argument(help="A file that ASE reads: xyz, sdf, cif ...", exists=True)],
     out: Output = Path("tokens.npz"),
     merge_level: Annotated[
         int, typer.Option(help="Depth of the octree: QM9 6, drug-like 7, crystals 8.", min=1, max=10)
@@ -43,7 +41,7 @@ def tokenize(
 
 
 def detokenize(
-    tokens: Annotated[Path, typer.Argument(help="A file that molecule.tokenize wrote.", exists=True, dir_okay=False)],
+    tokens: Annotated[Path, typer.Argument(help="A file that molecule.tokenize wrote.", exists=True)],
     out: Output = Path("structures.xyz"),
 ) -> None:
     """Writes the structures of a file of tokens, in a format that ASE writes."""

@@ -33,8 +33,8 @@ def claim(size: str, seed: int, out: Path) -> Claim:
     return Claim(
         paper="2503.16278",
         claim="Two-level subtree codes (one token for the eight children of a node) shorten the tree eight times.",
-        protocol=f"{source}; cells of 0.24 angstroms, depth {tokenizer.merge_level}; without codes each of a node's eight "
-        "children is a token; the spread is the difference between two random halves; the round trip is checked, too",
+        protocol=f"{source}; cells of 0.24 angstroms, depth {tokenizer.merge_level}; without codes each of a "
+        "node's eight children is a token; the spread is the difference of two random halves; it is read back, too",
         measured={
             "tokens of a tree without codes / with": measured(tree),
             "tokens of a whole molecule without codes / with": measured(whole),
