@@ -3,6 +3,7 @@
 #include <core/abi.h>
 #include <dlfcn.h>
 
+#include <cstdint>
 #include <cstdio>
 #include <fstream>
 #include <iostream>

@@ -51,10 +51,15 @@ def count_pairs(args: dict[str, Any]) -> int:
     height, width = args["out_alphas"].shape[1:]
     pairs = 0
     for view, K in zip(args["viewmats"], args["Ks"], strict=True):
-        centres, covariances, _ = project(args["means"], args["quats"], args["scales"], view, K, width, height, args["eps2d"])
+        centres, covariances, _ = project(
+            args["means"], args["quats"], args["scales"], view, K, width, height, args["eps2d"]
+        )
         reach = np.sqrt(2 * np.log(255 * args["opacities"]))[:, None] * np.sqrt(covariances[:, [0, 1], [0, 1]])
         limit = [-(-width // 16), -(-height // 16)]
-        first, last = np.clip(np.floor((centres - reach) / 16), 0, limit), np.clip(np.ceil((centres + reach) / 16), 0, limit)
+        first, last = (
+            np.clip(np.floor((centres - reach) / 16), 0, limit),
+            np.clip(np.ceil((centres + reach) / 16), 0, limit),
+        )
         pairs += int((last - first).clip(0).prod(-1).sum())
     return pairs
 
@@ -72,7 +77,8 @@ def measure(gaussians: int, width: int, height: int) -> dict[str, Any]:
         again, _, _ = rasterization(*inputs, width, height, **options)
         row: dict[str, Any] = {
             "gaussians": gaussians, "width": width, "height": height,
-            "box_pairs": count_pairs(args), "deterministic": bool(torch.equal(image, again)), "coverage": float(alpha.mean()),
+            "box_pairs": count_pairs(args), "deterministic": bool(torch.equal(image, again)),
+            "coverage": float(alpha.mean()),
         }  # fmt: skip
         row["floor_ms"] = floor_ms(args, row["box_pairs"], device)
         cpu = args | {"backgrounds": None, "far_plane": 100.0}
@@ -87,7 +93,9 @@ def measure(gaussians: int, width: int, height: int) -> dict[str, Any]:
             return row
 
         def peer() -> torch.Tensor:
-            result: torch.Tensor = gsplat.rasterization(*inputs, width, height, **options, sh_degree=None, packed=False, tile_size=16)[0]
+            result: torch.Tensor = gsplat.rasterization(
+                *inputs, width, height, **options, sh_degree=None, packed=False, tile_size=16
+            )[0]
             return result
 
         row["gsplat"] = gsplat.__version__

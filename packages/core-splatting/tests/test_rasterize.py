@@ -52,7 +52,9 @@ def test_channels_and_cameras(channels: int) -> None:
     opaque=st.booleans(), eps2d=st.sampled_from([0.1, 0.3, 2.0]), clip=st.sampled_from([0.0, 3.0]),
     near=st.sampled_from([0.01, 3.0]),
 )  # fmt: skip
-def test_random_scenes(seed: int, n: int, size: float, thin: float, opaque: bool, eps2d: float, clip: float, near: float) -> None:
+def test_random_scenes(
+    seed: int, n: int, size: float, thin: float, opaque: bool, eps2d: float, clip: float, near: float
+) -> None:
     a = small(seed, n)
     a["scales"] *= np.float32(10**size) * np.array([1, 10**-thin, 1], np.float32)
     if opaque:
@@ -99,7 +101,11 @@ def test_behind_the_camera_and_around_it() -> None:
 def test_order_of_the_gaussians_does_not_matter() -> None:
     a = small(N=200)
     order = np.random.default_rng(1).permutation(200)
-    b = a | {k: np.ascontiguousarray(a[k][order]) for k in GAUSSIAN} | {"colors": np.ascontiguousarray(a["colors"][:, order])}
+    b = (
+        a
+        | {k: np.ascontiguousarray(a[k][order]) for k in GAUSSIAN}
+        | {"colors": np.ascontiguousarray(a["colors"][:, order])}
+    )
     for x, y in zip(run(a), run(b), strict=True):
         np.testing.assert_array_equal(x, y)
 

@@ -5,7 +5,6 @@ Importing this module imports no plugin, no numpy and no torch.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import os
@@ -69,6 +68,8 @@ def op(name: str) -> Op:
     short = [o for o in found.ops.values() if o.name.rpartition(".")[2] == name]
     if len(short) == 1:
         return short[0]
+    import difflib  # a tenth of the time of this package's import
+
     near = [o.name for o in short] or difflib.get_close_matches(name, found.ops, 3, 0.5)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     broken = f" ({len(errors())} broken, see `core doctor`)" if errors() else ""

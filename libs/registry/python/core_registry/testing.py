@@ -166,8 +166,6 @@ def _relaid(args: Args, layout: Callable[[np.ndarray], np.ndarray], which: Seque
 def case_tests(cases: Sequence[Case]) -> type:
     """The tests of correctness: a class for pytest to collect."""
     import pytest
-    from hypothesis import HealthCheck, given, settings
-    from hypothesis import strategies as st
 
     each = pytest.mark.parametrize("case", cases, ids=lambda c: c.op)
     plugin = cases[0].plugin
@@ -182,12 +180,27 @@ def case_tests(cases: Sequence[Case]) -> type:
             _compare(case, case.arguments(seed=seed))
 
         @each
+        def test_faces_agree(self, case: Case) -> None:
+            args = case.arguments()
+            expected = case.reference(duplicate(args))
+            by_name = duplicate(args)
+            load(plugins()[plugin].path)[case.op](**by_name)
+            case.difference(by_name, expected)
+            torch = pytest.importorskip("torch")
+            tensors = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in args.items()}
+            _run(case, tensors)
+            case.difference(args, expected)
+
+        @each
         def test_sizes(self, case: Case) -> None:
             if not case.vary:
                 pytest.skip("no sizes to vary")
 
-            @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-            @given(
+            hypothesis = pytest.importorskip("hypothesis")
+            st = hypothesis.strategies
+
+            @hypothesis.settings(max_examples=25, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))  # type: ignore[untyped-decorator]
+            @hypothesis.given(
                 st.fixed_dictionaries({k: st.integers(a, b) for k, (a, b) in case.vary.items()}),
                 st.integers(0, 2**32 - 1),
             )

@@ -31,19 +31,18 @@ namespace core_splatting {
 CORE_EXPORT void rasterize(core::Tensor<const float, 2> means, core::Tensor<const float, 2> quats, core::Tensor<const float, 2> scales,
                            core::Tensor<const float, 1> opacities, core::Tensor<const float, 3> colors,
                            core::Tensor<const float, 3> viewmats, core::Tensor<const float, 3> Ks,
-                           std::optional<core::Tensor<const float, 2>> backgrounds, double near_plane, double far_plane,
-                           double radius_clip, double eps2d, double max_alpha, core::Tensor<float, 4> out_colors,
-                           core::Tensor<float, 3> out_alphas);
+                           std::optional<core::Tensor<const float, 2>> backgrounds, double near_plane, double far_plane, double radius_clip,
+                           double eps2d, double max_alpha, core::Tensor<float, 4> out_colors, core::Tensor<float, 3> out_alphas);
 
 #if defined(CORE_WITH_CUDA)
 /// The same on CUDA tensors. Work is queued on `stream`; the host waits for the number of
 /// (Gaussian, tile) pairs only. Scratch comes from a pool that keeps up to 1 GiB per device.
-CORE_EXPORT void rasterize_cuda(core::Tensor<const float, 2> means, core::Tensor<const float, 2> quats,
-                                core::Tensor<const float, 2> scales, core::Tensor<const float, 1> opacities,
-                                core::Tensor<const float, 3> colors, core::Tensor<const float, 3> viewmats,
-                                core::Tensor<const float, 3> Ks, std::optional<core::Tensor<const float, 2>> backgrounds,
-                                double near_plane, double far_plane, double radius_clip, double eps2d, double max_alpha,
-                                core::Tensor<float, 4> out_colors, core::Tensor<float, 3> out_alphas, core::Stream stream);
+CORE_EXPORT void rasterize_cuda(core::Tensor<const float, 2> means, core::Tensor<const float, 2> quats, core::Tensor<const float, 2> scales,
+                                core::Tensor<const float, 1> opacities, core::Tensor<const float, 3> colors,
+                                core::Tensor<const float, 3> viewmats, core::Tensor<const float, 3> Ks,
+                                std::optional<core::Tensor<const float, 2>> backgrounds, double near_plane, double far_plane,
+                                double radius_clip, double eps2d, double max_alpha, core::Tensor<float, 4> out_colors,
+                                core::Tensor<float, 3> out_alphas, core::Stream stream);
 #endif
 
 }  // namespace core_splatting

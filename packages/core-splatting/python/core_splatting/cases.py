@@ -11,7 +11,9 @@ from core_registry.testing import Case
 from .reference.rasterize import rasterize, rasterize_torch
 
 
-def scene(rng: np.random.Generator, N: int, W: int, H: int, C: int = 1, D: int = 3, focal: float = 512.0) -> dict[str, Any]:
+def scene(
+    rng: np.random.Generator, N: int, W: int, H: int, C: int = 1, D: int = 3, focal: float = 512.0
+) -> dict[str, Any]:
     """N random Gaussians in the cube [-1, 1]^3, seen from C cameras on an arc at distance 3; the operator's arguments.
 
     Log scales are normal around ln(0.02 (10^4 / N)^(1/3)) with deviation 0.5, opacities uniform in [0.1, 0.99].
@@ -28,11 +30,13 @@ def scene(rng: np.random.Generator, N: int, W: int, H: int, C: int = 1, D: int =
         viewmats[c, :3, :3] = [[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]]
         viewmats[c, 2, 3] = 3
     Ks = np.tile(np.array([[focal, 0, W / 2], [0, focal, H / 2], [0, 0, 1]], f32), (C, 1, 1))
-    return dict(
-        means=means, quats=quats, scales=scales, opacities=opacities, colors=colors, viewmats=viewmats, Ks=Ks,
-        backgrounds=rng.uniform(0, 1, (C, D)).astype(f32), near_plane=0.01, far_plane=1e10, radius_clip=0.0, eps2d=0.3,
-        max_alpha=0.999, out_colors=np.empty((C, H, W, D), f32), out_alphas=np.empty((C, H, W), f32),
-    )  # fmt: skip
+    return {
+        "means": means, "quats": quats, "scales": scales, "opacities": opacities, "colors": colors,
+        "viewmats": viewmats, "Ks": Ks,
+        "backgrounds": rng.uniform(0, 1, (C, D)).astype(f32), "near_plane": 0.01, "far_plane": 1e10,
+        "radius_clip": 0.0, "eps2d": 0.3,
+        "max_alpha": 0.999, "out_colors": np.empty((C, H, W, D), f32), "out_alphas": np.empty((C, H, W), f32),
+    }  # fmt: skip
 
 
 def _peer(args: dict[str, Any]) -> Callable[[], Mapping[str, Any]]:
@@ -64,8 +68,8 @@ cases: list[Case] = [
     Case(
         op="core_splatting.rasterize",
         sizes={
-            "tiny": dict(N=60, W=37, H=29, C=2, focal=40.0),
-            "bench": dict(N=10_000, W=512, H=512),
+            "tiny": {"N": 60, "W": 37, "H": 29, "C": 2, "focal": 40.0},
+            "bench": {"N": 10_000, "W": 512, "H": 512},
         },
         make=scene,
         reference=rasterize,
@@ -73,7 +77,7 @@ cases: list[Case] = [
         tolerance={"out_colors": (1e-4, 5e-3), "out_alphas": (1e-4, 5e-3)},
         peer=("torch, padded tiles", _peer),
         work=_work,
-        vary=dict(N=(0, 80), W=(0, 40), H=(0, 40), C=(0, 3), D=(0, 40)),
+        vary={"N": (0, 80), "W": (0, 40), "H": (0, 40), "C": (0, 3), "D": (0, 40)},
         torch_call=_torch_call,
         devices=("cpu", "cuda"),
     )

@@ -59,7 +59,7 @@ def demo(out: Path) -> Demo:
     Image.fromarray((strip * 255 + 0.5).astype(np.uint8)).save(picture)
     return Demo(
         what="3D Gaussians, forward",
-        input=f"motorcycle stereo pair, {len(gaussians['means']):,} Gaussians, {width}x{height}; timed on {CROP}x{CROP}",
+        input=f"motorcycle stereo pair, {len(gaussians['means']):,} Gaussians; timed on {CROP}x{CROP}",
         ours=ours,
         peer="torch, padded tiles (CPU time)",
         peers=peers,

@@ -11,8 +11,14 @@ Array = npt.NDArray[Any]
 
 
 def gaussians_from_disparity(
-    image: Array, disparity: Array, focal: float, centre: tuple[float, float], baseline: float, offset: float = 0.0,
-    spread: float = 0.4, edge: float = 1.0,
+    image: Array,
+    disparity: Array,
+    focal: float,
+    centre: tuple[float, float],
+    baseline: float,
+    offset: float = 0.0,
+    spread: float = 0.4,
+    edge: float = 1.0,
 ) -> dict[str, Array]:
     """One Gaussian for each pixel of known disparity, in the camera's coordinates and the baseline's unit.
 
@@ -31,7 +37,7 @@ def gaussians_from_disparity(
     Returns:
         means (M, 3), quats (M, 4), scales (M, 3), opacities (M,), colors (M, D), float32, in the order of pixels.
     """
-    height, width = disparity.shape
+    _height, _width = disparity.shape
     with np.errstate(all="ignore"):
         depth = focal * baseline / (disparity.astype(np.float64) + offset)
         known = np.isfinite(depth) & (depth > 0)
@@ -72,7 +78,8 @@ def quaternions(rotations: Array) -> Array:
         [np.stack(row, -1) for row in ([dw, a, b, c], [a, dx, d, e], [b, d, dy, f], [c, e, f, dz])], 1
     )
     q = candidates[np.arange(len(r)), best]
-    return q / np.linalg.norm(q, axis=-1, keepdims=True)
+    unit: Array = q / np.linalg.norm(q, axis=-1, keepdims=True)
+    return unit
 
 
 def right_camera(focal: float, centre: tuple[float, float], baseline: float, offset: float) -> tuple[Array, Array]:
@@ -101,14 +108,21 @@ def psnr(a: Array, b: Array, mask: Array) -> float:
 
 
 def render_right(
-    gaussians: dict[str, Array], width: int, height: int, focal: float, centre: tuple[float, float], baseline: float,
-    offset: float = 0.0, eps2d: float = 0.1,
+    gaussians: dict[str, Array],
+    width: int,
+    height: int,
+    focal: float,
+    centre: tuple[float, float],
+    baseline: float,
+    offset: float = 0.0,
+    eps2d: float = 0.1,
 ) -> tuple[Array, Array]:
     """The right camera's image (H, W, D), divided by its alphas, and the alphas (H, W)."""
     from .rasterize import rasterization
 
+    viewmats, Ks = right_camera(focal, centre, baseline, offset)
+    g = gaussians
     image, alphas, _ = rasterization(
-        **gaussians, **dict(zip(("viewmats", "Ks"), right_camera(focal, centre, baseline, offset), strict=True)),
-        width=width, height=height, eps2d=eps2d,
-    )  # fmt: skip
+        g["means"], g["quats"], g["scales"], g["opacities"], g["colors"], viewmats, Ks, width, height, eps2d=eps2d
+    )
     return np.clip(image[0] / np.clip(alphas[0], 1 / 255, None), 0, 1), alphas[0, ..., 0]

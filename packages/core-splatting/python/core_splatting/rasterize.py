@@ -91,20 +91,25 @@ def rasterization(
                 f"rasterization: {name}={value!r} is not supported, only {' or '.join(map(repr, _UNSUPPORTED[name]))}"
             )
     if render_mode not in RENDER_MODES:
-        raise ValueError(f"rasterization: argument 'render_mode' must be one of {', '.join(RENDER_MODES)}, got {render_mode!r}")
+        raise ValueError(
+            f"rasterization: argument 'render_mode' must be one of {', '.join(RENDER_MODES)}, got {render_mode!r}"
+        )
     if width < 0 or height < 0:
         raise ValueError(f"rasterization: argument 'width' and 'height' must not be negative, got {width} and {height}")
     means = as_array(means, "float32", "means")
     quats, scales, opacities, colors, viewmats, Ks = (
         as_array(x, "float32", name, like=means)
         for x, name in (
-            (quats, "quats"), (scales, "scales"), (opacities, "opacities"), (colors, "colors"), (viewmats, "viewmats"), (Ks, "Ks"),
+            (quats, "quats"), (scales, "scales"), (opacities, "opacities"), (colors, "colors"), (viewmats,
+            "viewmats"), (Ks, "Ks"),
         )
     )  # fmt: skip
     if backgrounds is not None:
         backgrounds = as_array(backgrounds, "float32", "backgrounds", like=means)
     if colors.ndim not in (2, 3):
-        raise ValueError(f"rasterization: argument 'colors' must be of shape (N, D) or (C, N, D), got {tuple(colors.shape)}")
+        raise ValueError(
+            f"rasterization: argument 'colors' must be of shape (N, D) or (C, N, D), got {tuple(colors.shape)}"
+        )
     if colors.ndim == 2:
         colors = colors[None]
     if render_mode != "RGB":

@@ -9,8 +9,8 @@ from . import _core_splatting as _C
 
 _SCHEMA = (
     "rasterize(Tensor means, Tensor quats, Tensor scales, Tensor opacities, Tensor colors, Tensor viewmats, Tensor Ks, "
-    "Tensor? backgrounds, SymInt width, SymInt height, float near_plane, float far_plane, float radius_clip, float eps2d, "
-    "float max_alpha) -> (Tensor, Tensor)"
+    "Tensor? backgrounds, SymInt width, SymInt height, float near_plane, float far_plane, float radius_clip, "
+    "float eps2d, float max_alpha) -> (Tensor, Tensor)"
 )
 
 

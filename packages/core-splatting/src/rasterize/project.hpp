@@ -18,9 +18,9 @@ namespace core_splatting {
 
 inline constexpr int tile_size = 16;
 inline constexpr float log2e = 1.4426950408889634f;
-inline constexpr float min_exponent = -7.994353436858858f;                       // log2(1/255)
-inline constexpr float max_extent = 3.33f;                                       // standard deviations
-inline constexpr float max_power = 0.5f * max_extent * max_extent * log2e;       // of a contribution, in bits
+inline constexpr float min_exponent = -7.994353436858858f;                  // log2(1/255)
+inline constexpr float max_extent = 3.33f;                                  // standard deviations
+inline constexpr float max_power = 0.5f * max_extent * max_extent * log2e;  // of a contribution, in bits
 inline constexpr float min_transmittance = 1e-4f;
 
 struct Camera {
@@ -47,8 +47,8 @@ CORE_HD float min_of(float a, float b) { return a < b ? a : b; }
 CORE_HD float exponent_cut(float log2_opacity) { return max_of(min_exponent, log2_opacity - max_power); }
 
 /// Projects a Gaussian; false if it is culled. `depth` is its distance along the camera's axis.
-CORE_HD bool project(const Camera& cam, const Options& o, const float* mean, const float* quat, const float* scale, float opacity,
-                     Splat& s, float& depth) {
+CORE_HD bool project(const Camera& cam, const Options& o, const float* mean, const float* quat, const float* scale, float opacity, Splat& s,
+                     float& depth) {
   const float* r = cam.r;
   const float x = r[0] * mean[0] + r[1] * mean[1] + r[2] * mean[2] + cam.t[0];
   const float y = r[3] * mean[0] + r[4] * mean[1] + r[5] * mean[2] + cam.t[1];

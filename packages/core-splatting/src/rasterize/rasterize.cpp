@@ -27,7 +27,8 @@ Options check_options(std::int64_t cameras, std::int64_t gaussians, std::int64_t
   require(radius_clip >= 0, "radius_clip", "at least 0", radius_clip);
   require(eps2d >= 0 && eps2d <= most, "eps2d", "at least 0 and finite", eps2d);
   require(max_alpha >= 1.0 / 255 && max_alpha < 1, "max_alpha", "at least 1/255 and less than 1", max_alpha);
-  require(color_sets == 1 || color_sets == cameras, "colors", "of shape (1, N, D) or (C, N, D): its first size", static_cast<double>(color_sets));
+  require(color_sets == 1 || color_sets == cameras, "colors", "of shape (1, N, D) or (C, N, D): its first size",
+          static_cast<double>(color_sets));
   require(width <= 65536, "out_alphas", "at most 65536 pixels wide", static_cast<double>(width));
   require(height <= 65536, "out_alphas", "at most 65536 pixels high", static_cast<double>(height));
   const std::int64_t tiles_x = (width + tile_size - 1) / tile_size, tiles_y = (height + tile_size - 1) / tile_size;
@@ -36,8 +37,9 @@ Options check_options(std::int64_t cameras, std::int64_t gaussians, std::int64_t
       core::checked_mul(cameras, tiles_x * tiles_y, "rasterize: the number of tiles") > limit)
     throw core::Error("ValueError", "rasterize: more than 2^31 - 1 projections or tiles in one call; pass fewer cameras");
   const auto narrow = [most](double v) { return static_cast<float>(std::min(v, most)); };
-  return {narrow(near_plane),         narrow(far_plane),        narrow(radius_clip),       narrow(eps2d),            narrow(max_alpha),
-          static_cast<int>(width), static_cast<int>(height), static_cast<int>(tiles_x), static_cast<int>(tiles_y)};
+  return {narrow(near_plane),       narrow(far_plane),       narrow(radius_clip),      narrow(eps2d),
+          narrow(max_alpha),        static_cast<int>(width), static_cast<int>(height), static_cast<int>(tiles_x),
+          static_cast<int>(tiles_y)};
 }
 
 namespace {
@@ -55,7 +57,8 @@ Camera load_camera(const core::Tensor<const float, 3>& viewmats, const core::Ten
   cam.fx = Ks(c, 0, 0), cam.fy = Ks(c, 1, 1), cam.cx = Ks(c, 0, 2), cam.cy = Ks(c, 1, 2);
   const bool finite = std::all_of(cam.r, cam.r + 9, [](float v) { return std::isfinite(v); }) &&
                       std::all_of(cam.t, cam.t + 3, [](float v) { return std::isfinite(v); });
-  if (!finite) throw core::Error("ValueError", "rasterize: argument 'viewmats' must be finite, but camera " + std::to_string(c) + " is not");
+  if (!finite)
+    throw core::Error("ValueError", "rasterize: argument 'viewmats' must be finite, but camera " + std::to_string(c) + " is not");
   if (!(cam.fx > 0 && cam.fy > 0 && std::isfinite(cam.fx + cam.fy + cam.cx + cam.cy)))
     throw core::Error("ValueError",
                       "rasterize: argument 'Ks' must be finite with positive focal lengths, but camera " + std::to_string(c) + " is not");
@@ -129,8 +132,8 @@ Bins bin(const std::vector<Splat>& splats, const Options& o) {
     std::uint16_t first, last;
   };
   const std::size_t tiles = static_cast<std::size_t>(o.tiles_x) * static_cast<std::size_t>(o.tiles_y), n = splats.size();
-  const std::size_t parts = std::clamp<std::size_t>((std::size_t{1} << 22) / tiles, 1,
-                                                    std::clamp<std::size_t>(n / 2048, 1, static_cast<std::size_t>(core::num_threads()) * 2));
+  const std::size_t parts = std::clamp<std::size_t>(
+      (std::size_t{1} << 22) / tiles, 1, std::clamp<std::size_t>(n / 2048, 1, static_cast<std::size_t>(core::num_threads()) * 2));
   const auto part_begin = [&](std::size_t part) { return n * part / parts; };
   std::vector<std::vector<Row>> rows(parts);
   std::vector<std::vector<std::uint32_t>> next(parts);
@@ -217,7 +220,8 @@ void blend_tile(const Frame* frame, std::int64_t tile) {
     }
 
   const std::uint32_t* const list = frame->bins->list.data();
-  const std::uint32_t begin = frame->bins->begin[static_cast<std::size_t>(tile)], end = frame->bins->begin[static_cast<std::size_t>(tile) + 1];
+  const std::uint32_t begin = frame->bins->begin[static_cast<std::size_t>(tile)],
+                      end = frame->bins->begin[static_cast<std::size_t>(tile) + 1];
   const float max_alpha = o.max_alpha;
   for (std::uint32_t at = begin; at < end; ++at) {
     if ((at - begin) % 16 == 15) {
@@ -234,7 +238,8 @@ void blend_tile(const Frame* frame, std::int64_t tile) {
     const float cut = exponent_cut(s.log2_opacity);
     const float local_x = s.x - static_cast<float>(tile_x) - 0.5f, local_y = s.y - static_cast<float>(tile_y) - 0.5f;
     const float last_pixel = static_cast<float>(tile_size - 1), over_uu = -1.f / s.uu;
-    const int first = static_cast<int>(max_of(local_y - s.extent_y, 0.f)), last = static_cast<int>(min_of(local_y + s.extent_y + 0.01f, last_pixel));
+    const int first = static_cast<int>(max_of(local_y - s.extent_y, 0.f)),
+              last = static_cast<int>(min_of(local_y + s.extent_y + 0.01f, last_pixel));
     for (int row = first; row <= last; ++row) {
       const float dy = static_cast<float>(row) - local_y, constant = s.yy * dy * dy + s.log2_opacity;
       const float room = constant - cut;
@@ -297,7 +302,7 @@ void rasterize(core::Tensor<const float, 2> means, core::Tensor<const float, 2> 
     if (tiles == 0) continue;
     const Projected projected = project_sorted(cam, o, means, quats, scales, opacities);
     const Bins bins = bin(projected.splats, o);
-    Frame frame{&projected, &bins, o, c, colors.shape[0] == 1 ? 0 : c, colors, backgrounds ? &*backgrounds : nullptr,
+    Frame frame{&projected, &bins,      o, c, colors.shape[0] == 1 ? 0 : c, colors, backgrounds ? &*backgrounds : nullptr,
                 out_colors, out_alphas, 0, 0};
     do {
       frame.channels = std::min<std::int64_t>(colors.shape[2] - frame.channel, channel_chunk);

@@ -88,9 +88,7 @@ class Scratch {
 /// A number that the device sends to the host without stopping the stream.
 class Mailbox {
  public:
-  Mailbox() {
-    check(cudaHostAlloc(&value_, sizeof *value_, cudaHostAllocPortable), "allocating pinned memory");
-  }
+  Mailbox() { check(cudaHostAlloc(&value_, sizeof *value_, cudaHostAllocPortable), "allocating pinned memory"); }
   ~Mailbox() { cudaFreeHost(value_); }
   Mailbox(const Mailbox&) = delete;
 
@@ -176,9 +174,9 @@ __device__ Splat load_splat(const Splat* splats, std::uint32_t i) {
 /// One thread per Gaussian in depth order writes its (tile, Gaussian) pairs; a whole warp writes a large one's,
 /// one tile row per lane.
 template <class Key>
-__global__ void __launch_bounds__(block) write_pairs(const std::uint32_t* order, const std::uint32_t* counts, const std::uint32_t* offsets,
-                                                     const Splat* splats, Options o, int gaussians, int total, Key* tiles,
-                                                     std::uint32_t* ids) {
+__global__ void __launch_bounds__(block)
+    write_pairs(const std::uint32_t* order, const std::uint32_t* counts, const std::uint32_t* offsets, const Splat* splats, Options o,
+                int gaussians, int total, Key* tiles, std::uint32_t* ids) {
   constexpr std::uint32_t large = 48;
   const int i = blockIdx.x * block + static_cast<int>(threadIdx.x), lane = static_cast<int>(threadIdx.x & 31);
   std::uint32_t id = 0, count = 0, offset = 0;
@@ -244,10 +242,10 @@ __device__ float exp2_fast(float x) {
 /// shared memory, each with a mask of the patches that its ellipse's rows reach. Blends channels
 /// [channel, channel + channels) of at most K.
 template <int K>
-__global__ void __launch_bounds__(block, K > 16 ? 2 : 4) blend(const uint2* ranges, const std::uint32_t* ids, const Splat* splats, Options o, int gaussians,
-                                               core::Tensor<const float, 3> colors, core::Tensor<const float, 2> backgrounds,
-                                               int channel, int channels, core::Tensor<float, 4> out_colors,
-                                               core::Tensor<float, 3> out_alphas) {
+__global__ void __launch_bounds__(block, K > 16 ? 2 : 4)
+    blend(const uint2* ranges, const std::uint32_t* ids, const Splat* splats, Options o, int gaussians, core::Tensor<const float, 3> colors,
+          core::Tensor<const float, 2> backgrounds, int channel, int channels, core::Tensor<float, 4> out_colors,
+          core::Tensor<float, 3> out_alphas) {
   constexpr int stride = K == 3 ? 4 : K;
   __shared__ float4 shape[block];  // x, y, uu, shear
   __shared__ float4 power[block];  // yy, log2_opacity, cut
@@ -276,8 +274,7 @@ __global__ void __launch_bounds__(block, K > 16 ? 2 : 4) blend(const uint2* rang
       const std::int64_t n = id - static_cast<std::uint32_t>(camera) * static_cast<std::uint32_t>(gaussians);
       const float* source = colors.data + color_set * colors.stride[0] + n * colors.stride[1] + channel * colors.stride[2];
 #pragma unroll
-      for (int k = 0; k < K; ++k)
-        color[threadIdx.x * stride + k] = K == 3 || k < channels ? source[k * colors.stride[2]] : 0.f;
+      for (int k = 0; k < K; ++k) color[threadIdx.x * stride + k] = K == 3 || k < channels ? source[k * colors.stride[2]] : 0.f;
 #pragma unroll
       for (int strip = 0; strip < tile_size / 4; ++strip) {
         const float dy = static_cast<float>(tile_y + 4 * strip) + 0.5f - s.y;
@@ -363,7 +360,8 @@ Binned bin(Scratch& scratch, const std::uint32_t* order, const std::uint32_t* co
   uint2* ranges = scratch.at<uint2>(at_ranges);
   check(cudaMemsetAsync(ranges, 0, static_cast<std::size_t>(tiles) * sizeof *ranges, stream), "clearing the tiles");
   if (pairs) {
-    write_pairs<Key><<<blocks_for(total), block, 0, stream>>>(order, counts, offsets, splats, o, gaussians, total, keys.Current(), ids.Current());
+    write_pairs<Key>
+        <<<blocks_for(total), block, 0, stream>>>(order, counts, offsets, splats, o, gaussians, total, keys.Current(), ids.Current());
     check(cudaGetLastError(), "writing the tiles");
     check(cub::DeviceRadixSort::SortPairs(scratch.at<char>(at_temp), bytes, keys, ids, pairs, 0, bits, stream), "sorting by tile");
     find_ranges<Key><<<blocks_for(pairs), block, 0, stream>>>(keys.Current(), pairs, ranges);
@@ -424,7 +422,8 @@ void rasterize_cuda(core::Tensor<const float, 2> means, core::Tensor<const float
     // The device sorts while the host waits for the sum.
     cudaError_t queued = cub::DeviceRadixSort::SortPairs(first.at<char>(at_temp), sort_bytes, keys, ids, total, 0, 32, stream);
     if (queued == cudaSuccess)
-      queued = cub::DeviceScan::ExclusiveSum(first.at<char>(at_temp), scan_bytes, count_in_order(ids.Current(), counts), offsets, total, stream);
+      queued =
+          cub::DeviceScan::ExclusiveSum(first.at<char>(at_temp), scan_bytes, count_in_order(ids.Current(), counts), offsets, total, stream);
     const unsigned long long pairs = mailbox.receive();
     check(queued, "sorting by depth");
     if (pairs > static_cast<unsigned long long>(std::numeric_limits<std::int32_t>::max()))
@@ -444,10 +443,10 @@ void rasterize_cuda(core::Tensor<const float, 2> means, core::Tensor<const float
   int channel = 0;
   do {
     const int rest = channels - channel;
-    const auto [width, kernel] = rest == 3   ? std::pair{3, &blend<3>}
-                                 : rest <= 1 ? std::pair{1, &blend<1>}
-                                 : rest <= 4 ? std::pair{4, &blend<4>}
-                                 : rest <= 8 ? std::pair{8, &blend<8>}
+    const auto [width, kernel] = rest == 3    ? std::pair{3, &blend<3>}
+                                 : rest <= 1  ? std::pair{1, &blend<1>}
+                                 : rest <= 4  ? std::pair{4, &blend<4>}
+                                 : rest <= 8  ? std::pair{8, &blend<8>}
                                  : rest <= 16 ? std::pair{16, &blend<16>}
                                               : std::pair{32, &blend<32>};
     kernel<<<static_cast<unsigned>(tiles), block, 0, stream>>>(binned.ranges, binned.ids, splats, o, static_cast<int>(gaussians), colors,

@@ -56,7 +56,9 @@ CORE_TEST(nearer_gaussians_cover_farther_ones_whatever_their_order) {
 
 CORE_TEST(the_gaussian_that_would_finish_a_pixel_does_not_contribute) {
   Scene s;
-  for (int i = 0; i < 3; ++i) s.add(0.025f * (1 + 0.1f * static_cast<float>(i)), 0.025f * (1 + 0.1f * static_cast<float>(i)), 1 + 0.1f * static_cast<float>(i), 0.3f, 1.f, 1, 0);
+  for (int i = 0; i < 3; ++i)
+    s.add(0.025f * (1 + 0.1f * static_cast<float>(i)), 0.025f * (1 + 0.1f * static_cast<float>(i)), 1 + 0.1f * static_cast<float>(i), 0.3f,
+          1.f, 1, 0);
   s.render(0.99);
   CHECK_NEAR(s.alpha(8, 10), 0.99, 1e-6);  // 1 - 0.99^2 would leave 1e-4
 }

@@ -77,14 +77,18 @@ def _copy_task(seeds: list[int]) -> tuple[dict[str, list[float]], str, str]:
 
     half = 1024
     chosen: dict[str, Any] = {}
+    budget: dict[int, Any] = {}  # by layer, the masks of the antidiagonal run, whose density the others get
     densities: dict[str, list[float]] = {name: [] for name in CHOICES}
 
     def forward(module: Any, q: Any, k: Any, v: Any, *_: Any, scaling: float | None = None, **__: Any) -> Any:
         if chosen["name"] == "dense":
             mask = np.ones((1, q.shape[1], 2 * half // BLOCK, 2 * half // BLOCK), bool)
         else:
-            _, found = xattn_estimate(q, k, threshold=THRESHOLD, stride=STRIDE, block_size=BLOCK, scale=scaling)
-            mask = CHOICES[chosen["name"]](found.numpy(), chosen["rng"])
+            layer = module.layer_idx
+            if chosen["name"] == "antidiagonal":
+                _, found = xattn_estimate(q, k, threshold=THRESHOLD, stride=STRIDE, block_size=BLOCK, scale=scaling)
+                budget[layer] = found.numpy()
+            mask = CHOICES[chosen["name"]](budget[layer], chosen["rng"])
             densities[chosen["name"]].append(block_density(mask, q_len=2 * half, k_len=2 * half, block_size=BLOCK))
         out = block_sparse_attention(q, k, v, mask=torch.from_numpy(mask), block_size=BLOCK, scale=scaling)
         return out.transpose(1, 2).contiguous(), None

@@ -1,4 +1,4 @@
-"""References of the rasteriser: float64 numpy, Gaussian by Gaussian; and the field's way in plain torch, padded tiles."""
+"""References of the rasteriser: float64 numpy, Gaussian by Gaussian; and plain torch with padded tiles."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def project(
 
 def rasterize(args: dict[str, Any]) -> dict[str, Array]:
     """The raw operator's outputs in float64, each Gaussian over all pixels, in the order of depth."""
-    f64 = {k: np.asarray(v, np.float64) for k, v in args.items() if isinstance(v, np.ndarray) and not k.startswith("out")}
+    f64 = {
+        k: np.asarray(v, np.float64) for k, v in args.items() if isinstance(v, np.ndarray) and not k.startswith("out")
+    }
     cameras, height, width, channels = args["out_colors"].shape
     colors = np.broadcast_to(f64["colors"], (cameras, *f64["colors"].shape[1:]))
     out_colors, out_alphas = np.zeros((cameras, height, width, channels)), np.zeros((cameras, height, width))
@@ -61,7 +63,8 @@ def rasterize(args: dict[str, Any]) -> dict[str, Array]:
             extent = np.minimum(3.33, np.sqrt(2 * np.log(255 * opacities)))
             radii = np.ceil(extent[:, None] * np.sqrt(covariances[:, [0, 1], [0, 1]]))
             visible = (
-                (depths >= args["near_plane"]) & (depths <= args["far_plane"]) & (opacities > 1 / 255) & (determinants > 0)
+                (depths >= args["near_plane"]) & (depths <= args["far_plane"]) & (opacities > 1 / 255)
+                & (determinants > 0)
                 & (radii > args["radius_clip"]).any(-1)
                 & np.isfinite(centres).all(-1) & np.isfinite(covariances).all((-1, -2)) & np.isfinite(opacities)
             )  # fmt: skip
@@ -151,7 +154,9 @@ def rasterize_torch(args: dict[str, Any], tiles_at_once: int = 64) -> tuple[torc
             dy = (part // tiles_x * 16)[:, None, None] + (pixel // 16)[:, None] + 0.5 - p[..., 1]
             sigma = 0.5 * (p[..., 2] * dx * dx + p[..., 4] * dy * dy) + p[..., 3] * dx * dy
             alpha = (p[..., 5] * torch.exp(-sigma)).clamp_max(args["max_alpha"])
-            alpha = torch.where(valid[:, None] & (alpha >= 1 / 255) & (sigma <= 0.5 * 3.33**2) & (sigma >= 0), alpha, 0.0)
+            alpha = torch.where(
+                valid[:, None] & (alpha >= 1 / 255) & (sigma <= 0.5 * 3.33**2) & (sigma >= 0), alpha, 0.0
+            )
             after = torch.cumprod(1 - alpha, -1)
             before = torch.cat([torch.ones_like(after[..., :1]), after[..., :-1]], -1)
             weight = torch.where(after > 1e-4, alpha * before, 0.0)
