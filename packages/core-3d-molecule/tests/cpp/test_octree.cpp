@@ -12,6 +12,10 @@ struct Water {
   std::vector<float> centres;
   std::int64_t total = 0;
 
+  template <class T, class... S>
+  static auto in(const std::vector<T>& v, S... shape) {
+    return core::tensor(v.data(), shape...);
+  }
   Water() {
     core_3d_molecule::octree_count_f64(in(positions, 3, 3), in(offsets, 2), 6, 0.24, 0.01, false, core::tensor(&total, 1));
     token_offsets[1] = total;
@@ -21,10 +25,6 @@ struct Water {
                                           core::tensor(tokens.data(), total), core::tensor(levels.data(), total),
                                           core::tensor(centres.data(), total, 3), core::tensor(bins.data(), total, 3),
                                           core::tensor(atoms.data(), total), core::tensor(origins.data(), 1, 3));
-  }
-  template <class T, class... S>
-  static auto in(const std::vector<T>& v, S... shape) {
-    return core::tensor(v.data(), shape...);
   }
   int read() {
     std::vector<std::int32_t> z(3);

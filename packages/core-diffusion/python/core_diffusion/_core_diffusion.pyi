@@ -11,8 +11,8 @@ def fixed_sum_sample(
     """Count vectors drawn from independent categorical laws `probs`, conditioned exactly on the sums `totals`."""
 
 def fixed_sum_bridge(
-    x0: Any,  # int32[B,K]
-    x1: Any,  # int32[B,K]
+    x0: Any,  # int32 | int64[B,K]
+    x1: Any,  # int32 | int64[B,K]
     t: float,
     sigma: float,
     max_count: SupportsIndex,

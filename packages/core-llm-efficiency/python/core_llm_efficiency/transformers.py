@@ -42,9 +42,10 @@ def register_transformers(name: str = "core_xattention", **options: Any) -> None
             or (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad))
         )
         if dense:
-            return sdpa_attention_forward(
+            answer: tuple[Any, None] = sdpa_attention_forward(
                 module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **rest
             )
+            return answer
         out = xattention(query, key, value, scale=scaling, **options)
         return out.transpose(1, 2).contiguous(), None
 

@@ -42,14 +42,16 @@ void score(const Keys* shared, Rows q, std::int64_t q_block, float* scores, std:
       for (std::int64_t x = 0; x < s.d; ++x)
         for (int j = 0; j < height; ++j) {
           const std::int64_t query = (i + j) * s.stride + s.stride - 1 - r, column = r * s.d + x;
-          tiles[(column / deepest * rows_of_tile + j) * row_step + column % deepest] = query < s.n ? s.scale * q.data[query * q.row + x * q.col] : 0.f;
+          tiles[(column / deepest * rows_of_tile + j) * row_step + column % deepest] =
+              query < s.n ? s.scale * q.data[query * q.row + x * q.col] : 0.f;
         }
     const auto seen = [&](std::int64_t row) {  // key tiles that start at or before the row's last query
       return s.causal ? (s.offset + std::min((row + 1) * s.stride, s.n) - 1) / s.stride + 1 : s.k_tiles;
     };
     const std::int64_t most = round_up(seen(i + rows - 1), lanes);
     with_rows(height, [&]<int R> {
-      for (std::int64_t j = 0; j < most; j += lanes) multiply_deep<R>(depth, tiles, rows_of_tile * row_step, s.packed + j * depth, logits + j, width);
+      for (std::int64_t j = 0; j < most; j += lanes)
+        multiply_deep<R>(depth, tiles, rows_of_tile * row_step, s.packed + j * depth, logits + j, width);
     });
     for (int r = 0; r < rows; ++r) {
       float* row = logits + r * width;
@@ -72,14 +74,15 @@ void score(const Keys* shared, Rows q, std::int64_t q_block, float* scores, std:
 }
 }  // namespace
 
-void antidiagonal_scores(core::Tensor<const float, 4> q, core::Tensor<const float, 4> k, std::int64_t stride, std::int64_t block, double scale,
-                         bool causal, core::Tensor<float, 4> scores) {
+void antidiagonal_scores(core::Tensor<const float, 4> q, core::Tensor<const float, 4> k, std::int64_t stride, std::int64_t block,
+                         double scale, bool causal, core::Tensor<float, 4> scores) {
   const char* op = "antidiagonal_scores";
   const auto [batch, heads, n, d] = q.shape;
   const std::int64_t groups = k.shape[1], m = k.shape[2];
   check_blocks(op, n, m, block, causal, "scores", scores.shape[2], scores.shape[3]);
   check_heads(op, heads, groups, scale);
-  if (stride < 1 || block % stride) refuse(op, "stride", "a divisor of block = " + std::to_string(block) + ", got " + std::to_string(stride));
+  if (stride < 1 || block % stride)
+    refuse(op, "stride", "a divisor of block = " + std::to_string(block) + ", got " + std::to_string(stride));
   if (scores.numel() == 0) return;
   const std::int64_t k_tiles = ceil_div(m, stride), width = round_up(k_tiles, lanes);
   const std::int64_t depth = core::checked_mul(stride, d, "antidiagonal_scores: scratch");

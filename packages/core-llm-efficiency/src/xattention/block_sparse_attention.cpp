@@ -46,11 +46,10 @@ void pack(const Head* s, Rows k, Rows v, float* k_out, float* v_out, std::int64_
 
 /// One tile: R queries by up to 128 keys. pos: position of the tile's first query.
 template <int R>
-inline void attend_tile(const Head& s, const float* q, std::int64_t q_piece, std::int64_t key, std::int64_t keys, std::int64_t pos, float* logits, float* top,
-                        float* sums, float* out) {
+inline void attend_tile(const Head& s, const float* q, std::int64_t q_piece, std::int64_t key, std::int64_t keys, std::int64_t pos,
+                        float* logits, float* top, float* sums, float* out) {
   const std::int64_t padded = round_up(keys, lanes);
-  for (std::int64_t j = 0; j < padded; j += lanes)
-    multiply_deep<R>(s.d, q, q_piece, s.k + (key + j) * s.d, logits + j, row_step);
+  for (std::int64_t j = 0; j < padded; j += lanes) multiply_deep<R>(s.d, q, q_piece, s.k + (key + j) * s.d, logits + j, row_step);
   const std::int64_t seen = pos - key + 1;  // keys that row 0 sees
   if (seen < padded || keys < padded)
     for (int i = 0; i < R; ++i)
@@ -64,8 +63,7 @@ inline void attend_tile(const Head& s, const float* q, std::int64_t q_piece, std
     top[i] = now;
     exp_row(row, padded, base, keep[i], sums + i * lanes);
   }
-  for (std::int64_t x = 0; x < s.e_pad; x += lanes)
-    multiply<R>(keys, logits, s.v + x * s.m_pad + key * lanes, out + x, s.e_pad, keep);
+  for (std::int64_t x = 0; x < s.e_pad; x += lanes) multiply<R>(keys, logits, s.v + x * s.m_pad + key * lanes, out + x, s.e_pad, keep);
 }
 
 /// One query block. work: room for work_size() floats.
@@ -95,7 +93,9 @@ void attend(const Head* shared, const Task* task, float* work) {
         const std::int64_t pos = s.causal ? s.offset + first + r : s.m;
         const std::int64_t keys = std::min({keys_of_tile, end - key, pos + std::min<std::int64_t>(height, count - r) - key});
         if (keys > 0)
-          with_rows(height, [&]<int R> { attend_tile<R>(s, q + r * row_step, q_piece, key, keys, pos, logits, top + r, sums + r * lanes, out + r * s.e_pad); });
+          with_rows(height, [&]<int R> {
+            attend_tile<R>(s, q + r * row_step, q_piece, key, keys, pos, logits, top + r, sums + r * lanes, out + r * s.e_pad);
+          });
         r += height;
       }
   }
@@ -124,7 +124,8 @@ void block_sparse_attention(core::Tensor<const float, 4> q, core::Tensor<const f
   check_blocks(op, n, m, block, causal, "mask", mask.shape[2], mask.shape[3]);
   check_heads(op, heads, groups, scale);
   if (batch == 0 || heads == 0 || n == 0) return;
-  Head s{n, m, d, e, round_up(e, lanes), block, mask.shape[3], m - n, causal, static_cast<float>(scale), nullptr, nullptr, round_up(m, lanes)};
+  Head s{
+      n, m, d, e, round_up(e, lanes), block, mask.shape[3], m - n, causal, static_cast<float>(scale), nullptr, nullptr, round_up(m, lanes)};
   const Scratch packed_k(core::checked_mul(s.m_pad, d, "block_sparse_attention: scratch"));
   const Scratch packed_v(core::checked_mul(s.m_pad, s.e_pad, "block_sparse_attention: scratch"));
   s.k = packed_k.get(), s.v = packed_v.get();

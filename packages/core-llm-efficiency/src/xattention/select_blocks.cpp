@@ -15,7 +15,8 @@ void select_blocks(core::Tensor<const float, 4> scores, core::Tensor<const float
   if (k_len < 0) refuse(op, "k_len", "at least 0, got " + std::to_string(k_len));
   check_blocks(op, q_len, k_len, block, causal, "scores", q_blocks, k_blocks);
   for (std::int64_t h = 0; h < heads; ++h)
-    if (!(thresholds(h) >= 0)) refuse(op, "thresholds", "at least 0, got " + std::to_string(thresholds(h)) + " for head " + std::to_string(h));
+    if (!(thresholds(h) >= 0))
+      refuse(op, "thresholds", "at least 0, got " + std::to_string(thresholds(h)) + " for head " + std::to_string(h));
   if (scores.numel() == 0) return;
 
   core::parallel_for(batch * heads * q_blocks, 16, [&](std::int64_t begin, std::int64_t end) {

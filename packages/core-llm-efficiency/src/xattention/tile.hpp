@@ -129,11 +129,13 @@ inline void check_blocks(const char* op, std::int64_t q_len, std::int64_t k_len,
                          std::int64_t q_blocks, std::int64_t k_blocks) {
   if (block < 16 || block > 4096 || block % 16) refuse(op, "block", "a multiple of 16 in [16, 4096], got " + std::to_string(block));
   if (causal && q_len > k_len)
-    refuse(op, "causal", "false where there are more queries than keys, got " + std::to_string(q_len) + " queries and " +
-                             std::to_string(k_len) + " keys");
+    refuse(
+        op, "causal",
+        "false where there are more queries than keys, got " + std::to_string(q_len) + " queries and " + std::to_string(k_len) + " keys");
   if (q_blocks != ceil_div(q_len, block) || k_blocks != ceil_div(k_len, block))
-    refuse(op, blocks, "of " + std::to_string(ceil_div(q_len, block)) + " by " + std::to_string(ceil_div(k_len, block)) +
-                           " blocks, got " + std::to_string(q_blocks) + " by " + std::to_string(k_blocks));
+    refuse(op, blocks,
+           "of " + std::to_string(ceil_div(q_len, block)) + " by " + std::to_string(ceil_div(k_len, block)) + " blocks, got " +
+               std::to_string(q_blocks) + " by " + std::to_string(k_blocks));
 }
 
 /// Checks the heads and the scale of the two operators that read q and k.

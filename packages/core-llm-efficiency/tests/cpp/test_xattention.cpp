@@ -14,9 +14,18 @@ struct Problem {
   double scale;
   Problem(std::int64_t batch, std::int64_t heads, std::int64_t groups, std::int64_t n, std::int64_t m, std::int64_t d, std::int64_t e,
           std::int64_t block)
-      : batch(batch), heads(heads), groups(groups), n(n), m(m), d(d), e(e), block(block),
-        q(static_cast<std::size_t>(batch * heads * n * d)), k(static_cast<std::size_t>(batch * groups * m * d)),
-        v(static_cast<std::size_t>(batch * groups * m * e)), scale(1 / std::sqrt(static_cast<double>(d))) {
+      : batch(batch),
+        heads(heads),
+        groups(groups),
+        n(n),
+        m(m),
+        d(d),
+        e(e),
+        block(block),
+        q(static_cast<std::size_t>(batch * heads * n * d)),
+        k(static_cast<std::size_t>(batch * groups * m * d)),
+        v(static_cast<std::size_t>(batch * groups * m * e)),
+        scale(1 / std::sqrt(static_cast<double>(d))) {
     std::mt19937 rng(7);
     std::normal_distribution<float> normal;
     for (auto* x : {&q, &k, &v})
@@ -41,11 +50,13 @@ double attention_error(const Problem& p, bool causal, double keep) {
   std::mt19937 rng(3);
   for (std::size_t i = 0; i < blocks; ++i) mask[i] = std::uniform_real_distribution<>()(rng) < keep;
   const auto M = core::tensor(mask.get(), p.batch, p.heads, p.q_blocks(), p.k_blocks());
-  std::vector<float> out(static_cast<std::size_t>(p.batch * p.heads * p.n * p.e), 9.f), lse(static_cast<std::size_t>(p.batch * p.heads * p.n));
+  std::vector<float> out(static_cast<std::size_t>(p.batch * p.heads * p.n * p.e), 9.f),
+      lse(static_cast<std::size_t>(p.batch * p.heads * p.n));
   const auto O = core::tensor(out.data(), p.batch, p.heads, p.n, p.e);
   const auto L = core::tensor(lse.data(), p.batch, p.heads, p.n);
-  block_sparse_attention(p.Q(), p.K(), p.V(), core::tensor(static_cast<const bool*>(mask.get()), p.batch, p.heads, p.q_blocks(), p.k_blocks()),
-                         p.block, p.scale, causal, O, L);
+  block_sparse_attention(p.Q(), p.K(), p.V(),
+                         core::tensor(static_cast<const bool*>(mask.get()), p.batch, p.heads, p.q_blocks(), p.k_blocks()), p.block, p.scale,
+                         causal, O, L);
   double worst = 0;
   for (std::int64_t b = 0; b < p.batch; ++b)
     for (std::int64_t h = 0; h < p.heads; ++h)
@@ -57,11 +68,14 @@ double attention_error(const Problem& p, bool causal, double keep) {
             sum += weight[static_cast<std::size_t>(j)] = std::exp(p.scale * p.dot(b, h, i, j));
         for (std::int64_t j = 0; j < p.m && sum > 0; ++j)
           for (std::int64_t x = 0; x < p.e; ++x)
-            want[static_cast<std::size_t>(x)] += weight[static_cast<std::size_t>(j)] / sum * static_cast<double>(p.V()(b, h / (p.heads / p.groups), j, x));
+            want[static_cast<std::size_t>(x)] +=
+                weight[static_cast<std::size_t>(j)] / sum * static_cast<double>(p.V()(b, h / (p.heads / p.groups), j, x));
         for (std::int64_t x = 0; x < p.e; ++x)
           worst = std::max(worst, std::abs(want[static_cast<std::size_t>(x)] - static_cast<double>(O(b, h, i, x))));
-        if (sum > 0) worst = std::max(worst, std::abs(std::log(sum) - static_cast<double>(L(b, h, i))));
-        else CHECK(std::isinf(L(b, h, i)));
+        if (sum > 0)
+          worst = std::max(worst, std::abs(std::log(sum) - static_cast<double>(L(b, h, i))));
+        else
+          CHECK(std::isinf(L(b, h, i)));
       }
   return worst;
 }
@@ -99,7 +113,8 @@ CORE_TEST(scores_agree_with_the_definition) {
             double sum = 0;
             for (double x : row) sum += x;
             for (std::size_t j = 0; j < row.size(); ++j)
-              want[static_cast<std::size_t>(i * stride / p.block * p.k_blocks() + static_cast<std::int64_t>(j) * stride / p.block)] += row[j] / sum;
+              want[static_cast<std::size_t>(i * stride / p.block * p.k_blocks() + static_cast<std::int64_t>(j) * stride / p.block)] +=
+                  row[j] / sum;
           }
           for (std::size_t j = 0; j < want.size(); ++j) CHECK_NEAR(scores[static_cast<std::size_t>(h) * want.size() + j], want[j], 1e-4);
         }
@@ -110,12 +125,13 @@ CORE_TEST(selection_keeps_sink_diagonal_and_the_crossing_block) {
   const std::vector<float> scores{9, 9, 9, 9, 9, 1, 1, 9, 9, 9, 0, 1, 6, 9, 9, 1, 2, 2, 4, 1}, thresholds{0.65f};
   const std::unique_ptr<bool[]> mask(new bool[20]);
   const auto run = [&](float threshold, bool causal) {
-    select_blocks(core::tensor(scores.data(), 1, 1, 4, 5), core::tensor(const_cast<const float*>(&threshold), 1), 16, 64, 80, causal, core::tensor(mask.get(), 1, 1, 4, 5));
+    select_blocks(core::tensor(scores.data(), 1, 1, 4, 5), core::tensor(const_cast<const float*>(&threshold), 1), 16, 64, 80, causal,
+                  core::tensor(mask.get(), 1, 1, 4, 5));
     std::string kept;
     for (int i = 15; i < 20; ++i) kept += mask[static_cast<std::size_t>(i)] ? '1' : '0';
     return kept;
   };
-  CHECK(run(0.0f, true) == "10001");   // last row 1 2 2 4 1, sum 10: sink and diagonal hold 2
+  CHECK(run(0.0f, true) == "10001");  // last row 1 2 2 4 1, sum 10: sink and diagonal hold 2
   CHECK(run(0.3f, true) == "10011");
   CHECK(run(0.59f, true) == "10011");
   CHECK(run(0.65f, true) == "11011");  // of two equal blocks the lower index
@@ -139,13 +155,15 @@ CORE_TEST(bad_values_are_refused) {
   CHECK_THROWS(antidiagonal_scores(p.Q(), p.K(), 0, 16, 1, true, S), "ValueError");
   const float negative[] = {-1.f, 0.5f};
   CHECK_THROWS(select_blocks(core::tensor(static_cast<const float*>(out.data()), 1, 2, 4, 4), core::tensor(negative, 2), 16, 64, 64, true,
-                             core::tensor(const_cast<bool*>(mask.get()), 1, 2, 4, 4)), "ValueError");
+                             core::tensor(const_cast<bool*>(mask.get()), 1, 2, 4, 4)),
+               "ValueError");
 }
 
 CORE_TEST(nan_keeps_every_visible_block) {
   const float nan = std::numeric_limits<float>::quiet_NaN();
   const std::vector<float> scores{1, 0, nan, 1}, threshold{0.1f};
   bool mask[4];
-  select_blocks(core::tensor(scores.data(), 1, 1, 2, 2), core::tensor(threshold.data(), 1), 16, 32, 32, true, core::tensor(mask, 1, 1, 2, 2));
+  select_blocks(core::tensor(scores.data(), 1, 1, 2, 2), core::tensor(threshold.data(), 1), 16, 32, 32, true,
+                core::tensor(mask, 1, 1, 2, 2));
   CHECK(mask[0] && !mask[1] && mask[2] && mask[3]);
 }

@@ -1,0 +1,21 @@
+# Made by `core stubs core_splatting`.
+from typing import Any
+
+def rasterize(
+    means: Any,  # float32[N,3]
+    quats: Any,  # float32[N,4]
+    scales: Any,  # float32[N,3]
+    opacities: Any,  # float32[N]
+    colors: Any,  # float32[*,N,D]
+    viewmats: Any,  # float32[C,4,4]
+    Ks: Any,  # float32[C,3,3]
+    backgrounds: Any | None,  # float32[C,D]
+    near_plane: float,
+    far_plane: float,
+    radius_clip: float,
+    eps2d: float,
+    max_alpha: float,
+    out_colors: Any,  # out float32[C,H,W,D]
+    out_alphas: Any,  # out float32[C,H,W]
+) -> None:
+    """Renders 3D Gaussians into pinhole cameras: projection, exact tile culling, one sort by depth, blending front to back."""
