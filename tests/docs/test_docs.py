@@ -1,10 +1,11 @@
-"""The documentation is true: its Python runs, its links lead somewhere, its table is that of the installed operators.
+"""The documentation is true: its Python runs, its links lead somewhere, its tables are those of the installed operators and of the recorded GPU runs.
 
-`python tests/docs/test_docs.py` writes the table of README.md anew.
+`python tests/docs/test_docs.py` writes the tables anew.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -18,6 +19,8 @@ PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("packages/*/README.md"), *ROOT.glob("libs/*/README.md")]
 )
 TABLE = re.compile(r"(?<=<!-- operators -->\n).*?(?=<!-- /operators -->)", re.DOTALL)
+
+RESULTS = re.compile(r"<!-- results (\S+) -->\n(.*?)<!-- /results -->", re.DOTALL)
 
 
 def name(page: Path) -> str:
@@ -45,6 +48,17 @@ def table() -> str:
         [core, "list", "--papers", "--markdown"], env=env, check=True, stdout=subprocess.PIPE, text=True
     )
     return done.stdout.strip() + "\n"
+
+
+def results(file: Path) -> str:
+    """The table of a recorded GPU run: its device and date, and the columns that it names."""
+    run = json.loads(file.read_text())
+    lines = [f"On one {run['device']}, {run['date']}, torch {run['torch']}:", ""]
+    lines += ["| " + " | ".join(run["columns"]) + " |", "|" + "---|" * len(run["columns"])]
+    for row in run["rows"]:
+        cells = (f"{row[c]:.3g}" if isinstance(row[c], float) else str(row[c]) for c in run["columns"])
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if python_of(p).strip()], ids=name)
@@ -78,7 +92,21 @@ def test_table() -> None:
     assert found[0] == table(), "out of date: run `.venv/bin/python tests/docs/test_docs.py`"
 
 
+@pytest.mark.parametrize("file", sorted(ROOT.glob("packages/*/benchmarks/results/*.json")), ids=name)
+def test_results(file: Path) -> None:
+    """Every recorded GPU run is shown, as recorded, on its package's page."""
+    page = file.parents[2] / "README.md"
+    shown = {page.parent / path: text for path, text in RESULTS.findall(page.read_text())}
+    assert shown.get(file) == results(file), "out of date: run `.venv/bin/python tests/docs/test_docs.py`"
+
+
 if __name__ == "__main__":
     readme = ROOT / "README.md"
     new = table()
     readme.write_text(TABLE.sub(lambda _: new, readme.read_text()))
+    for page in ROOT.glob("packages/*/README.md"):
+        shown = RESULTS.sub(
+            lambda m, page=page: f"<!-- results {m[1]} -->\n{results(page.parent / m[1])}<!-- /results -->",
+            page.read_text(),
+        )
+        page.write_text(shown)

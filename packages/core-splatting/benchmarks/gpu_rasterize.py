@@ -21,6 +21,7 @@ import torch
 from core_splatting import rasterization
 from core_splatting.cases import scene
 
+COLUMNS = ("gaussians", "width", "height", "ours_ms", "gsplat_ms", "ratio", "mean_difference", "floor_ms")
 PEAK_BYTES_PER_SECOND = {"H100": 3.35e12, "H200": 4.8e12, "A100": 2.0e12}
 
 
@@ -124,6 +125,7 @@ def main() -> int:
         "device": torch.cuda.get_device_name(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "torch": torch.__version__,
+        "columns": [c for c in COLUMNS if all(c in r for r in rows)],
         "rows": rows,
     }
     if chosen.out:
