@@ -1,4 +1,5 @@
-"""The documentation is true: its Python runs, its links lead somewhere, its tables are those of the installed operators and of the recorded GPU runs.
+"""The documentation is true: its Python runs, its links lead somewhere, its tables are those of the installed operators
+and of the recorded GPU runs.
 
 `python tests/docs/test_docs.py` writes the tables anew.
 """
