@@ -1,8 +1,6 @@
 """The job, the claim without a model, and the code of the README."""
 
 import json
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,9 +33,3 @@ def test_claim(tmp_path, monkeypatch):
     assert result.holds
     assert result.plot is not None
     assert result.plot.stat().st_size > 0
-
-
-def test_readme():
-    text = (Path(__file__).parent.parent / "README.md").read_text()
-    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        exec(compile(block, "README.md", "exec"), {})

@@ -1,6 +1,5 @@
 """The demo's picture and figures, the job, and the README's example."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -44,9 +43,3 @@ def test_quaternions_of_rotations() -> None:
     q = np.random.default_rng(0).normal(size=(500, 4))
     r = rotation_matrices(q)
     np.testing.assert_allclose(rotation_matrices(quaternions(r)), r, atol=1e-12)
-
-
-def test_readme() -> None:
-    text = (Path(__file__).parents[1] / "README.md").read_text()
-    for block in re.findall(r"```python\n(.*?)```", text, re.S):
-        exec(compile(block, "README.md", "exec"), {})
