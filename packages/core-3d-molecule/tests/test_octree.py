@@ -107,8 +107,9 @@ def test_empty() -> None:
     [
         ([1, 1], [[0, 0, 0], [0, 0, 99]], "must fit into a cube of 15.36, got structure 0 with extent"),
         ([1, 1], [[0, 0, 0], [0, 0, 1e300]], "must fit into a cube"),
-        ([1, 1], [[0, 0, 0], [0, 0, np.nan]], "must be finite, got"),
-        ([1, 1], [[0, 0, 0], [0, np.inf, 0]], "must be finite, got"),
+        ([1, 1], [[0, 0, 0], [0, 0, np.nan]], "must be finite, got nan for atom 1 of structure 0"),
+        ([1, 1], [[0, 0, 0], [0, np.inf, 0]], "must be finite, got inf for atom 1 of structure 0"),
+        ([1, 1], [[0, 0, 1.7e308], [0, 0, 1.7e308]], "must fit into a cube"),
         ([1, 1], [[0, 0, 0], [0, 0, 0.01]], "at most one atom into a cell, got atoms 0 and 1 of structure 0"),
         ([1, 0], [[0, 0, 0], [0, 0, 1]], "must be atomic numbers 1..118, got 0 for atom 1"),
         ([1, 119], [[0, 0, 0], [0, 0, 1]], "must be atomic numbers 1..118, got 119"),
@@ -117,6 +118,29 @@ def test_empty() -> None:
 def test_refused_structures(numbers: list[int], positions: list[list[float]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         OctreeTokenizer().tokenize(Structures.from_list([numbers], [positions]))
+
+
+def test_lopsided_structure_is_moved_into_the_cube() -> None:
+    """Most atoms at one end of 14 of the cube's 15.36 angstroms: centred on its mean it would stick out."""
+    positions = [[0.3 * i, 0, 0] for i in range(20)] + [[14.0, 0, 0]]
+    chain = Structures.from_list([[6] * 21], [positions])
+    tokens = OctreeTokenizer().tokenize(chain)
+    assert roundtrip_error(OctreeTokenizer(), chain, tokens) <= 0.005 + 1e-9
+    compare(chain, tokens)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "positions", "message"),
+    [
+        ([[1], [1, 1]], [np.zeros((2, 3)), np.zeros((1, 3))], "as many structures and atoms"),
+        ([[1]], [], "as many structures"),
+        ([[2**32 + 1]], [[[0, 0, 0]]], "must be integers, got 4294967297"),
+        ([[1.5]], [[[0, 0, 0]]], "must be integers, got 1.5"),
+    ],
+)
+def test_refused_lists(numbers: list[list[float]], positions: list[object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Structures.from_list(numbers, positions)
 
 
 def test_duplicates_may_be_dropped() -> None:
@@ -147,6 +171,17 @@ def test_jobs(tmp_path: Path) -> None:
         (tmp_path / "bad.npz").write_bytes(content)
         with pytest.raises(ValueError, match="is no file of octree tokens"):
             jobs.load(tmp_path / "bad.npz")
+    flipped = bytearray((tmp_path / "t.npz").read_bytes())
+    rng = np.random.default_rng(0)
+    for at in rng.integers(0, len(flipped), 300):
+        damaged = flipped.copy()
+        damaged[at] ^= int(rng.integers(1, 256))
+        (tmp_path / "bad.npz").write_bytes(damaged)
+        try:
+            loaded, merge_level = jobs.load(tmp_path / "bad.npz")
+            OctreeTokenizer(merge_level).detokenize(loaded)
+        except ValueError:
+            continue
     np.savez(tmp_path / "bad.npz", format=2)
     with pytest.raises(ValueError, match="has format 2"):
         jobs.load(tmp_path / "bad.npz")

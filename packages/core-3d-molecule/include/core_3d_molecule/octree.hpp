@@ -19,7 +19,7 @@ inline constexpr std::int64_t max_depth = 10;
 ///
 /// positions[A,3] in the unit of `cell` (angstroms), those of structure b in rows offsets[b]..offsets[b+1];
 /// offsets[B+1] ascends from 0 to A; depth 1..10; cell > 0; counts[B]. A structure's mean lies half a cell behind a
-/// cell's corner, its cells are shifted so that their mean is the cube's middle.
+/// cell's corner; its cells are shifted so that their mean is the cube's middle, or as near to it as the cube allows.
 /// Throws ValueError: bad offsets, a position that is not finite, a structure that the cube cannot hold (names it
 /// and its extent), two atoms in one cell (names both) unless `keep_first`, which drops all but the first.
 CORE_EXPORT void octree_count(core::Tensor<const float, 2> positions, core::Tensor<const std::int64_t, 1> offsets, std::int64_t depth,

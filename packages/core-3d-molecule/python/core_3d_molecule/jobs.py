@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Annotated
 
@@ -66,7 +67,9 @@ def load(path: Path) -> tuple[Tokens, int]:
                 raise ValueError(f"{path} has format {int(file['format'])}, this release reads {FORMAT}")
             fields = {name: file[name] for name in FIELDS}
             merge_level = int(file["merge_level"])
-    except (KeyError, OSError, zipfile.BadZipFile, TypeError, EOFError) as e:
+    except (
+        KeyError, OSError, TypeError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error
+    ) as e:  # fmt: skip
         raise ValueError(f"{path} is no file of octree tokens: {e}") from e
     for name, (dtype, rank) in FIELDS.items():
         if fields[name].dtype != dtype or fields[name].ndim != rank:

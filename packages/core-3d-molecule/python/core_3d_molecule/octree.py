@@ -37,13 +37,19 @@ class Structures:
 
     @classmethod
     def from_list(cls, numbers: Sequence[Any], positions: Sequence[Any]) -> Structures:
-        """A batch from one array of atomic numbers and one of positions (n, 3) for each structure."""
-        counts = np.fromiter(map(len, numbers), np.int64, len(numbers))
-        return cls(
-            np.concatenate([np.empty(0, np.int32), *numbers]).astype(np.int32),
-            np.concatenate([np.empty((0, 3)), *positions]).astype(np.float64),
-            _offsets(counts),
-        )
+        """A batch from one array of atomic numbers and one of positions (n, 3) for each structure.
+
+        Raises ValueError for a structure whose numbers and positions differ in length, and for numbers that are
+        not integers.
+        """
+        counts, rows = (np.fromiter(map(len, x), np.int64, len(x)) for x in (numbers, positions))
+        if len(counts) != len(rows) or (counts != rows).any():
+            raise ValueError("arguments 'numbers' and 'positions' must have as many structures and atoms as each other")
+        given = np.concatenate([np.empty(0, np.int32), *numbers])
+        exact = given.astype(np.int32)
+        if (exact != given).any():
+            raise ValueError(f"argument 'numbers' must be integers, got {given[exact != given][0]}")
+        return cls(exact, np.concatenate([np.empty((0, 3)), *positions]).astype(np.float64), _offsets(counts))
 
     @classmethod
     def from_ase(cls, atoms: Iterable[Atoms]) -> Structures:

@@ -125,10 +125,8 @@ struct Encoder {
     for (int64_t i = 0; i < n; ++i) {
       const double p = static_cast<double>(positions(begin + i, axis)) + shift, cell = std::floor(p / grid.cell);
       if (!(std::abs(cell) < far)) {
-        const double x = static_cast<double>(positions(begin + i, axis));
-        if (std::isfinite(x) && std::isfinite(shift)) too_large(axis, std::abs(p), structure);
-        refuse(op, "positions",
-               "be finite, got " + text(x) + " near atom " + std::to_string(begin + i) + " of structure " + std::to_string(structure));
+        check_finite(positions, begin, n, axis, structure);
+        too_large(axis, std::isfinite(p) ? std::abs(p) : std::numeric_limits<double>::max(), structure);
       }
       double bin = std::nearbyint((p - cell * grid.cell) / grid.resolution);
       int64_t at = static_cast<int64_t>(cell);
@@ -139,12 +137,19 @@ struct Encoder {
       most = std::max(most, at);
       total += at;
     }
-    const int64_t move = grid.side() / 2 - (total - n * least) / n - least;
-    if (least + move < 0 || most + move >= grid.side()) too_large(axis, static_cast<double>(most - least + 1) * grid.cell, structure);
+    if (most - least >= grid.side()) too_large(axis, static_cast<double>(most - least + 1) * grid.cell, structure);
+    const int64_t move = std::clamp(grid.side() / 2 - (total - n * least) / n - least, -least, grid.side() - 1 - most);
     for (int64_t i = 0; i < n; ++i) cells[static_cast<std::size_t>(3 * i + axis)] += static_cast<std::int32_t>(move);
     origin[axis] = -shift - static_cast<double>(move) * grid.cell;
   }
 
+  template <class T>
+  [[gnu::cold]] void check_finite(const Tensor<const T, 2>& positions, int64_t begin, int64_t n, int axis, int64_t structure) const {
+    for (int64_t i = begin; i < begin + n; ++i)
+      if (const double x = static_cast<double>(positions(i, axis)); !std::isfinite(x))
+        refuse(op, "positions",
+               "be finite, got " + text(x) + " for atom " + std::to_string(i) + " of structure " + std::to_string(structure));
+  }
   [[noreturn, gnu::cold]] void too_large(int axis, double extent, int64_t structure) const {
     refuse(op, "positions",
            "fit into a cube of " + text(static_cast<double>(grid.side()) * grid.cell) + ", got structure " + std::to_string(structure) +

@@ -31,10 +31,15 @@ def place(
                 cells[i][axis] += 1
         least = min(c[axis] for c in cells)
         move = 2 ** (depth - 1) - sum(c[axis] - least for c in cells) // n - least
+        most = max(c[axis] for c in cells)
+        if most - least >= 2**depth:
+            raise ValueError("the structure does not fit into the cube")
+        if least + move < 0:
+            move = -least
+        if most + move >= 2**depth:
+            move = 2**depth - 1 - most
         for c in cells:
             c[axis] += move
-        if not all(0 <= c[axis] < 2**depth for c in cells):
-            raise ValueError("the structure does not fit into the cube")
         origin[axis] = -shift - move * cell
     return cells, bins, origin
 
