@@ -34,8 +34,8 @@ def claim(size: str, seed: int, out: Path) -> Claim:
         paper="2503.16278",
         claim="Two-level subtree codes (one token for the eight children of a node) shorten the tree eight times.",
         protocol=f"{source}; cells of 0.24 angstroms, depth {tokenizer.merge_level}; without codes each of a "
-        "node's eight children is a token, so the tree's factor is eight by construction and the whole molecule's is the "
-        "one to judge by; the spread is the difference of two random halves; it is read back, too",
+        "node's eight children is a token, so the tree's factor is eight by construction and the whole "
+        "molecule's is the one to judge by; the spread is the difference of two random halves; it is read back, too",
         measured={
             "tokens of a tree without codes / with": measured(tree),
             "tokens of a whole molecule without codes / with": measured(whole),
