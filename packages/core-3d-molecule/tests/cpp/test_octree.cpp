@@ -13,7 +13,7 @@ struct Water {
   std::int64_t total = 0;
 
   template <class T, class... S>
-  static auto in(const std::vector<T>& v, S... shape) {
+  static core::Tensor<const T, sizeof...(S)> in(const std::vector<T>& v, S... shape) {
     return core::tensor(v.data(), shape...);
   }
   Water() {
