@@ -135,7 +135,7 @@ def as_tensor(array: Any, name: str) -> tuple[Tensor, bool, Any]:
     if torch is not None and isinstance(array, torch.Tensor):
         if array.requires_grad:
             if torch.is_grad_enabled():
-                raise ValueError(
+                raise NotImplementedError(
                     f"{name} requires grad, but this call has no backward; "
                     "use torch.no_grad(), x.detach() or a differentiable torch operator"
                 )
