@@ -109,14 +109,14 @@ class Array {
   }
 
   void exchange(nb::handle h, const array_type& type, const op_spec& op, const arg_spec& arg) {
-    if (type.get_requires_grad) {
+    if (type.api->dltensor_from_py(h.ptr(), &t)) bad("TypeError", op, arg, "must be a dense array in memory: " + take_python_error());
+    if (type.get_requires_grad && (t.dtype_code == 2 || t.dtype_code > 3)) {  // integers have no gradient
       nb::object grad = nb::steal(type.get_requires_grad(type.requires_grad, h.ptr(), reinterpret_cast<PyObject*>(type.type)));
       if (grad.ptr() == Py_True && nb::steal(PyObject_CallFunctionObjArgs(type.is_grad_enabled, nullptr)).ptr() == Py_True)
         bad("NotImplementedError", op, arg,
             "requires grad, but this call has no backward; use torch.no_grad(), x.detach() or a differentiable torch operator");
       PyErr_Clear();
     }
-    if (type.api->dltensor_from_py(h.ptr(), &t)) bad("TypeError", op, arg, "must be a dense array in memory: " + take_python_error());
     if (type.is_neg && may_be_negative()) {
       if (nb::object neg = nb::steal(PyObject_CallFunctionObjArgs(type.is_neg, h.ptr(), nullptr)); neg.ptr() == Py_True)
         bad("ValueError", op, arg, "has its negative bit set; pass x.resolve_neg()");
