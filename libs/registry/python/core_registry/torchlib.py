@@ -26,15 +26,14 @@ def define(
 
     `impl` runs on `devices`, `fake` gives shapes and dtypes alone. `backward` and `setup_context` are those of
     `torch.library.register_autograd`; without them an input that requires grad is refused with NotImplementedError
-    while grad mode is on: by the fake under torch.compile, and in eager mode by the binding that `impl` calls.
+    while grad mode is on, in eager mode and under torch.compile alike.
     """
     library = _libraries.setdefault(namespace, torch.library.Library(namespace, "FRAGMENT"))
     name = schema.partition("(")[0]
     library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     overload = getattr(getattr(torch.ops, namespace), name).default
     if backward is None:
-        fake = _without_gradient(fake, overload)
-        library.impl(name, torch.library.fallthrough_kernel, "Autograd")  # torch's own fallback would only cost time
+        impl, fake = _without_gradient(impl, overload), _without_gradient(fake, overload)
     for device in devices:
         library.impl(name, impl, device)
     torch.library.register_fake(f"{namespace}::{name}", fake, lib=library)
