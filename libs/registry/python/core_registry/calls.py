@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from . import cmake_dir, include_dir, load, plugins
-from .bench import fastest
 from .testing import REFUSALS, Args, Case
+from .timing import fastest
 
 BUDGETS = {"numpy in": 0.6, "torch in": 0.55, "torch operator with out": 1.9, "C ABI by name": 0.12}
 
