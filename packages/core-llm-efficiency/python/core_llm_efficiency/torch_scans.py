@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from core_registry import torchlib
+from torch import Tensor
 
 from . import _core_llm_efficiency as _C
-
-Tensor = torch.Tensor
 
 
 def _fake_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor | None) -> Any:

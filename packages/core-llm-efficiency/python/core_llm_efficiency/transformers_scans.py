@@ -37,6 +37,10 @@ def register_transformers_scans(models: Sequence[str] = MODELS) -> list[str]:
     return replaced
 
 
+def _float(x: Any) -> Any:
+    return None if x is None else x.float()
+
+
 def _selective(theirs: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(theirs)
     def scan(
@@ -54,8 +58,8 @@ def _selective(theirs: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         if hidden_states.device.type != "cpu":
             return theirs(hidden_states, dt, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, **rest)
-        tensors = (None if x is None else x.float() for x in (hidden_states, dt, A, B, C, D, z, delta_bias))
-        out, last = selective_scan_fn(*tensors, delta_softplus, True)
+        u, dt, A, B, C, D, z, bias = map(_float, (hidden_states, dt, A, B, C, D, z, delta_bias))
+        out, last = selective_scan_fn(u, dt, A, B, C, D, z, bias, delta_softplus, return_last_state=True)
         out = out.to(hidden_states.dtype)
         return (out, last) if return_last_state else out
 
@@ -84,11 +88,11 @@ def _chunked(theirs: Callable[..., Any]) -> Callable[..., Any]:
                 hidden_states, dt, A, B, C, chunk_size, D=D, z=z, dt_bias=dt_bias, initial_states=initial_states,
                 seq_idx=seq_idx, **rest,
             )  # fmt: skip
-        tensors = (None if x is None else x.float() for x in (D, z, dt_bias, initial_states))
-        known = {k: rest[k] for k in ("dt_softplus", "dt_limit") if k in rest}
-        x, dt, A, B, C = (v.float() for v in (hidden_states, dt, A, B, C))
-        known["return_final_states"] = rest.get("return_final_states", False)
-        return mamba_chunk_scan_combined(x, dt, A, B, C, chunk_size, *tensors, seq_idx, **known)
+        x, dt, A, B, C = map(_float, (hidden_states, dt, A, B, C))
+        known: dict[str, Any] = {k: rest[k] for k in ("dt_softplus", "dt_limit", "return_final_states") if k in rest}
+        return mamba_chunk_scan_combined(
+            x, dt, A, B, C, chunk_size, _float(D), _float(z), _float(dt_bias), _float(initial_states), seq_idx, **known
+        )
 
     scan.core_llm_efficiency = True  # type: ignore[attr-defined]
     return scan
