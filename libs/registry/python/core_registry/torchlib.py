@@ -6,7 +6,7 @@ Not torch.library.custom_op, which costs 17 us a call.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -49,14 +49,22 @@ def _without_gradient(function: Callable[..., Any], overload: Any) -> Callable[.
     name, arguments = overload._schema.name.partition("::")[2], overload._schema.arguments
     any_requires_grad, grad_mode = torch._C._any_requires_grad, torch.is_grad_enabled
 
-    def checked(*args: Any, **named: Any) -> Any:
+    def refuse(*args: Any, **named: Any) -> NoReturn:
+        given = {a.name: v for a, v in zip(arguments, args, strict=False)} | named
+        which = next(k for k, v in given.items() if any_requires_grad(v))
+        raise NotImplementedError(
+            f"{name}: argument '{which}' requires grad, but the operator has no backward; "
+            "use torch.no_grad() or x.detach()"
+        )
+
+    def positional(*args: Any) -> Any:
+        if any_requires_grad(*args) and grad_mode():
+            refuse(*args)
+        return function(*args)
+
+    def with_names(*args: Any, **named: Any) -> Any:
         if any_requires_grad(*args, **named) and grad_mode():
-            given = {a.name: v for a, v in zip(arguments, args, strict=False)} | named
-            which = next(k for k, v in given.items() if any_requires_grad(v))
-            raise NotImplementedError(
-                f"{name}: argument '{which}' requires grad, but the operator has no backward; "
-                "use torch.no_grad() or x.detach()"
-            )
+            refuse(*args, **named)
         return function(*args, **named)
 
-    return checked
+    return with_names if any(a.kwarg_only for a in arguments) else positional  # names cost 0.1 us
