@@ -1,19 +1,35 @@
 #pragma once
 #include <core/op.hpp>
+#include <core_agents/action_tokens.hpp>
 #include <core_agents/behaviour_tree.hpp>
 
 namespace core_agents {
-inline constexpr auto ops =
-    core::op_set(core::op<"check_program", &check_program>(
-                     "Checks a behaviour-tree program (flat pre-order arrays) and writes into `rows` each node's row of `state` "
-                     "(or -1) and into `sizes` how many rows `state` and `counters` have.",
-                     {"kinds[P]", "ends[P]", "features[P]", "comparisons[P]", "thresholds[P]", "action_ids[P]", "results[P]", "params[P]",
-                      "num_features", "rows[P]", "sizes[2]"},
-                     {.paper = "2503.13356"}),
-                 core::op<"tick", &tick>(
-                     "Ticks one behaviour tree for A agents at once: conditions read `observations`, actions write an id into `actions`, "
-                     "`statuses` is the root's status. Semantics of py_trees' tick_once. Agents that `mask` leaves out keep everything.",
-                     {"kinds[P]", "ends[P]", "features[P]", "comparisons[P]", "thresholds[P]", "action_ids[P]", "results[P]", "params[P]",
-                      "observations[A,F]", "mask[A]", "state[R,A]", "counters[C,A]", "actions[A]", "statuses[A]"},
-                     {.paper = "2503.13356"}));
+inline constexpr auto ops = core::op_set(
+    core::op<"check_program", &check_program>(
+        "Checks a behaviour-tree program (flat pre-order arrays) and writes into `rows` each node's row of `state` "
+        "(or -1) and into `sizes` how many rows `state` and `counters` have.",
+        {"kinds[P]", "ends[P]", "features[P]", "comparisons[P]", "thresholds[P]", "action_ids[P]", "results[P]", "params[P]",
+         "num_features", "rows[P]", "sizes[2]"},
+        {.paper = "2503.13356"}),
+    core::op<"tick", &tick>(
+        "Ticks one behaviour tree for A agents at once: conditions read `observations`, actions write an id into `actions`, "
+        "`statuses` is the root's status. Semantics of py_trees' tick_once. Agents that `mask` leaves out keep everything.",
+        {"kinds[P]", "ends[P]", "features[P]", "comparisons[P]", "thresholds[P]", "action_ids[P]", "results[P]", "params[P]",
+         "observations[A,F]", "mask[A]", "state[R,A]", "counters[C,A]", "actions[A]", "statuses[A]"},
+        {.paper = "2503.13356"}),
+    core::op<"encode_actions", &encode_actions>(
+        "Minecraft buttons (VPT's 20) and camera angles in degrees to joint ids by VPT's rules: opposite keys cancel, else the "
+        "later button of a group wins; angles fall into mu-law bins of width `binsize`.",
+        {"buttons[N,20]", "camera[N,2]", "maxval", "binsize", "mu", "button_ids[N]", "camera_ids[N]"}, {.paper = "2503.16365"}),
+    core::op<"decode_actions", &decode_actions>(
+        "Joint ids back to buttons and camera angles (the middle of the bin); where the flag is off the camera stands still.",
+        {"button_ids[N]", "camera_ids[N]", "maxval", "binsize", "mu", "buttons[N,20]", "camera[N,2]"}, {.paper = "2503.16365"}),
+    core::op<"encode_tokens", &encode_tokens>(
+        "Chunks of C joint actions to JARVIS-VLA's tokens, `vocabulary` 51 or 75 with ids from `first_id`; `lengths` tells how "
+        "many of a row are tokens, the rest is `pad_id`.",
+        {"button_ids[B,C]", "camera_ids[B,C]", "vocabulary", "first_id", "pad_id", "tokens[B,W]", "lengths[B]"}, {.paper = "2503.16365"}),
+    core::op<"decode_tokens", &decode_tokens>(
+        "Any tokens to chunks of joint actions: unknown tokens are skipped, `counts` is the number of actions of a row, rows are "
+        "filled up with null actions.",
+        {"tokens[B,T]", "vocabulary", "first_id", "button_ids[B,C]", "camera_ids[B,C]", "counts[B]"}, {.paper = "2503.16365"}));
 }  // namespace core_agents
