@@ -153,7 +153,7 @@ def test_a_tokenizer_with_the_special_tokens_keeps_them():
 
 
 def test_bad_input_names_the_argument():
-    with pytest.raises(ValueError, match="argument 'camera' must be finite, got 0.0+, nan in row 1"):
+    with pytest.raises(ValueError, match=r"argument 'camera' must be finite, got 0.0+, nan in row 1"):
         encode_actions(np.zeros((2, 20), bool), np.array([[0, 0], [0, np.nan]], np.float32))
     with pytest.raises(ValueError, match="argument 'binsize'"):
         encode_actions(np.zeros((1, 20), bool), np.zeros((1, 2), np.float32), CameraBins(10, 3, 1))

@@ -108,7 +108,7 @@ class ActionTokenizer:
 
     @property
     def texts(self) -> list[str]:
-        """The tokens as text, for `add_special_tokens` of a tokenizer: Qwen2-VL's names, or `<|action_0|>` ... for 51."""
+        """The tokens as text, for a tokenizer to add as special: Qwen2-VL's names, or `<|action_0|>` ... for 51."""
         if self.vocabulary == 51:
             return [f"<|action_{i}|>" for i in range(51)]
         return [f"<|reserved_special_token_{i}|>" for i in range(176, 251)]

@@ -51,9 +51,8 @@ def encode_actions(args: dict[str, Any]) -> dict[str, Any]:
         choice = []
         for group in GROUPS.values():
             held = [name for name in group if name in pressed]
-            choice.append(
-                "none" if not held or {"forward", "back"} <= {*held} or {"left", "right"} <= {*held} else held[-1]
-            )
+            opposite = held in (["forward", "back"], ["left", "right"])
+            choice.append("none" if opposite or not held else held[-1])
         choice[-1] = "none" if x == y == bins // 2 else "camera"
         if "inventory" in pressed:
             x = y = bins // 2
