@@ -1,6 +1,7 @@
 #pragma once
 #include <core/op.hpp>
 #include <core_agents/action_tokens.hpp>
+#include <core_agents/agreement.hpp>
 #include <core_agents/behaviour_tree.hpp>
 
 namespace core_agents {
@@ -31,5 +32,12 @@ inline constexpr auto ops = core::op_set(
     core::op<"decode_tokens", &decode_tokens>(
         "Any tokens to chunks of joint actions: unknown tokens are skipped, `counts` is the number of actions of a row, rows are "
         "filled up with null actions.",
-        {"tokens[B,T]", "vocabulary", "first_id", "button_ids[B,C]", "camera_ids[B,C]", "counts[B]"}, {.paper = "2503.16365"}));
+        {"tokens[B,T]", "vocabulary", "first_id", "button_ids[B,C]", "camera_ids[B,C]", "counts[B]"}, {.paper = "2503.16365"}),
+    core::op<"agreement_tables", &agreement_tables>(
+        "Counts of each unit's ratings by which agreement is measured: for Cohen's and Fleiss' kappa and Krippendorff's alpha.",
+        {"ratings[N,J,R]", "classes", "statistic", "tables[N,L,C]"}, {.paper = "2503.13657"}),
+    core::op<"bootstrap_sums", &bootstrap_sums>("Sums of rows drawn with replacement, as many as there are, B times.",
+                                                {"rows[N,M]", "seed", "sums[B,M]"}, {.paper = "2503.13657", .ns_per_element = 100}),
+    core::op<"agreement", &agreement>("Cohen's kappa, Fleiss' kappa or Krippendorff's alpha of summed tables; NaN where it is not defined.",
+                                      {"tables[B,C]", "values[K]", "raters", "statistic", "metric", "out[B]"}, {.paper = "2503.13657"}));
 }  // namespace core_agents

@@ -76,3 +76,28 @@ def decode_tokens(
     counts: Any,  # out int64[B]
 ) -> None:
     """Any tokens to chunks of joint actions: unknown tokens are skipped, `counts` is the number of actions of a row, rows are filled up with null actions."""
+
+def agreement_tables(
+    ratings: Any,  # int32[N,J,R]
+    classes: SupportsIndex,
+    statistic: str,
+    tables: Any,  # out float64[N,L,C]
+) -> None:
+    """Counts of each unit's ratings by which agreement is measured: for Cohen's and Fleiss' kappa and Krippendorff's alpha."""
+
+def bootstrap_sums(
+    rows: Any,  # float64[N,M]
+    seed: SupportsIndex,
+    sums: Any,  # out float64[B,M]
+) -> None:
+    """Sums of rows drawn with replacement, as many as there are, B times."""
+
+def agreement(
+    tables: Any,  # float64[B,C]
+    values: Any,  # float64[K]
+    raters: SupportsIndex,
+    statistic: str,
+    metric: str,
+    out: Any,  # out float64[B]
+) -> None:
+    """Cohen's kappa, Fleiss' kappa or Krippendorff's alpha of summed tables; NaN where it is not defined."""

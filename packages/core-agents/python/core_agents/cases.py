@@ -13,6 +13,7 @@ from . import behaviour_tree as bt
 from .action_tokens import INVENTORY, JARVIS_CAMERA
 from .reference import action_tokens as tokens_reference
 from .reference import behaviour_tree as reference
+from .reference import statistics as statistics_reference
 
 Args = dict[str, Any]
 
@@ -202,7 +203,84 @@ def peer_joint(args: Args) -> Callable[[], Args]:
     return run
 
 
+def make_ratings(rng: np.random.Generator, units: int, labels: int, raters: int) -> Args:
+    """Ratings of three classes with gaps, for Krippendorff's alpha."""
+    return {
+        "ratings": rng.integers(-1, 3, (units, labels, raters), dtype=np.int32),
+        "classes": 3,
+        "statistic": "krippendorff",
+        "tables": np.empty((units, 1, 9)),
+    }
+
+
+def make_rows(rng: np.random.Generator, units: int, width: int, replicates: int) -> Args:
+    """Small integers, whose sums are exact."""
+    rows = rng.integers(-9, 9, (units, width)).astype(np.float64)
+    return {"rows": rows, "seed": int(rng.integers(2**40)), "sums": np.empty((replicates, width))}
+
+
+def make_summed(rng: np.random.Generator, tables: int, classes: int) -> Args:
+    """Confusion matrices of two raters."""
+    return {
+        "tables": rng.integers(1, 90, (tables, classes * classes)).astype(np.float64),
+        "values": np.arange(float(classes)),
+        "raters": 2,
+        "statistic": "cohen",
+        "metric": "quadratic",
+        "out": np.empty(tables),
+    }
+
+
+def peer_rows(args: Args) -> Callable[[], Args]:
+    """numpy: the same number of draws, and sums of the rows drawn."""
+    rng = np.random.default_rng(0)
+
+    def run() -> Args:
+        rows = args["rows"]
+        return {"sums": np.stack([rows[rng.integers(len(rows), size=len(rows))].sum(0) for _ in args["sums"]])}
+
+    return run
+
+
+def same_law(args: Args, ours: Args, peers: Args) -> float:
+    """0 if the means over the replicates are within six standard errors of the rows' sum, for both."""
+    rows, n = args["rows"], len(args["sums"])
+    allowed = 6 * np.sqrt(len(rows) * rows.var(0) / n) + 1e-9
+    means = [abs(x["sums"].mean(0) - rows.sum(0)) for x in (ours, peers)]
+    return 0.0 if all((m <= allowed).all() for m in means) else float("inf")
+
+
 cases = [
+    Case(
+        op="core_agents.agreement_tables",
+        sizes={"tiny": {"units": 6, "labels": 2, "raters": 3}, "bench": {"units": 1642, "labels": 14, "raters": 3}},
+        make=make_ratings,
+        reference=statistics_reference.agreement_tables,
+        tolerance={"tables": (1e-13, 1e-13)},
+        vary={"units": (0, 9), "labels": (1, 4)},
+    ),
+    Case(
+        op="core_agents.bootstrap_sums",
+        sizes={
+            "tiny": {"units": 7, "width": 3, "replicates": 5},
+            "bench": {"units": 1642, "width": 4, "replicates": 2000},
+        },
+        make=make_rows,
+        reference=statistics_reference.bootstrap_sums,
+        tolerance={"sums": (0, 0)},
+        peer=("numpy", peer_rows),
+        agree=same_law,
+        work=lambda a: (a["sums"].nbytes, 2 * a["rows"].size * len(a["sums"])),
+        vary={"units": (1, 20), "width": (0, 6), "replicates": (0, 6)},
+    ),
+    Case(
+        op="core_agents.agreement",
+        sizes={"tiny": {"tables": 5, "classes": 3}, "bench": {"tables": 10_000, "classes": 4}},
+        make=make_summed,
+        reference=statistics_reference.agreement,
+        tolerance={"out": (1e-12, 1e-12)},
+        vary={"tables": (0, 9), "classes": (2, 5)},
+    ),
     Case(
         op="core_agents.encode_actions",
         sizes={"tiny": {"actions": 40}, "bench": {"actions": 200_000}},
