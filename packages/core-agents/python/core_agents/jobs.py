@@ -1,4 +1,4 @@
-"""Jobs of core-agents: `core run agents.rollout`."""
+"""Jobs of core-agents: `core run agents.rollout`, `core run agents.evaluate`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import typer
 from core_registry.files import replace
 
+from . import evaluation
 from .behaviour_tree import BatchedTree, Node, compile  # noqa: A004
 from .dsl import ParseError, from_dsl
 
@@ -135,3 +136,36 @@ def rollout(
     }
     with replace(output) as temporary:
         temporary.write_text(json.dumps(result) + "\n", encoding="utf-8")
+
+
+def evaluate(
+    runs: Annotated[
+        Path, typer.Argument(help="JSON lines, a run each: task, success, ...", exists=True, dir_okay=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML to write; the figures go beside it as .json")],
+    baseline: Annotated[Path | None, typer.Option(help="Runs of another system", exists=True, dir_okay=False)] = None,
+    arguments: Annotated[str, typer.Option(help="Arguments of tool calls: exact, ignore, subset, superset")] = "exact",
+    bootstrap: Annotated[int, typer.Option(help="Replicates behind the intervals", min=1)] = 10_000,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap", min=0)] = 0,
+) -> None:
+    """Evaluate an agent's recorded runs: pass@k, pass^k, trajectories, cost; compare with a baseline (2503.16416)."""
+    systems, comparison, read = {}, None, []
+    try:
+        matcher = evaluation.Matcher(arguments)
+        for path in (runs, baseline) if baseline else (runs,):
+            try:
+                read.append(evaluation.read_runs(path.read_text(encoding="utf-8").splitlines()))
+                name = path.stem if path.stem not in systems else str(path)
+                systems[name] = evaluation.summarise(read[-1], matcher, bootstrap, seed)
+            except ValueError as e:
+                raise ValueError(f"{path}: {e}") from None
+        if baseline:
+            comparison = evaluation.compare(*read, bootstrap, seed)
+    except ValueError as e:
+        raise typer.BadParameter(str(e)) from None
+    figures = {"seed": seed, "bootstrap": bootstrap, "systems": systems, "comparison": comparison}
+    with replace(output) as page, replace(output.with_suffix(".json")) as numbers:
+        page.write_text(evaluation.report(systems, comparison), encoding="utf-8")
+        numbers.write_text(json.dumps(evaluation.to_json(figures), allow_nan=False) + "\n", encoding="utf-8")
+    for name, figures_of in systems.items():
+        typer.echo(f"{name}: success {figures_of['success'].value:.3f}, {output}")

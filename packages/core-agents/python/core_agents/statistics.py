@@ -57,7 +57,7 @@ def _classes(ratings: Any) -> tuple[Array, Array]:
     ratings = np.asarray(ratings)
     missing = ratings != ratings  # NaN
     if ratings.dtype == object:
-        missing = missing.astype(bool) | np.equal(ratings, None).astype(bool)
+        missing = missing.astype(bool) | (ratings == np.array(None)).astype(bool)
     present = ratings[~missing]
     if present.dtype == object:
         present = np.array(present.tolist())
@@ -163,7 +163,7 @@ def _share(n: Array, chosen: Array, k: int, complement: bool) -> Array:
 
 
 def pass_at_k(num_trials: Any, num_correct: Any, k: int) -> Array:
-    """The unbiased estimate that one of k trials or more succeeds, 1 - C(n-c, k) / C(n, k), for integers of any shape."""
+    """The unbiased estimate that at least one of k trials succeeds, 1 - C(n-c, k) / C(n, k), integers of any shape."""
     n, c = _counts(num_trials, num_correct, k)
     return _share(n, n - c, k, True)
 
