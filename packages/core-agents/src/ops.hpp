@@ -3,6 +3,7 @@
 #include <core_agents/action_tokens.hpp>
 #include <core_agents/agreement.hpp>
 #include <core_agents/behaviour_tree.hpp>
+#include <core_agents/traces.hpp>
 
 namespace core_agents {
 inline constexpr auto ops = core::op_set(
@@ -39,5 +40,11 @@ inline constexpr auto ops = core::op_set(
     core::op<"bootstrap_sums", &bootstrap_sums>("Sums of rows drawn with replacement, as many as there are, B times.",
                                                 {"rows[N,M]", "seed", "sums[B,M]"}, {.paper = "2503.13657", .ns_per_element = 100}),
     core::op<"agreement", &agreement>("Cohen's kappa, Fleiss' kappa or Krippendorff's alpha of summed tables; NaN where it is not defined.",
-                                      {"tables[B,C]", "values[K]", "raters", "statistic", "metric", "out[B]"}, {.paper = "2503.13657"}));
+                                      {"tables[B,C]", "values[K]", "raters", "statistic", "metric", "out[B]"}, {.paper = "2503.13657"}),
+    core::op<"text_sketches", &text_sketches>(
+        "Minwise hashes of the runs of three words of each text, by which texts that say nearly the same are found.",
+        {"text[T]", "offsets[M+1]", "sketches[M,K]"}, {.paper = "2503.13657", .ns_per_element = 2}),
+    core::op<"near_duplicates", &near_duplicates>(
+        "For each message the first earlier one of the same agent that says nearly the same, or -1.",
+        {"sketches[M,K]", "agents[M]", "threshold", "earlier[M]"}, {.paper = "2503.13657", .ns_per_element = 20}));
 }  // namespace core_agents

@@ -101,3 +101,18 @@ def agreement(
     out: Any,  # out float64[B]
 ) -> None:
     """Cohen's kappa, Fleiss' kappa or Krippendorff's alpha of summed tables; NaN where it is not defined."""
+
+def text_sketches(
+    text: Any,  # uint8[T]
+    offsets: Any,  # int64[M+1]
+    sketches: Any,  # out int64[M,K]
+) -> None:
+    """Minwise hashes of the runs of three words of each text, by which texts that say nearly the same are found."""
+
+def near_duplicates(
+    sketches: Any,  # int64[M,K]
+    agents: Any,  # int32[M]
+    threshold: float,
+    earlier: Any,  # out int32[M]
+) -> None:
+    """For each message the first earlier one of the same agent that says nearly the same, or -1."""

@@ -14,6 +14,7 @@ from .action_tokens import INVENTORY, JARVIS_CAMERA
 from .reference import action_tokens as tokens_reference
 from .reference import behaviour_tree as reference
 from .reference import statistics as statistics_reference
+from .reference import traces as traces_reference
 
 Args = dict[str, Any]
 
@@ -250,7 +251,51 @@ def same_law(args: Args, ours: Args, peers: Args) -> float:
     return 0.0 if all((m <= allowed).all() for m in means) else float("inf")
 
 
+def make_text(rng: np.random.Generator, messages: int, words: int) -> Args:
+    """Messages of up to `words` words from a small vocabulary, some of them empty."""
+    vocabulary = [f"{w}{i}" for i in range(40) for w in ("Plan", "tést", "x_", "42-")]
+    texts = [" ".join(rng.choice(vocabulary, rng.integers(words + 1))).encode() for _ in range(messages)]
+    return {
+        "text": np.frombuffer(b"".join(texts), np.uint8).copy(),
+        "offsets": np.cumsum([0, *map(len, texts)]),
+        "sketches": np.empty((messages, 64), np.int64),
+    }
+
+
+def make_sketches(rng: np.random.Generator, messages: int, width: int) -> Args:
+    """Sketches of which half are copies of an earlier one with some minima replaced."""
+    sketches = rng.integers(-1, 2**31, (messages, width))
+    sketches[rng.random(sketches.shape) < 0.2] = -1
+    for j in range(1, messages):
+        if rng.random() < 0.5:
+            kept = rng.random(width) < rng.uniform(0.6, 1)
+            sketches[j, kept] = sketches[rng.integers(j), kept]
+    return {
+        "sketches": sketches,
+        "agents": rng.integers(2, size=messages, dtype=np.int32),
+        "threshold": 0.75,
+        "earlier": np.empty(messages, np.int32),
+    }
+
+
 cases = [
+    Case(
+        op="core_agents.text_sketches",
+        sizes={"tiny": {"messages": 6, "words": 9}, "bench": {"messages": 2000, "words": 400}},
+        make=make_text,
+        reference=traces_reference.text_sketches,
+        tolerance={"sketches": (0, 0)},
+        work=lambda a: (a["text"].nbytes + a["sketches"].nbytes, 0),
+        vary={"messages": (0, 9), "words": (0, 30)},
+    ),
+    Case(
+        op="core_agents.near_duplicates",
+        sizes={"tiny": {"messages": 12, "width": 16}, "bench": {"messages": 2000, "width": 64}},
+        make=make_sketches,
+        reference=traces_reference.near_duplicates,
+        tolerance={"earlier": (0, 0)},
+        vary={"messages": (0, 20), "width": (1, 20)},
+    ),
     Case(
         op="core_agents.agreement_tables",
         sizes={"tiny": {"units": 6, "labels": 2, "raters": 3}, "bench": {"units": 1642, "labels": 14, "raters": 3}},
