@@ -1,4 +1,4 @@
-"""Scans and layers beside mambapy and transformers, one thread, CPU time: pytest -s bench_state_space.py."""
+"""Scans and layers beside mambapy and transformers, one thread, CPU time (pytest -s bench_state_space.py)."""
 
 import os
 
