@@ -3,10 +3,13 @@
 Run with `CORE_NUM_THREADS=1 pytest packages/core-agents/benchmarks/bench_mast.py -s`.
 """
 
+import itertools
 import time
 
 import numpy as np
+import pytest
 from core_agents import mast
+from core_agents.reference.mast import forms
 
 
 def least(call, repeats=5):
@@ -32,6 +35,15 @@ def test_text_per_second():
             f"\n{messages} messages, {size:.1f} MB: sketches and search {size / kernels:.0f} MB/s, "
             f"all detectors {size / whole:.0f} MB/s"
         )
+
+
+@pytest.mark.parametrize("form", forms(mast.PAPER))
+def test_every_answer(form):
+    write, wrong = forms(mast.PAPER)[form], 0
+    for verdicts in itertools.product((False, True), repeat=14):
+        wrong += tuple(mast.parse_answer(write(verdicts)).modes.values()) != verdicts
+    print(f"\n{form}: {wrong} of {2**14} answers read wrongly")
+    assert not wrong
 
 
 def test_answers_per_second():

@@ -8,43 +8,21 @@ import pytest
 from core_agents import jobs, mast
 from core_agents.judge import ScriptedJudge
 from core_agents.reference import traces as reference
+from core_agents.reference.mast import forms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer import Typer
 from typer.testing import CliRunner
 
 CODES = mast.PAPER.codes
-WORD = {True: "yes", False: "no"}
-
-
-def forms(taxonomy):
-    """How a judge may write its answer: a function of the verdicts for each form."""
-    names = [m.name for m in taxonomy.modes]
-    head = "A. Nobody checked: no verification or incomplete verification, see 3.2.\nB. no\n"
-
-    def lines(verdicts, line):
-        return "\n".join(line(c, n, WORD[v]) for c, n, v in zip(CODES, names, verdicts, strict=True))
-
-    return {
-        "short": lambda v: f"@@\n{head}" + lines(v, lambda c, n, w: f"C.{c} {w}") + "\n@@",
-        "names": lambda v: head + lines(v, lambda c, n, w: f"C. FM-{c} {n}: {w}, as no check was made"),
-        "table": lambda v: (
-            "| Mode | Name | Found |\n|---|---|---|\n" + lines(v, lambda c, n, w: f"| {c} | {n} | {w.title()} |")
-        ),
-        "json": lambda v: (
-            "```json\n" + json.dumps({f"{c} {n}": x for c, n, x in zip(CODES, names, v, strict=True)}) + "\n```"
-        ),
-        "bold": lambda v: lines(v, lambda c, n, w: f"- **{c} {n.title()}** - **{w.upper()}**"),
-        "crlf": lambda v: ("@@\n" + head + lines(v, lambda c, n, w: f"C.{c}. {n}\n  {w}.") + "\n@@").replace(
-            "\n", "\r\n"
-        ),
-    }
 
 
 @pytest.mark.parametrize("form", forms(mast.PAPER))
-def test_all_answers_in_all_forms(form):
+def test_answers_in_all_forms(form):
+    """Each eighth of the 2^14 answers; benchmarks/bench_mast.py reads them all."""
     write = forms(mast.PAPER)[form]
-    for verdicts in itertools.product((False, True), repeat=14):
+    start = list(forms(mast.PAPER)).index(form)
+    for verdicts in itertools.islice(itertools.product((False, True), repeat=14), start, None, 8):
         answer = mast.parse_answer(write(verdicts))
         assert tuple(answer.modes.values()) == verdicts, write(verdicts)
         assert not answer.problems

@@ -1,4 +1,4 @@
-"""Jobs of core-agents: `core run agents.rollout`, `agents.evaluate`, `agents.judge`."""
+"""Jobs of core-agents: `core run agents.rollout`, `agents.evaluate`, `agents.judge`, `agents.complexity`."""
 
 from __future__ import annotations
 
@@ -215,3 +215,64 @@ def judge(
         rows.append(json.dumps(row) + "\n")
     with replace(output) as temporary:
         temporary.write_text("".join(rows), encoding="utf-8")
+
+
+def complexity(
+    target: Annotated[str, typer.Argument(help="FILE.py:function", metavar="FILE.py:FUNCTION")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="PNG to write; the figures go beside it as .json")
+    ] = Path("complexity.png"),
+    example: Annotated[
+        str | None, typer.Option(help="JSON list, a value an argument, if there are no type hints")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the inputs", min=0)] = 0,
+) -> None:
+    """Find the complexity class of a Python function by counting its work in a sandbox (2503.15242)."""
+    from .complexity import infer
+    from .sandbox import SandboxError
+
+    path, _, name = target.rpartition(":")
+    try:
+        given = None if example is None else json.loads(example)
+        if given is not None and not isinstance(given, list):
+            raise ValueError(f"--example must be a JSON list, got {example}")
+        found = infer(Path(path).read_text(encoding="utf-8"), name, given, seed=seed)
+    except (OSError, ValueError, SandboxError) as e:
+        raise typer.BadParameter(f"{target}: {e}") from None
+    for warning in found.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(f"{name}: time O({found.expression}), random input O({found.typical}), space O({found.space})")
+    base = "" if found.fit.base is None else f", base {found.fit.base:.2f}"
+    typer.echo(f"{found.fit.coefficient:.4g} steps for each unit of {found.time}{base}, error {found.fit.error:.1%}")
+    for fit in found.tried:
+        typer.echo(f"  {fit.name:11} error {fit.error:7.1%}{'  <-' if fit.name == found.time else ''}")
+    agrees = {True: "grows alike", False: "does NOT grow alike", None: "is too short to compare"}[found.time_agrees]
+    typer.echo(f"measured time {agrees}; counted up to n = {found.sizes[-1]}, {output}")
+    figures = {
+        **{
+            k: getattr(found, k) for k in ("function", "time", "typical", "space", "expression", "coefficient", "sizes")
+        },
+        **{k: getattr(found, k) for k in ("counts", "peaks", "time_agrees", "failures", "warnings")},
+        "errors": {fit.name: fit.error for fit in found.tried},
+        "seed": seed,
+    }
+    with replace(output) as picture, replace(output.with_suffix(".json")) as numbers:
+        _draw_complexity(found, picture)
+        numbers.write_text(json.dumps(figures) + "\n", encoding="utf-8")
+
+
+def _draw_complexity(found: Any, path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    n = np.array(found.sizes, float)
+    for variant, steps in found.counts.items():
+        axes.plot(n, steps, ".", label=variant)
+    axes.plot(n, found.fit.predict(n), "k-", linewidth=1, label=f"fit of {found.time}")
+    axes.set(xscale="log", yscale="log", xlabel="n", ylabel="steps", title=f"{found.function}: O({found.expression})")
+    axes.legend()
+    figure.savefig(path, dpi=110, format="png")
+    plt.close(figure)

@@ -389,7 +389,7 @@ def detect(
     2.1 the first message comes again, and the second one after it, if there are that many. 1.4 two or more messages in
     a row come again, in their order, from elsewhere. 1.3 a single message comes again. Messages of fewer than
     `least_words` words (between spaces) do not count. 1.5 more than `grace` messages follow the first that says the
-    work is done (`stop`). 3.1 the trace ends with tool calls that nothing answers, or no message says that the work is done.
+    work is done (`stop`). 3.1 the trace ends with tool calls that nothing answers, or no message says that it is done.
     "Comes again" is as in :func:`repeated`.
     """
     steps = [i for i, m in enumerate(messages) if m.get("role") != "tool"]
