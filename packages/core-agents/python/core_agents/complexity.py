@@ -178,7 +178,7 @@ def infer(
     seconds: float = 20.0,
     memory: int = 2 << 30,
 ) -> Complexity:
-    """Finds the complexity of a function of a Python source.
+    """Finds the complexity of a module-level function of a Python source that needs the standard library at most.
 
     example: one value for each argument (JSON values), by whose types inputs are made; without it the type hints say.
     silence: seconds of the clock that one run may take; seconds: all runs; memory: bytes of address space.

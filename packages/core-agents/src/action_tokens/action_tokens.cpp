@@ -1,3 +1,5 @@
+#include "../errors.hpp"
+
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -51,10 +53,6 @@ constexpr auto buttons_of_rest = [] {
   }
   return to;
 }();
-
-[[noreturn]] void bad(const char* op, const char* argument, const std::string& must, const std::string& got) {
-  throw core::Error("ValueError", std::string(op) + ": argument '" + argument + "' must be " + must + ", got " + got);
-}
 
 /// The first row that a thread found wrong, whatever the number of threads.
 struct FirstBad {

@@ -1,3 +1,5 @@
+#include "../errors.hpp"
+
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -14,9 +16,7 @@ namespace {
 
 using Index = std::size_t;
 
-[[noreturn]] void bad(const char* op, const char* argument, const std::string& must, const std::string& got) {
-  throw core::Error("ValueError", std::string(op) + ": argument '" + argument + "' must be " + must + ", got " + got);
-}
+std::string quoted(std::string_view text) { return std::string(1, '\'').append(text).append(1, '\''); }
 
 enum class Statistic { cohen, fleiss, krippendorff };
 
@@ -24,7 +24,7 @@ Statistic statistic_of(const char* op, std::string_view name) {
   if (name == "cohen") return Statistic::cohen;
   if (name == "fleiss") return Statistic::fleiss;
   if (name == "krippendorff") return Statistic::krippendorff;
-  bad(op, "statistic", "'cohen', 'fleiss' or 'krippendorff'", "'" + std::string(name) + "'");
+  bad(op, "statistic", "'cohen', 'fleiss' or 'krippendorff'", quoted(name));
 }
 
 /// How many numbers a table holds; also checks the sizes.
@@ -202,7 +202,7 @@ void agreement(core::Tensor<const double, 2> tables, core::Tensor<const double, 
   constexpr std::string_view names[] = {"nominal", "linear", "quadratic", "ordinal", "interval", "ratio"};
   const auto found = std::find(std::begin(names), std::end(names), std::string_view(metric)) - std::begin(names);
   const bool known = found == 0 || (s == Statistic::cohen && found <= 2) || (s == Statistic::krippendorff && found >= 3 && found <= 5);
-  if (!known) bad(op, "metric", "one that the statistic has", "'" + std::string(metric) + "' for '" + statistic + "'");
+  if (!known) bad(op, "metric", "one that the statistic has", quoted(metric) + " for " + quoted(statistic));
   const auto m = static_cast<Metric>(found);
   const auto k = static_cast<Index>(classes);
   std::vector<double> value(k), weights(s == Statistic::cohen ? k * k : 0);
@@ -211,7 +211,8 @@ void agreement(core::Tensor<const double, 2> tables, core::Tensor<const double, 
     if (!std::isfinite(value[i])) bad(op, "values", "finite", std::to_string(value[i]));
   }
   for (Index i = 0; i < weights.size(); ++i) {
-    const double d = std::abs(static_cast<double>(i / k) - static_cast<double>(i % k));
+    const Index row = i / k, column = i % k;
+    const auto d = static_cast<double>(std::max(row, column) - std::min(row, column));
     weights[i] = m == Metric::nominal ? d != 0 : m == Metric::linear ? d : d * d;
   }
   core::parallel_for(tables.shape[0], 4096 / tables.shape[1] + 1, [&](std::int64_t begin, std::int64_t end) {

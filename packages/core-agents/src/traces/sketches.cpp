@@ -1,3 +1,5 @@
+#include "../errors.hpp"
+
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -11,10 +13,6 @@ namespace core_agents {
 namespace {
 
 using Index = std::size_t;
-
-[[noreturn]] void bad(const char* op, const char* argument, const std::string& must, const std::string& got) {
-  throw core::Error("ValueError", std::string(op) + ": argument '" + argument + "' must be " + must + ", got " + got);
-}
 
 /// The byte as it counts in a word, 0 between words.
 constexpr auto letters = [] {
