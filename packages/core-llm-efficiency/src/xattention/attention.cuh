@@ -18,4 +18,7 @@ struct Attention {
   float scale;  // in powers of two
 };
 
+/// Queues the kernel for sm_90a; false if these operands are none of its.
+template <class T>
+bool attend_hopper(const Attention<T>& a, int device, cudaStream_t stream);
 }  // namespace core_llm_efficiency

@@ -171,6 +171,7 @@ void attention_on(core::Tensor<const T, 4> q, core::Tensor<const T, 4> k, core::
   a.n = static_cast<int>(n), a.m = static_cast<int>(m), a.d = static_cast<int>(d), a.e = static_cast<int>(e);
   a.block = static_cast<int>(block), a.offset = static_cast<int>(m - n), a.causal = causal;
   a.scale = static_cast<float>(scale) * log2_e;
+  if (attend_hopper(a, q.device_id, stream)) return;
   const std::int64_t width = std::max(d, e);
   if (width <= 64) return attend_portable<N, 64>(a, stream);
   if (width <= 128) return attend_portable<N, 128>(a, stream);
