@@ -220,6 +220,7 @@ cases: list[Case] = [
         make=make_select,
         reference=reference_select,
         tolerance={"mask": (0, 0)},
+        devices=("cpu", "cuda"),
         work=work_select,
         vary={"N": (1, 150), "M": (150, 200)},
         torch_call=_torch_call("select_blocks", 6),
