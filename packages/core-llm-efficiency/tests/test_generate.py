@@ -85,5 +85,5 @@ def test_refusals(loaded: tuple[Any, Any], tmp_path: Path) -> None:
         run(model, tokenizer, TEXT, max_new_tokens=200)
     with pytest.raises(ValueError, match="argument 'prompt' must have tokens"):
         run(model, tokenizer, "", max_new_tokens=2)
-    with pytest.raises(FileNotFoundError, match=r"argument 'model' must be a folder with a config.json"):
+    with pytest.raises(FileNotFoundError, match="argument 'model' must be a folder with a"):
         load(tmp_path / "nowhere")

@@ -65,9 +65,7 @@ float dot(std::int64_t n, const float* a, const float* b) {
   return sum;
 }
 
-/// c = keep c + a b, of `count` rows and `cols` columns; in memory rounded up to 4 and 16. keep is 1 where depth is 0.
-void add_product(std::int64_t count, std::int64_t depth, std::int64_t cols, const float* a, const float* b, float keep, float* c) {
-  if (depth == 0) return;
+void multiply_add(std::int64_t count, std::int64_t depth, std::int64_t cols, const float* a, const float* b, float keep, float* c) {
   float keeps[rows_of_tile];
   std::fill_n(keeps, rows_of_tile, keep);
   for (std::int64_t j = 0; j < cols; j += lanes)
@@ -76,6 +74,10 @@ void add_product(std::int64_t count, std::int64_t depth, std::int64_t cols, cons
       with_rows(height, [&]<int R> { multiply<R>(depth, a + i * row_step, b + j * depth, c + i * row_step + j, row_step, keeps); });
       i += height;
     }
+}
+/// c = keep c + a b, of `count` rows and `cols` columns; in memory rounded up to 4 and 16. keep is 1 where depth is 0.
+void add_product(std::int64_t count, std::int64_t depth, std::int64_t cols, const float* a, const float* b, float keep, float* c) {
+  if (depth) core::multiversion<&multiply_add>(count, depth, cols, a, b, keep, c);
 }
 /// c = a b.
 void product(std::int64_t count, std::int64_t depth, std::int64_t cols, const float* a, const float* b, float* c) {
@@ -90,14 +92,14 @@ struct Chunk {
   float whole() const { return since_start[count - 1]; }
 };
 
-void exp_all(const float* x, float* e) {
-  for (std::int64_t j = 0; j < chunk; j += lanes) exp_lanes(x + j, e + j);
+void exp_all(const float* x, float* e, std::int64_t n) {
+  for (std::int64_t j = 0; j < n; j += lanes) exp_lanes(x + j, e + j);
 }
 
 void enter(const Head& s, std::int64_t first, Chunk& c) {
   c.first = first;
   c.count = std::min(chunk, s.steps - first);
-  float sum[chunk], power[chunk];
+  float powers[chunk * chunk + chunk], *sum = powers + chunk * chunk;
   std::int64_t start[chunk];  // of the step's sequence; -1: it began before the chunk
   float running = 0;
   std::int64_t begin = -1;
@@ -108,13 +110,13 @@ void enter(const Head& s, std::int64_t first, Chunk& c) {
     if (s.seq && t < c.count && first + t > 0 && s.seq[(first + t) * s.seq_step] != s.seq[(first + t - 1) * s.seq_step]) begin = t;
     start[t] = begin;
   }
-  exp_all(sum, c.since_start);
-  for (std::int64_t t = 0; t < chunk; ++t) c.since_start[t] = start[t] < 0 ? c.since_start[t] : 0.f;
-  for (std::int64_t i = 0; i < c.count; ++i) {
-    for (std::int64_t j = 0; j < chunk; ++j) power[j] = sum[i] - sum[j];
-    float* row = c.between + i * chunk;
-    exp_all(power, row);
-    for (std::int64_t j = 0; j < chunk; ++j) row[j] = j >= start[i] && j <= i ? row[j] : 0.f;
+  for (std::int64_t i = 0; i < chunk; ++i)
+    for (std::int64_t j = 0; j < chunk; ++j) powers[i * chunk + j] = sum[i] - sum[j];
+  core::multiversion<&exp_all>(static_cast<const float*>(sum), c.since_start, chunk);
+  core::multiversion<&exp_all>(static_cast<const float*>(powers), c.between, chunk * chunk);
+  for (std::int64_t i = 0; i < chunk; ++i) {
+    c.since_start[i] = start[i] < 0 ? c.since_start[i] : 0.f;
+    for (std::int64_t j = 0; j < chunk; ++j) c.between[i * chunk + j] = j >= start[i] && j <= i ? c.between[i * chunk + j] : 0.f;
   }
   std::copy_n(c.between + (c.count - 1) * chunk, chunk, c.to_end);
 }
@@ -167,8 +169,7 @@ void advance(const Head& s, const Chunk& c, const float* x, float* left, float* 
 }
 
 constexpr std::int64_t forward_matrices = 6;
-void forward(const Head* head, const Matrix<float>* out, const Matrix<float>* final, float* work) {
-  const Head& s = *head;
+void forward(const Head& s, const Matrix<float>& out, const Matrix<float>& final, float* work) {
   Room room(s, work);
   float *left = room.matrix(), *right = room.matrix(), *weights = room.matrix(), *x = room.matrix(), *y = room.matrix();
   float* state = room.matrix();
@@ -184,16 +185,14 @@ void forward(const Head* head, const Matrix<float>* out, const Matrix<float>* fi
     panels_of(matrix(left), c.count, s.p, x);
     add_product(c.count, c.count, s.p, weights, x, 1.f, y);
     for (std::int64_t i = 0; i < c.count; ++i)
-      for (std::int64_t j = 0; j < s.p; ++j) out->data[(first + i) * out->row + j * out->col] = y[i * row_step + j];
+      for (std::int64_t j = 0; j < s.p; ++j) out.data[(first + i) * out.row + j * out.col] = y[i * row_step + j];
     advance(s, c, x, left, state);
   }
-  store_state(state, s.p, s.n, *final);
+  store_state(state, s.p, s.n, final);
 }
 
 constexpr std::int64_t backward_matrices = 9;
-void backward(const Head* head, const Gradients* gradients, float* starts, float* work) {
-  const Head& s = *head;
-  const Gradients& g = *gradients;
+void backward(const Head& s, const Gradients& g, float* starts, float* work) {
   Room room(s, work);
   float *left = room.matrix(), *right = room.matrix(), *weights = room.matrix(), *dweights = room.matrix(), *x = room.matrix();
   float *dy = room.matrix(), *result = room.matrix(), *state = room.matrix(), *dstate = room.matrix();
@@ -335,7 +334,7 @@ void ssd_scan(core::Tensor<const float, 4> x, core::Tensor<const float, 3> dt, c
       const std::int64_t b = i / in.heads, h = i % in.heads;
       const Head head = in.head(b, h);
       const auto y = steps_of(out, b, h), last = state_of(final_states, b, h);
-      core::multiversion<&forward>(&head, &y, &last, work.get());
+      forward(head, y, last, work.get());
     }
   });
 }
@@ -372,7 +371,7 @@ void ssd_scan_backward(core::Tensor<const float, 4> x, core::Tensor<const float,
                                   sums_A.get() + b * in.heads + h,
                                   of_B,
                                   of_C};
-        core::multiversion<&backward>(&head, &gradients, states.get(), work.get());
+        backward(head, gradients, states.get(), work.get());
       }
     }
   });
