@@ -1,4 +1,4 @@
-"""The functions of core_agents.reference.known_complexity: how many are right, how long it takes, whether ten runs agree.
+"""The functions of core_agents.reference.known_complexity: how many are right, how long it takes, whether runs agree.
 
 PyPI's big_O stands beside it in the same run, with generators and largest sizes that suit each class.
 Run with `pytest packages/core-agents/benchmarks/bench_complexity.py -s`.

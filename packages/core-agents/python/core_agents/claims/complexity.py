@@ -37,7 +37,8 @@ def claim(size: str, seed: int, out: Path) -> Claim:
         paper="2503.15242",
         claim="Complexity classes inferred by running code agree with known ones: 92 % for time, 84 % for space.",
         protocol=f"{len(one)} functions of one size and {len(two)} of two, chosen by us over {len(CLASSES)} classes "
-        "(the paper has human labels of contest solutions); work is counted, not timed; the spread is the standard error",
+        "(the paper has human labels of contest solutions); work is counted, not timed; the "
+        "spread is the standard error",
         measured=measured,
         holds=measured["share of time classes that are right"][0] >= 0.92 and float(np.mean(space)) >= 0.84,
         plot=_plot(found, out / "complexity.png"),
