@@ -1,21 +1,18 @@
-"""The functions of complexity_functions.py: how many classes are right, how long it takes, whether ten runs agree.
+"""The functions of core_agents.reference.known_complexity: how many are right, how long it takes, whether runs agree.
 
 PyPI's big_O stands beside it in the same run, with generators and largest sizes that suit each class.
 Run with `pytest packages/core-agents/benchmarks/bench_complexity.py -s`.
 """
 
-import ast
-import importlib.util
 import random
 import time
-from pathlib import Path
 
 import pytest
+from core_agents.claims.complexity import KNOWN as TRUTH
+from core_agents.claims.complexity import SOURCE
 from core_agents.complexity import infer
+from core_agents.reference import known_complexity as module
 
-KNOWN = Path(__file__).with_name("complexity_functions.py")
-SOURCE = KNOWN.read_text()
-TRUTH = {n.name: ast.get_docstring(n) for n in ast.parse(SOURCE).body if isinstance(n, ast.FunctionDef)}
 ONE = {name: text.split("; ") for name, text in TRUTH.items() if ";" in text}
 TWO = {name: text for name, text in TRUTH.items() if ";" not in text}
 
@@ -52,9 +49,6 @@ def test_ten_runs_are_the_same():
 
 def test_peer():
     big_o = pytest.importorskip("big_o")
-    spec = importlib.util.spec_from_file_location("known", KNOWN)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     names = {
         "1": "Constant", "log n": "Logarithmic", "n": "Linear", "n log n": "Linearithmic", "n^2": "Quadratic",
         "n^3": "Cubic", "2^n": "Exponential",

@@ -1,7 +1,6 @@
 """Classes of known functions, the rewriting against the functions as they are, the fit against scipy, the sandbox."""
 
 import ast
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -9,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from core_agents import _work, complexity, jobs, sandbox
+from core_agents.claims.complexity import KNOWN as FUNCTIONS
+from core_agents.claims.complexity import SOURCE
+from core_agents.reference import known_complexity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer import Typer
 from typer.testing import CliRunner
-
-KNOWN = Path(__file__).parent.parent / "benchmarks" / "complexity_functions.py"
-SOURCE = KNOWN.read_text()
-FUNCTIONS = {n.name: ast.get_docstring(n) for n in ast.parse(SOURCE).body if isinstance(n, ast.FunctionDef)}
 
 
 @pytest.mark.parametrize(
@@ -56,13 +54,6 @@ def test_the_coefficient_ranks_solutions():
     assert coefficients == pytest.approx([1, 3], rel=0.02)
 
 
-def plain(name):
-    spec = importlib.util.spec_from_file_location("known", KNOWN)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return getattr(module, name)
-
-
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_rewritten_function_gives_the_same(name):
     target = _work.Target({"source": SOURCE, "function": name, "example": None, "seed": 0})
@@ -71,7 +62,9 @@ def test_the_rewritten_function_gives_the_same(name):
             counter = _work.Counter(10**6)
             rewritten = target.load(target.counted, counter.hooks(), name)
             sizes = [n] * len(target.kinds)
-            assert rewritten(*target.inputs(sizes, variant)) == plain(name)(*target.inputs(sizes, variant))
+            assert rewritten(*target.inputs(sizes, variant)) == getattr(known_complexity, name)(
+                *target.inputs(sizes, variant)
+            )
             assert 0 < counter.total() < 10**6
 
 
