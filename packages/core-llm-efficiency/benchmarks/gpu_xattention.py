@@ -148,7 +148,7 @@ def main() -> int:
     """Measures, prints, writes; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--out", type=pathlib.Path)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[8192, 32768, 131072])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 32768, 131072])
     parser.add_argument("--densities", type=float, nargs="+", default=[0.05, 0.1, 0.25])
     parser.add_argument("--threshold", type=float, default=0.9)
     chosen = parser.parse_args()

@@ -123,9 +123,11 @@ void antidiagonal_scores_on(core::Tensor<const T, 4> q, core::Tensor<const T, 4>
   for (std::int64_t first = 0; first < all; first += at_once) {
     e.first_head = static_cast<int>(first);
     const auto pairs = static_cast<unsigned>(std::min(at_once, all - first));
-    const dim3 grid(static_cast<unsigned>(ceil_div(e.units, e.units_of_tile)), static_cast<unsigned>(ceil_div(e.rows, edge)), pairs);
-    estimate<<<grid, threads, 0, stream>>>(view(q), view(k), e, partial);
-    check_cuda(op, cudaGetLastError(), "estimating");
+    if (!estimate_hopper(view(q), view(k), e, static_cast<int>(batch), static_cast<int>(pairs), q.device_id, partial, stream)) {
+      const dim3 grid(static_cast<unsigned>(ceil_div(e.units, e.units_of_tile)), static_cast<unsigned>(ceil_div(e.rows, edge)), pairs);
+      estimate<<<grid, threads, 0, stream>>>(view(q), view(k), e, partial);
+      check_cuda(op, cudaGetLastError(), "estimating");
+    }
     normalise<<<dim3(static_cast<unsigned>(scores.shape[2]), pairs), 256, static_cast<std::size_t>(e.per) * sizeof(float), stream>>>(
         e, partial, scores);
     check_cuda(op, cudaGetLastError(), "normalising");
