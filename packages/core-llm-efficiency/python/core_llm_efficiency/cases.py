@@ -9,6 +9,7 @@ import numpy as np
 from core_registry.testing import Case
 from numpy.typing import NDArray
 
+from .cases_state_space import cases as state_space_cases
 from .reference import xattention as reference
 
 Args = dict[str, Any]
@@ -236,4 +237,5 @@ cases: list[Case] = [
         vary=vary,
         torch_call=_torch_call("block_sparse_attention", 7),
     ),
+    *state_space_cases,
 ]

@@ -12,12 +12,15 @@ from transformers.masking_utils import sdpa_mask
 from .xattention import xattention
 
 
-def register_transformers(name: str = "core_xattention", *, dense_up_to: int = 8192, **options: Any) -> None:
+def register_transformers(
+    name: str = "core_xattention", *, densities: list[float] | None = None, dense_up_to: int = 8192, **options: Any
+) -> None:
     """Registers prefill by `xattention(..., **options)` as the attention implementation `name`.
 
-    options: threshold, stride, block_size as in `xattention`: float32 on the CPU, bfloat16 and float16 on CUDA. What has
+    options: threshold, stride, block_size as in `xattention`: float32 on the CPU, bfloat16 and float16 on CUDA;
+    `densities` gets the share of visible blocks that was read appended, for every layer that ran sparse. What has
     no sparse path (decoding one token, padded batches, masks other than causal, dropout, gradients, other dtypes and
-    devices) goes to torch's dense SDPA, and so does what would not gain: on CUDA, prompts of at most `dense_up_to` keys.
+    devices) goes to torch's dense SDPA, and so does what would not gain: on CUDA, at most `dense_up_to` keys.
     """
 
     def pays(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
@@ -53,7 +56,11 @@ def register_transformers(name: str = "core_xattention", *, dense_up_to: int = 8
                 module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **rest
             )
             return answer
-        out = xattention(query, key, value, scale=scaling, **options)
+        if densities is None:
+            out = xattention(query, key, value, scale=scaling, **options)
+        else:
+            out, density = xattention(query, key, value, scale=scaling, return_density=True, **options)
+            densities.append(density)
         return out.transpose(1, 2).contiguous(), None
 
     AttentionInterface.register(name, forward)

@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(threads) estimate(View<const T> q, View<const 
 
 /// One thread block for one query block: the sums of its rows, then its scores.
 __global__ void __launch_bounds__(256) normalise(Estimate e, const float* partial, core::Tensor<float, 4> scores) {
-  extern __shared__ float total[];  // log2 of each row's sum of exponentials
+  extern __shared__ float total[];                           // log2 of each row's sum of exponentials
   int* const shown = reinterpret_cast<int*>(total + e.per);  // the units that each row sees
   const std::int64_t pair = e.first_head + blockIdx.y, b = pair / e.heads, h = pair % e.heads;
   const int first = static_cast<int>(blockIdx.x) * e.per, count = min(e.per, e.rows - first);
@@ -129,8 +129,8 @@ void antidiagonal_scores_on(core::Tensor<const T, 4> q, core::Tensor<const T, 4>
       estimate<<<grid, threads, 0, stream>>>(view(q), view(k), e, partial);
       check_cuda(op, cudaGetLastError(), "estimating");
     }
-    normalise<<<dim3(static_cast<unsigned>(scores.shape[2]), pairs), 256, static_cast<std::size_t>(e.per) * 8, stream>>>(
-        e, partial, scores);
+    normalise<<<dim3(static_cast<unsigned>(scores.shape[2]), pairs), 256, static_cast<std::size_t>(e.per) * 8, stream>>>(e, partial,
+                                                                                                                         scores);
     check_cuda(op, cudaGetLastError(), "normalising");
   }
 }
