@@ -53,7 +53,7 @@ def test_own_table_and_empty() -> None:
     assert edm_stability(WATER, {1: (1,), 8: (3,)}).stable_atoms.tolist() == [2]
     none = edm_stability(Structures.from_list([[]], [np.empty((0, 3))]))
     assert none.stable.tolist() == [False]
-    with pytest.raises(ValueError, match="'allowed' must map 1..118 to valences 0..62, got 1: \\(63,\\)"):
+    with pytest.raises(ValueError, match=r"'allowed' must map 1..118 to valences 0..62, got 1: \(63,\)"):
         edm_stability(WATER, {1: (63,)})
 
 
