@@ -12,10 +12,13 @@ from transformers.masking_utils import sdpa_mask
 from .xattention import xattention
 
 
-def register_transformers(name: str = "core_xattention", **options: Any) -> None:
+def register_transformers(
+    name: str = "core_xattention", *, densities: list[float] | None = None, **options: Any
+) -> None:
     """Registers prefill by `xattention(..., **options)` as the attention implementation `name`.
 
-    options: threshold, stride, block_size as in `xattention`. What has no sparse path (decoding one token, padded
+    options: threshold, stride, block_size as in `xattention`; `densities` gets the share of visible blocks that was
+    read appended, for every layer that ran sparse. What has no sparse path (decoding one token, padded
     batches, masks other than causal, dropout, gradients, other dtypes and devices) goes to torch's dense SDPA.
     """
 
@@ -46,7 +49,9 @@ def register_transformers(name: str = "core_xattention", **options: Any) -> None
                 module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **rest
             )
             return answer
-        out = xattention(query, key, value, scale=scaling, **options)
+        out, density = xattention(query, key, value, scale=scaling, return_density=True, **options)
+        if densities is not None:
+            densities.append(density)
         return out.transpose(1, 2).contiguous(), None
 
     AttentionInterface.register(name, forward)
