@@ -64,6 +64,7 @@ fake.missing = fake_without:job
 [core.claims]
 0000.00001 = fake:claim
 0000.00002 = fake:broken
+0000.00003 = fake:claim
 [core.cases]
 fake = fake_without:cases
 """
@@ -78,6 +79,10 @@ def fake(tmp_path: Path, core: Core) -> Core:
     (site / "fake.py").write_text(textwrap.dedent(MODULE))
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fake\nVersion: 1\n")
     (info / "entry_points.txt").write_text(POINTS)
+    other = site / "other-1.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1\n")
+    (other / "entry_points.txt").write_text("[core.claims]\n0000.00003 = fake:claim\n")
     return lambda *arguments: core(*arguments, PYTHONPATH=str(site))
 
 
@@ -108,7 +113,7 @@ def test_demo_as_json(fake: Core) -> None:
 
 def test_jobs(fake: Core, tmp_path: Path) -> None:
     assert "fake.job" in fake("run").stdout
-    assert json.loads(fake("run", "--json").stdout)["fake.job"] == "fake:job"
+    assert json.loads(fake("run", "--json").stdout)["fake.job"] == ["fake:job"]
     assert "Repeats the text of SOURCE" in fake("run", "fake.job", "--help").stdout
     (tmp_path / "text").write_text("ab")
     assert fake("run", "fake.job", "text", "--times", "3").stdout.strip() == "ababab"
@@ -127,12 +132,13 @@ def test_claims(fake: Core) -> None:
     assert "verdict   holds at size cpu" in held.stdout
     failed = fake("reproduce", "0000.00001", "--seed", "1", "--json")
     assert failed.returncode == 1
-    answer = json.loads(failed.stdout)
+    (answer,) = json.loads(failed.stdout)
     assert answer["holds"] is False
     assert answer["measured"] == {"x": [1.0, None]}
     assert fake("reproduce", "0000.00002").stderr.endswith("core: no disk\n")
     assert fake("reproduce", "0000.00001", "--size", "huge").returncode != 0
     assert "core reproduce 0000.00002" in fake("list", "--papers").stdout
+    assert [claim["holds"] for claim in json.loads(fake("reproduce", "0000.00003", "--json").stdout)] == [True, True]
 
 
 def test_bench_goes_on_without_a_broken_package(fake: Core) -> None:

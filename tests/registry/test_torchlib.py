@@ -37,6 +37,21 @@ def test_without_backward(twice: Any) -> None:
     torch.library.opcheck(twice, (x, None, 2.0))
 
 
+def test_without_backward_lists_and_names() -> None:
+    joined = torchlib.define(
+        "test_registry",
+        "joined(Tensor[] parts, *, Tensor? bias=None) -> Tensor",
+        lambda parts, bias=None: torch.cat([p.detach() for p in parts]),
+        lambda parts, bias=None: torch.empty(sum(p.shape[0] for p in parts)),
+    )
+    x = torch.ones(3)
+    assert joined([x, x], bias=x).shape == (6,)
+    with pytest.raises(NotImplementedError, match="joined: argument 'parts' requires grad"):
+        joined([x, x.clone().requires_grad_()])
+    with pytest.raises(NotImplementedError, match="joined: argument 'bias' requires grad"):
+        joined([x], bias=x.clone().requires_grad_())
+
+
 def test_under_compile(twice: Any) -> None:
     step = torch.compile(lambda x: twice(x, None, 2.0) + 1, fullgraph=True, backend="aot_eager")
     x = torch.ones(3)

@@ -17,5 +17,9 @@ inline constexpr auto ops = core::op_set(
     core::op<"octree_detokenize", &octree_detokenize>("The structures of a batch of octree token streams.",
                                                       {"tokens[T]", "bins[T,3]", "token_offsets[B+1]", "origins[B,3]", "offsets[B+1]",
                                                        "depth", "cell", "resolution", "numbers[A]", "positions[A,3]"},
-                                                      {.paper = "2503.16278", .ns_per_element = 5}));
+                                                      {.paper = "2503.16278", .ns_per_element = 5}),
+    core::op<"octree_pack", &octree_pack>("Octree tokens as a model's input: each after its MASK copy, with cu_seqlens.",
+                                          {"tokens[T]", "levels[T]", "centres[T,3]", "bins[T,3]", "token_offsets[B+1]", "cell",
+                                           "resolution", "packed_tokens[T,2]", "packed_levels[T,2]", "positions[T,2,3]", "cu_seqlens[B+1]"},
+                                          {.paper = "2503.16278", .ns_per_element = 1}));
 }  // namespace core_3d_molecule

@@ -7,16 +7,15 @@ import pytest
 from core_diffusion import _core_diffusion as _C
 from core_diffusion.cases import agree, make_bridge, peer_bridge
 from core_diffusion.reference import set_diffusion as reference
+from core_registry.timing import one_torch_thread
 
 torch = pytest.importorskip("torch")
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_torch_thread():
+        yield
 
 
 @pytest.mark.parametrize(("codes", "tokens"), [(4096, 128), (1024, 64), (256, 32)])

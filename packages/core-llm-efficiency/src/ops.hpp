@@ -2,20 +2,41 @@
 #pragma once
 #include <core/op.hpp>
 
+#include <core_llm_efficiency/state_space.hpp>
 #include <core_llm_efficiency/xattention.hpp>
 
 namespace core_llm_efficiency {
 inline constexpr auto ops = core::op_set(
-    core::op<"antidiagonal_scores", &antidiagonal_scores>(
+    core::op<"antidiagonal_scores", &antidiagonal_scores CORE_IF_CUDA(&antidiagonal_scores_bf16, &antidiagonal_scores_fp16)>(
         "Estimated attention mass of every block: softmax of antidiagonally sampled tile logits, summed over blocks.",
         {"q[B,H,N,D]", "k[B,G,M,D]", "stride", "block", "scale", "causal", "scores[B,H,QB,KB]"},
         {.paper = "2503.16428", .ns_per_element = 50}),
-    core::op<"select_blocks", &select_blocks>(
+    core::op<"select_blocks", &select_blocks CORE_IF_CUDA(&select_blocks_cuda)>(
         "The fewest blocks of every query block whose estimated mass reaches a share of the whole; sink and diagonal always.",
         {"scores[B,H,QB,KB]", "thresholds[H]", "block", "q_len", "k_len", "causal", "mask[B,H,QB,KB]"},
         {.paper = "2503.16428", .ns_per_element = 20}),
-    core::op<"block_sparse_attention", &block_sparse_attention>(
+    core::op<"block_sparse_attention", &block_sparse_attention CORE_IF_CUDA(&block_sparse_attention_bf16, &block_sparse_attention_fp16)>(
         "Softmax attention over the selected blocks only; grouped-query heads, right-aligned causal mask.",
         {"q[B,H,N,D]", "k[B,G,M,D]", "v[B,G,M,E]", "mask[B,H,QB,KB]", "block", "scale", "causal", "out[B,H,N,E]", "lse[B,H,N]"},
-        {.paper = "2503.16428", .ns_per_element = 100}));
+        {.paper = "2503.16428", .ns_per_element = 100}),
+    core::op<"selective_scan", &selective_scan>(
+        "Mamba-1's selective scan with carried state.",
+        {"u[b,d,l]", "delta[b,d,l]", "A[d,n]", "B[b,g,n,l]", "C[b,g,n,l]", "initial_state[b,d,n]", "out[b,d,l]", "last_state[b,d,n]"},
+        {.paper = "2312.00752", .ns_per_element = 10}),
+    core::op<"selective_scan_backward", &selective_scan_backward>(
+        "The gradients of Mamba-1's selective scan.",
+        {"u[b,d,l]", "delta[b,d,l]", "A[d,n]", "B[b,g,n,l]", "C[b,g,n,l]", "initial_state[b,d,n]", "grad_out[b,d,l]",
+         "grad_last_state[b,d,n]", "grad_u[b,d,l]", "grad_delta[b,d,l]", "grad_A[d,n]", "grad_B[b,g,n,l]", "grad_C[b,g,n,l]",
+         "grad_initial_state[b,d,n]"},
+        {.paper = "2312.00752", .ns_per_element = 30}),
+    core::op<"ssd_scan", &ssd_scan>("Mamba-2's scan (SSD) with carried state, by chunks.",
+                                    {"x[b,l,h,p]", "dt[b,l,h]", "A[h]", "B[b,l,g,n]", "C[b,l,g,n]", "initial_states[b,h,p,n]",
+                                     "seq_idx[b,l]", "out[b,l,h,p]", "final_states[b,h,p,n]"},
+                                    {.paper = "2405.21060", .ns_per_element = 10}),
+    core::op<"ssd_scan_backward", &ssd_scan_backward>(
+        "The gradients of Mamba-2's scan.",
+        {"x[b,l,h,p]", "dt[b,l,h]", "A[h]", "B[b,l,g,n]", "C[b,l,g,n]", "initial_states[b,h,p,n]", "seq_idx[b,l]", "grad_out[b,l,h,p]",
+         "grad_final_states[b,h,p,n]", "grad_x[b,l,h,p]", "grad_dt[b,l,h]", "grad_A[h]", "grad_B[b,l,g,n]", "grad_C[b,l,g,n]",
+         "grad_initial_states[b,h,p,n]"},
+        {.paper = "2405.21060", .ns_per_element = 30}));
 }  // namespace core_llm_efficiency

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .testing import Args, Case, duplicate
+from .timing import fastest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,20 +54,6 @@ def load_cases() -> tuple[list[Case], dict[str, str]]:
         except Exception as e:  # one package's failure does not stop the others
             broken[point.name] = f"{type(e).__name__}: {e}"
     return cases, broken
-
-
-def fastest(call: Callable[[], Any], seconds: float = 1.0) -> float:
-    """The shortest time of one call among those that fit into `seconds`, in seconds."""
-    start = time.perf_counter()
-    call()
-    best = time.perf_counter() - start
-    batch = max(1, int(100e-6 / max(best, 1e-7)))
-    while time.perf_counter() - start < seconds:
-        begin = time.perf_counter()
-        for _ in range(batch):
-            call()
-        best = min(best, (time.perf_counter() - begin) / batch)
-    return best
 
 
 def measure(case: Case, device: str = "cpu", threads: int = 1, seconds: float = 1.0) -> Row:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import importlib.util
+import operator
 import os
 import pathlib
 import shutil
@@ -16,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from . import cmake_dir, include_dir, load, plugins
-from .bench import fastest
 from .testing import REFUSALS, Args, Case
+from .timing import fastest
 
 BUDGETS = {"numpy in": 0.6, "torch in": 0.55, "torch operator with out": 1.9, "C ABI by name": 0.12}
 
@@ -50,8 +51,10 @@ def measure(cases: Sequence[Case]) -> list[Call]:
         unit = fastest(lambda: torch.add(a, a))
         theirs = [torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in values]
         found.append(Call("torch in", what, fastest(lambda: binding(*theirs))))
-        operator = _operator(case, binding)
-        found.append(Call("torch operator with out", what, fastest(lambda: operator(*theirs))))
+        torch_operator, given = _operator(case, theirs)
+        found.append(
+            Call("torch operator with out", f"its {len(given)} tensors", fastest(lambda: torch_operator(*given)))
+        )
     else:
         unit = float("nan")
     found += [_abi(case, args, what), *_tvm_ffi()]
@@ -82,17 +85,26 @@ def _nothing_to_do(case: Case) -> Args:
     return case.arguments()
 
 
-def _operator(case: Case, binding: Callable[..., None]) -> Callable[..., None]:
-    """A torch operator over the binding, its outputs passed in."""
+def _operator(case: Case, values: Sequence[Any]) -> tuple[Callable[..., None], list[Any]]:
+    """A torch operator of the case's tensors, outputs passed in and scalars bound, and the tensors to call it with."""
     from . import torchlib
 
-    types = {"tensor": "Tensor", "int": "int", "float": "float", "bool": "bool", "str": "str"}
+    described = list(zip(case.description.args, values, strict=True))
+    tensors = [i for i, (a, v) in enumerate(described) if a.kind == "tensor" and v is not None]
+    rest = [i for i in range(len(values)) if i not in tensors]
+    in_order = operator.itemgetter(*(([*tensors, *rest]).index(i) for i in range(len(values))))
+    binding, bound = case.binding(), tuple(values[i] for i in rest)
     letters = iter("abcdefgh")
     schema = ", ".join(
-        f"{types[a.kind]}{f'({next(letters)}!)' if a.out else ''}{'?' if a.optional else ''} {a.name}"
-        for a in case.description.args
+        f"Tensor{f'({next(letters)}!)' if described[i][0].out else ''} {described[i][0].name}" for i in tensors
     )
-    return torchlib.define("core_registry_calls", f"call({schema}) -> ()", binding, lambda *_: None)  # type: ignore[no-any-return]
+    made = torchlib.define(
+        "core_registry_calls",
+        f"call({schema}) -> ()",
+        lambda *given: binding(*in_order(given + bound)),
+        lambda *_: None,
+    )
+    return made, [values[i] for i in tensors]
 
 
 def _abi(case: Case, args: Args, what: str) -> Call:

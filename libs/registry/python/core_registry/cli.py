@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pathlib
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
@@ -42,8 +43,12 @@ def main() -> None:
         raise SystemExit(f"core: {e}") from e
 
 
-def _entry_points(group: str) -> dict[str, importlib.metadata.EntryPoint]:
-    return {p.name: p for p in sorted(importlib.metadata.entry_points(group=group), key=lambda p: p.name)}
+def _entry_points(group: str) -> dict[str, list[importlib.metadata.EntryPoint]]:
+    """The declared entry points by name, in the order of name and target: packages may share a paper."""
+    found: dict[str, list[importlib.metadata.EntryPoint]] = {}
+    for p in sorted(importlib.metadata.entry_points(group=group), key=lambda p: (p.name, p.value)):
+        found.setdefault(p.name, []).append(p)
+    return found
 
 
 def _emit(value: object) -> None:
@@ -292,11 +297,11 @@ def reproduce(
     ),
     as_json: Json = False,
 ) -> None:
-    """The smallest honest experiment behind a paper's claim; exit code 1 if the claim does not hold at this size."""
+    """The smallest honest experiment behind each claim made of a paper; exit code 1 if one does not hold."""
     points = _entry_points("core.claims")
     if paper is None:
         if as_json:
-            _emit({name: p.value for name, p in points.items()})
+            _emit({name: [p.value for p in found] for name, found in points.items()})
         else:
             print("\n".join(points) or "no installed package declares a claim")
         return
@@ -306,17 +311,17 @@ def reproduce(
         raise SystemExit(f"core: --size is cpu or gpu, not {size!r}")
     out.mkdir(parents=True, exist_ok=True)
     with errors.status(f"measuring the claim of arXiv {paper}"):
-        claim = points[paper].load()(size, seed, out)
+        claims = [point.load()(size, seed, out) for point in points[paper]]
     if as_json:
-        _emit(dataclasses.asdict(claim))
-    else:
+        _emit([dataclasses.asdict(claim) for claim in claims])
+    for claim in [] if as_json else claims:
         print(f"claim     {claim.claim}\nprotocol  {claim.protocol}")
         for name, (mean, spread) in claim.measured.items():
             print(f"measured  {name}: {mean:.6g} +- {spread:.2g}")
         print(f"verdict   {'holds' if claim.holds else 'does not hold'} at size {size}")
         if claim.plot:
             print(f"plot      {claim.plot}")
-    raise typer.Exit(0 if claim.holds else 1)
+    raise typer.Exit(0 if all(claim.holds for claim in claims) else 1)
 
 
 @app.command(
@@ -331,14 +336,16 @@ def run(
     points = _entry_points("core.jobs")
     if job is None:
         if as_json:
-            _emit({name: p.value for name, p in points.items()})
+            _emit({name: [p.value for p in found] for name, found in points.items()})
         else:
             print("\n".join(points) or "no installed package has a job")
         return
     if job not in points:
         raise SystemExit(f"core: no job {job!r}; there are {', '.join(points) or 'none'}")
+    if len(points[job]) > 1:
+        raise SystemExit(f"core: several packages declare the job {job}: {', '.join(p.value for p in points[job])}")
     one = typer.Typer(name=job, add_completion=False, pretty_exceptions_enable=False)
-    one.command()(points[job].load())
+    one.command()(points[job][0].load())
     one(context.args, prog_name=f"core run {job}")
 
 
@@ -357,7 +364,8 @@ def new(
     if as_json:
         _emit({"folder": made, "files": [p.relative_to(made) for p in sorted(made.rglob("*")) if p.is_file()]})
     else:
-        print(f"made {made}; next:\n  pip install {made}\n  python -m pytest {made}/tests")
+        at = shlex.quote(str(made.resolve()))
+        print(f"made {made}; next:\n  pip install {at}\n  python -m pytest {at}/tests")
 
 
 @app.command()

@@ -55,4 +55,17 @@ CORE_EXPORT void octree_detokenize(core::Tensor<const std::int32_t, 1> tokens, c
                                    core::Tensor<const std::int64_t, 1> token_offsets, std::optional<core::Tensor<const double, 2>> origins,
                                    core::Tensor<const std::int64_t, 1> offsets, std::int64_t depth, double cell, double resolution,
                                    core::Tensor<std::int32_t, 1> numbers, core::Tensor<double, 2> positions);
+
+/// The model's input: every token twice, first as mask_token with the coarse position, then itself.
+///
+/// tokens[T], levels[T], centres[T,3], bins[T,3] and token_offsets[B+1] as octree_tokenize gives them, cell and
+/// resolution in the unit of `centres`. packed_tokens[T,2] and packed_levels[T,2]; positions[T,2,3]: the centre, and
+/// for an atom's own copy the place that its bins give; cu_seqlens[B+1]: twice the offsets, as attention over
+/// sequences of different lengths takes them.
+/// Throws ValueError: bad offsets, a bin of an atom outside its cell, more than 2^30 - 1 tokens.
+CORE_EXPORT void octree_pack(core::Tensor<const std::int32_t, 1> tokens, core::Tensor<const std::int32_t, 1> levels,
+                             core::Tensor<const float, 2> centres, core::Tensor<const std::int32_t, 2> bins,
+                             core::Tensor<const std::int64_t, 1> token_offsets, double cell, double resolution,
+                             core::Tensor<std::int32_t, 2> packed_tokens, core::Tensor<std::int32_t, 2> packed_levels,
+                             core::Tensor<float, 3> positions, core::Tensor<std::int32_t, 1> cu_seqlens);
 }  // namespace core_3d_molecule

@@ -43,3 +43,18 @@ def octree_detokenize(
     positions: Any,  # out float64[A,3]
 ) -> None:
     """The structures of a batch of octree token streams."""
+
+def octree_pack(
+    tokens: Any,  # int32[T]
+    levels: Any,  # int32[T]
+    centres: Any,  # float32[T,3]
+    bins: Any,  # int32[T,3]
+    token_offsets: Any,  # int64[B+1]
+    cell: float,
+    resolution: float,
+    packed_tokens: Any,  # out int32[T,2]
+    packed_levels: Any,  # out int32[T,2]
+    positions: Any,  # out float32[T,2,3]
+    cu_seqlens: Any,  # out int32[B+1]
+) -> None:
+    """Octree tokens as a model's input: each after its MASK copy, with cu_seqlens."""

@@ -55,6 +55,17 @@ def _detokenize(rng: np.random.Generator, B: int, N: int) -> Args:
     }  # fmt: skip
 
 
+def _pack(rng: np.random.Generator, B: int, N: int) -> Args:
+    a = _tokenize(rng, B, N)
+    _C.octree_tokenize(*a.values())
+    total = len(a["tokens"])
+    return {
+        **{k: a[k] for k in ("tokens", "levels", "centres", "bins", "token_offsets", "cell", "resolution")},
+        "packed_tokens": np.empty((total, 2), np.int32), "packed_levels": np.empty((total, 2), np.int32),
+        "positions": np.empty((total, 2, 3), np.float32), "cu_seqlens": np.empty(B + 1, np.int32),
+    }  # fmt: skip
+
+
 def _joined(lists: Iterable[list[Any]]) -> list[Any]:
     return list(itertools.chain.from_iterable(lists))
 
@@ -103,6 +114,12 @@ def reference_detokenize(a: Args) -> Args:
     }
 
 
+def reference_pack(a: Args) -> Args:
+    """The expected outputs of octree_pack."""
+    names = ("packed_tokens", "packed_levels", "positions", "cu_seqlens")
+    return dict(zip(names, reference.pack(*itertools.islice(a.values(), 7)), strict=True))
+
+
 def _peer(expected: Callable[[Args], Args]) -> tuple[str, Callable[[Args], Callable[[], Args]]]:
     return "Python reference", lambda a: lambda: expected(a)
 
@@ -127,5 +144,10 @@ cases = [
     Case(
         op="core_3d_molecule.octree_detokenize", sizes=SIZES, make=_detokenize, reference=reference_detokenize,
         tolerance={"numbers": (0, 0), "positions": (0, 1e-9)}, peer=_peer(reference_detokenize), work=_bytes, vary=VARY,
+    ),
+    Case(
+        op="core_3d_molecule.octree_pack", sizes=SIZES, make=_pack, reference=reference_pack,
+        tolerance={"packed_tokens": (0, 0), "packed_levels": (0, 0), "positions": (1e-6, 1e-6), "cu_seqlens": (0, 0)},
+        peer=("numpy", lambda a: lambda: reference_pack(a)), work=_bytes, vary=VARY,
     ),
 ]  # fmt: skip

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from core_registry.demo import Demo, Picture
 from core_registry.files import replace
+from core_registry.timing import fastest
 
 from . import data
 from .cases import GRID, reference_tokenize
@@ -20,7 +19,7 @@ def demo(out: Path) -> Demo:
     """G2, or 2,000 molecules of QM9 if `qm9pack` is installed: streams equal to the reference's, and the round trip."""
     structures, source = (data.qm9(2000), "QM9") if data.has_qm9() else (data.g2(), "ASE's G2")
     tokenizer = OctreeTokenizer()
-    ours = _seconds(lambda: tokenizer.tokenize(structures))
+    ours = fastest(lambda: tokenizer.tokenize(structures), 0.2)
     tokens = tokenizer.tokenize(structures)
     begin = time.perf_counter()
     expected = reference_tokenize(
@@ -29,7 +28,7 @@ def demo(out: Path) -> Demo:
     peers = time.perf_counter() - begin
     difference = max(float(np.abs(getattr(tokens, k) - v).max()) for k, v in expected.items())
     error = roundtrip_error(tokenizer, structures, tokens)
-    back = _seconds(lambda: tokenizer.detokenize(tokens))
+    back = fastest(lambda: tokenizer.detokenize(tokens), 0.2)
     largest = int(np.diff(structures.offsets).argmax())
     picture = out / "octree.png"
     _draw(structures, tokens, largest, picture)
@@ -60,15 +59,6 @@ def roundtrip_error(tokenizer: OctreeTokenizer, structures: Structures, tokens: 
     if not (back.numbers == structures.numbers[order]).all() or error > tokenizer.resolution / 2 + 1e-6:
         raise ValueError(f"the round trip is wrong: error {error}")
     return error
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    times = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - begin)
-    return min(times)
 
 
 def _draw(structures: Structures, tokens: Tokens, which: int, path: Path) -> None:

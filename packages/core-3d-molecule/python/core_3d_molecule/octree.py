@@ -175,21 +175,20 @@ class OctreeTokenizer:
     def pack(self, tokens: Tokens) -> Packed:
         """Model input for next-token prediction: each token after a [MASK] copy that carries the coarse position.
 
-        An atom's own copy carries its fine position; cu_seqlens is that of variable-length attention.
+        An atom's own copy carries its fine position; cu_seqlens is that of variable-length attention. Raises
+        ValueError for offsets that do not fit the tokens and for an atom's bin outside its cell.
         """
-        xp: Any = sys.modules["torch"] if is_torch(tokens.tokens) else np
-        doubled = xp.stack([xp.full_like(tokens.tokens, MASK), tokens.tokens], 1).reshape(-1)
-        corner = tokens.centres - np.float32(self.grid_len / 2)
-        fine = corner + tokens.bins * np.float32(self.resolution)
-        exact = xp.where((tokens.levels == 0)[:, None], fine, tokens.centres)
-        positions = xp.stack([tokens.centres, exact], 1).reshape(-1, 3)
-        levels = xp.stack([tokens.levels, tokens.levels], 1).reshape(-1)
-        return Packed(doubled, levels, positions, as_array_int32(2 * tokens.offsets))
-
-
-def as_array_int32(x: Any) -> Any:
-    """An integer array as int32, which holds any length of a batch that fits a model."""
-    return x.int() if is_torch(x) else x.astype(np.int32)
+        given = as_array(tokens.tokens, "int32", "tokens")
+        total, batch = len(given), len(tokens.offsets) - 1
+        out = Packed(
+            empty((total, 2), "int32", like=given),
+            empty((total, 2), "int32", like=given),
+            empty((total, 2, 3), "float32", like=given),
+            empty((batch + 1,), "int32", like=given),
+        )
+        streams = (tokens.levels, tokens.centres, tokens.bins, tokens.offsets)
+        _C.octree_pack(given, *streams, self.grid_len, self.resolution, *vars(out).values())
+        return Packed(out.tokens.reshape(-1), out.levels.reshape(-1), out.positions.reshape(-1, 3), out.cu_seqlens)
 
 
 def _offsets(counts: Any) -> Any:

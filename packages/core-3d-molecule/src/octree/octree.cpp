@@ -9,6 +9,8 @@
 #include <limits>
 #include <vector>
 
+#include "../checks.hpp"
+
 namespace core_3d_molecule {
 namespace {
 using core::Tensor;
@@ -16,15 +18,6 @@ using std::int64_t;
 using std::uint64_t;
 
 constexpr int64_t structures_per_part = 64;
-
-[[noreturn, gnu::cold]] void refuse(const char* op, const char* argument, const std::string& why) {
-  throw core::Error("ValueError", std::string(op) + ": argument '" + argument + "' must " + why);
-}
-std::string text(double v) {
-  char s[32];
-  std::snprintf(s, sizeof s, "%g", v);
-  return s;
-}
 
 /// The cube, its cells and their bins.
 struct Grid {
@@ -41,14 +34,6 @@ struct Grid {
   }
   int64_t side() const { return int64_t{1} << depth; }
 };
-
-void check_offsets(const char* op, const char* name, const Tensor<const int64_t, 1>& offsets, int64_t total) {
-  const int64_t last = offsets.shape[0] - 1;
-  if (last < 0 || offsets(0) != 0 || offsets(last) != total) refuse(op, name, "begin with 0 and end with " + std::to_string(total));
-  for (int64_t b = 0; b < last; ++b)
-    if (offsets(b + 1) < offsets(b))
-      refuse(op, name, "ascend, got " + std::to_string(offsets(b + 1)) + " after " + std::to_string(offsets(b)));
-}
 
 /// Puts bit i of v to bit 3 i.
 constexpr uint64_t spread(uint64_t v) {
@@ -301,6 +286,34 @@ void octree_detokenize(Tensor<const std::int32_t, 1> tokens, Tensor<const std::i
       }
       if (next() != cls_token) bad("hold CLS (342) here, got " + std::to_string(tokens(at)));
       if (++at != end) bad("end after CLS, but go on");
+    }
+  });
+}
+
+void octree_pack(Tensor<const std::int32_t, 1> tokens, Tensor<const std::int32_t, 1> levels, Tensor<const float, 2> centres,
+                 Tensor<const std::int32_t, 2> bins, Tensor<const int64_t, 1> token_offsets, double cell, double resolution,
+                 Tensor<std::int32_t, 2> packed_tokens, Tensor<std::int32_t, 2> packed_levels, Tensor<float, 3> positions,
+                 Tensor<std::int32_t, 1> cu_seqlens) {
+  static constexpr const char* op = "octree_pack";
+  constexpr int64_t tokens_per_part = 4096;
+  const Grid grid(op, 1, cell, resolution);
+  const int64_t total = tokens.shape[0];
+  if (total > std::numeric_limits<std::int32_t>::max() / 2) refuse(op, "tokens", "be fewer than 2^30, got " + std::to_string(total));
+  check_offsets(op, "token_offsets", token_offsets, total);
+  for (int64_t b = 0; b < cu_seqlens.shape[0]; ++b) cu_seqlens(b) = static_cast<std::int32_t>(2 * token_offsets(b));
+  core::parallel_for(total, tokens_per_part, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      packed_tokens(t, 0) = mask_token, packed_tokens(t, 1) = tokens(t);
+      const std::int32_t level = packed_levels(t, 0) = packed_levels(t, 1) = levels(t);
+      for (int axis = 0; axis < 3; ++axis) {
+        const float centre = positions(t, 0, axis) = positions(t, 1, axis) = centres(t, axis);
+        if (level) continue;
+        const std::int32_t bin = bins(t, axis);
+        if (bin < 0 || bin >= grid.bins)
+          refuse(op, "bins",
+                 "be in 0.." + std::to_string(grid.bins - 1) + ", got " + std::to_string(bin) + " at token " + std::to_string(t));
+        positions(t, 1, axis) = static_cast<float>(static_cast<double>(centre) - 0.5 * cell + bin * resolution);
+      }
     }
   });
 }

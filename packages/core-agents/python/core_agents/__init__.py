@@ -2,6 +2,15 @@
 
 from typing import Any
 
+from .action_tokens import (
+    JARVIS_CAMERA,
+    VPT_CAMERA,
+    ActionTokenizer,
+    CameraBins,
+    decode_actions,
+    encode_actions,
+    stack_buttons,
+)
 from .behaviour_tree import (
     COMPARISONS,
     FAILURE,
@@ -49,9 +58,10 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
-    "COMPARISONS", "FAILURE", "INVALID", "RUNNING", "SUCCESS", "Action", "BatchedTree", "Condition", "Failure",
-    "FailureIsRunning", "FailureIsSuccess", "Inverter", "Kind", "Node", "OneShot", "OneShotPolicy", "Parallel",
-    "ParallelPolicy", "ParseError", "Program", "Repeat", "Retry", "Running", "RunningIsFailure", "RunningIsSuccess",
-    "Selector", "Sequence", "Status", "Success", "SuccessIsFailure", "SuccessIsRunning", "TickCounter", "Timeout",
-    "compile", "from_dsl", "from_py_trees", "to_dsl", "to_py_trees",
+    "COMPARISONS", "FAILURE", "INVALID", "JARVIS_CAMERA", "RUNNING", "SUCCESS", "VPT_CAMERA", "Action",
+    "ActionTokenizer", "BatchedTree", "CameraBins", "Condition", "Failure", "FailureIsRunning", "FailureIsSuccess",
+    "Inverter", "Kind", "Node", "OneShot", "OneShotPolicy", "Parallel", "ParallelPolicy", "ParseError", "Program",
+    "Repeat", "Retry", "Running", "RunningIsFailure", "RunningIsSuccess", "Selector", "Sequence", "Status",
+    "Success", "SuccessIsFailure", "SuccessIsRunning", "TickCounter", "Timeout", "compile", "decode_actions",
+    "encode_actions", "from_dsl", "from_py_trees", "stack_buttons", "to_dsl", "to_py_trees",
 ]  # fmt: skip

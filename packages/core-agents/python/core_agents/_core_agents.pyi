@@ -33,3 +33,86 @@ def tick(
     statuses: Any,  # out uint8[A]
 ) -> None:
     """Ticks one behaviour tree for A agents at once: conditions read `observations`, actions write an id into `actions`, `statuses` is the root's status. Semantics of py_trees' tick_once. Agents that `mask` leaves out keep everything."""
+
+def encode_actions(
+    buttons: Any,  # bool[N,20]
+    camera: Any,  # float32[N,2]
+    maxval: float,
+    binsize: float,
+    mu: float,
+    button_ids: Any,  # out int32[N]
+    camera_ids: Any,  # out int32[N]
+) -> None:
+    """Minecraft buttons (VPT's 20) and camera angles in degrees to joint ids by VPT's rules: opposite keys cancel, else the later button of a group wins; angles fall into mu-law bins of width `binsize`."""
+
+def decode_actions(
+    button_ids: Any,  # int32[N]
+    camera_ids: Any,  # int32[N]
+    maxval: float,
+    binsize: float,
+    mu: float,
+    buttons: Any,  # out bool[N,20]
+    camera: Any,  # out float32[N,2]
+) -> None:
+    """Joint ids back to buttons and camera angles (the middle of the bin); where the flag is off the camera stands still."""
+
+def encode_tokens(
+    button_ids: Any,  # int32[B,C]
+    camera_ids: Any,  # int32[B,C]
+    vocabulary: SupportsIndex,
+    first_id: SupportsIndex,
+    pad_id: SupportsIndex,
+    tokens: Any,  # out int64[B,W]
+    lengths: Any,  # out int64[B]
+) -> None:
+    """Chunks of C joint actions to JARVIS-VLA's tokens, `vocabulary` 51 or 75 with ids from `first_id`; `lengths` tells how many of a row are tokens, the rest is `pad_id`."""
+
+def decode_tokens(
+    tokens: Any,  # int64[B,T]
+    vocabulary: SupportsIndex,
+    first_id: SupportsIndex,
+    button_ids: Any,  # out int32[B,C]
+    camera_ids: Any,  # out int32[B,C]
+    counts: Any,  # out int64[B]
+) -> None:
+    """Any tokens to chunks of joint actions: unknown tokens are skipped, `counts` is the number of actions of a row, rows are filled up with null actions."""
+
+def agreement_tables(
+    ratings: Any,  # int32[N,J,R]
+    classes: SupportsIndex,
+    statistic: str,
+    tables: Any,  # out float64[N,L,C]
+) -> None:
+    """Counts of each unit's ratings by which agreement is measured: for Cohen's and Fleiss' kappa and Krippendorff's alpha."""
+
+def bootstrap_sums(
+    rows: Any,  # float64[N,M]
+    seed: SupportsIndex,
+    sums: Any,  # out float64[B,M]
+) -> None:
+    """Sums of rows drawn with replacement, as many as there are, B times."""
+
+def agreement(
+    tables: Any,  # float64[B,C]
+    values: Any,  # float64[K]
+    raters: SupportsIndex,
+    statistic: str,
+    metric: str,
+    out: Any,  # out float64[B]
+) -> None:
+    """Cohen's kappa, Fleiss' kappa or Krippendorff's alpha of summed tables; NaN where it is not defined."""
+
+def text_sketches(
+    text: Any,  # uint8[T]
+    offsets: Any,  # int64[M+1]
+    sketches: Any,  # out int64[M,K]
+) -> None:
+    """Minwise hashes of the runs of three words of each text, by which texts that say nearly the same are found."""
+
+def near_duplicates(
+    sketches: Any,  # int64[M,K]
+    agents: Any,  # int32[M]
+    threshold: float,
+    earlier: Any,  # out int32[M]
+) -> None:
+    """For each message the first earlier one of the same agent that says nearly the same, or -1."""

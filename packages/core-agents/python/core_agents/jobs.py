@@ -1,4 +1,4 @@
-"""Jobs of core-agents: `core run agents.rollout`."""
+"""Jobs of core-agents: `core run agents.rollout`, `agents.evaluate`, `agents.judge`, `agents.complexity`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import numpy as np
 import typer
 from core_registry.files import replace
 
+from . import evaluation, mast
 from .behaviour_tree import BatchedTree, Node, compile  # noqa: A004
 from .dsl import ParseError, from_dsl
+from .judge import ChatJudge, JudgeError
 
 NAMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "CartPole-v1": (("position", "velocity", "angle", "spin"), ("left", "right")),
@@ -135,3 +137,142 @@ def rollout(
     }
     with replace(output) as temporary:
         temporary.write_text(json.dumps(result) + "\n", encoding="utf-8")
+
+
+def evaluate(
+    runs: Annotated[
+        Path, typer.Argument(help="JSON lines, a run each: task, success, ...", exists=True, dir_okay=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML to write; the figures go beside it as .json")],
+    baseline: Annotated[Path | None, typer.Option(help="Runs of another system", exists=True, dir_okay=False)] = None,
+    arguments: Annotated[str, typer.Option(help="Arguments of tool calls: exact, ignore, subset, superset")] = "exact",
+    bootstrap: Annotated[int, typer.Option(help="Replicates behind the intervals", min=1)] = 10_000,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap", min=0)] = 0,
+) -> None:
+    """Evaluate an agent's recorded runs: pass@k, pass^k, trajectories, cost; compare with a baseline (2503.16416)."""
+    systems, comparison, read = {}, None, []
+    try:
+        matcher = evaluation.Matcher(arguments)
+        for path in (runs, baseline) if baseline else (runs,):
+            try:
+                read.append(evaluation.read_runs(path.read_text(encoding="utf-8").splitlines()))
+                name = path.stem if path.stem not in systems else str(path)
+                systems[name] = evaluation.summarise(read[-1], matcher, bootstrap, seed)
+            except ValueError as e:
+                raise ValueError(f"{path}: {e}") from None
+        if baseline:
+            comparison = evaluation.compare(*read, bootstrap, seed)
+    except ValueError as e:
+        raise typer.BadParameter(str(e)) from None
+    figures = {"seed": seed, "bootstrap": bootstrap, "systems": systems, "comparison": comparison}
+    with replace(output) as page, replace(output.with_suffix(".json")) as numbers:
+        page.write_text(evaluation.report(systems, comparison), encoding="utf-8")
+        numbers.write_text(json.dumps(evaluation.to_json(figures), allow_nan=False) + "\n", encoding="utf-8")
+    for name, figures_of in systems.items():
+        typer.echo(f"{name}: success {figures_of['success'].value:.3f}, {output}")
+
+
+def judge(
+    traces: Annotated[
+        Path, typer.Argument(help="JSON lines, a list of OpenAI messages each", exists=True, dir_okay=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON lines to write, one a trace")],
+    endpoint: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible address; without one only detectors run")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Model at the endpoint")] = "default",
+    taxonomy: Annotated[str, typer.Option(help="Version of the taxonomy")] = mast.PAPER.version,
+    seed: Annotated[int, typer.Option(help="Seed that is sent along", min=0)] = 0,
+) -> None:
+    """Find MAST's failure modes in traces, by detectors and, if an endpoint is given, by a judge (2503.13657)."""
+    from rich.progress import track
+
+    if taxonomy not in mast.TAXONOMIES:
+        raise typer.BadParameter(f"--taxonomy must be one of {', '.join(mast.TAXONOMIES)}, got {taxonomy}")
+    version, rows, read = mast.TAXONOMIES[taxonomy], [], []
+    try:
+        asked = ChatJudge(endpoint, model, seed=seed) if endpoint else None
+    except ValueError as e:
+        raise typer.BadParameter(str(e)) from None
+    for number, line in enumerate(traces.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            messages = json.loads(line)
+        except (ValueError, RecursionError) as e:
+            raise typer.BadParameter(f"{traces}: line {number}: not JSON: {e}") from None
+        if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+            raise typer.BadParameter(f"{traces}: line {number}: must be a list of messages")
+        read.append(messages)
+    for messages in track(read, "reading traces"):
+        found = [{"code": f.code, "messages": f.messages, "why": f.why} for f in mast.detect(messages)]
+        row: dict[str, Any] = {"taxonomy": taxonomy, "detected": found}
+        if asked:
+            try:
+                answer, reply = mast.judge_trace(asked, mast.trace_text(messages), version)
+                row |= {"modes": answer.modes, "completed": answer.completed, "summary": answer.summary}
+                row |= {"problems": answer.problems, "text": answer.text, "usage": reply.usage}
+            except JudgeError as e:
+                row["error"] = str(e)
+        rows.append(json.dumps(row) + "\n")
+    with replace(output) as temporary:
+        temporary.write_text("".join(rows), encoding="utf-8")
+
+
+def complexity(
+    target: Annotated[str, typer.Argument(help="FILE.py:function", metavar="FILE.py:FUNCTION")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="PNG to write; the figures go beside it as .json")
+    ] = Path("complexity.png"),
+    example: Annotated[
+        str | None, typer.Option(help="JSON list, a value an argument, if there are no type hints")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the inputs", min=0)] = 0,
+) -> None:
+    """Find the complexity class of a Python function by counting its work in a sandbox (2503.15242)."""
+    from .complexity import infer
+    from .sandbox import SandboxError
+
+    path, _, name = target.rpartition(":")
+    try:
+        given = None if example is None else json.loads(example)
+        if given is not None and not isinstance(given, list):
+            raise ValueError(f"--example must be a JSON list, got {example}")
+        found = infer(Path(path).read_text(encoding="utf-8"), name, given, seed=seed)
+    except (OSError, ValueError, SandboxError) as e:
+        raise typer.BadParameter(f"{target}: {e}") from None
+    for warning in found.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(f"{name}: time O({found.expression}), random input O({found.typical}), space O({found.space})")
+    base = "" if found.fit.base is None else f", base {found.fit.base:.2f}"
+    typer.echo(f"{found.fit.coefficient:.4g} steps for each unit of {found.time}{base}, error {found.fit.error:.1%}")
+    for fit in found.tried:
+        typer.echo(f"  {fit.name:11} error {fit.error:7.1%}{'  <-' if fit.name == found.time else ''}")
+    agrees = {True: "grows alike", False: "does NOT grow alike", None: "is too short to compare"}[found.time_agrees]
+    typer.echo(f"measured time {agrees}; counted up to n = {found.sizes[-1]}, {output}")
+    figures = {
+        **{
+            k: getattr(found, k) for k in ("function", "time", "typical", "space", "expression", "coefficient", "sizes")
+        },
+        **{k: getattr(found, k) for k in ("counts", "peaks", "time_agrees", "failures", "warnings")},
+        "errors": {fit.name: fit.error for fit in found.tried},
+        "seed": seed,
+    }
+    with replace(output) as picture, replace(output.with_suffix(".json")) as numbers:
+        _draw_complexity(found, picture)
+        numbers.write_text(json.dumps(figures) + "\n", encoding="utf-8")
+
+
+def _draw_complexity(found: Any, path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    n = np.array(found.sizes, float)
+    for variant, steps in found.counts.items():
+        axes.plot(n, steps, ".", label=variant)
+    axes.plot(n, found.fit.predict(n), "k-", linewidth=1, label=f"fit of {found.time}")
+    axes.set(xscale="log", yscale="log", xlabel="n", ylabel="steps", title=f"{found.function}: O({found.expression})")
+    axes.legend()
+    figure.savefig(path, dpi=110, format="png")
+    plt.close(figure)

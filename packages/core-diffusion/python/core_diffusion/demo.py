@@ -1,12 +1,10 @@
 """The demo of core-diffusion: sets of codes of a photograph, from noise to data with every sum exact."""
 
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from core_registry.demo import Demo, Picture
+from core_registry.timing import fastest, one_torch_thread
 
 from .jobs import draw_walk, oracle, walk
 from .reference import set_diffusion as reference
@@ -14,16 +12,6 @@ from .set_diffusion import fixed_sum_bridge
 from .tokens import image_counts
 
 CODES, TOKENS, STEPS, SEED = 4096, 128, 25, 0
-
-
-def fastest(f: Callable[[], Any], repeats: int) -> float:
-    """Shortest time of one call, in seconds."""
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        f()
-        best = min(best, time.perf_counter() - start)
-    return best
 
 
 def demo(out: Path) -> Demo:
@@ -48,19 +36,15 @@ def demo(out: Path) -> Demo:
     if wrong or difference:
         raise RuntimeError(f"{wrong} sums are wrong, and counts differ by up to {difference} from data and reference")
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_torch_thread():
         generator = torch.Generator().manual_seed(SEED)
         laws = oracle(data[:1], TOKENS, np.random.default_rng(SEED))
         x0, x1 = torch.from_numpy(prior[:1]), torch.from_numpy(data[:1])
         peer_ends, peer_states = reference.repair_walk(
             lambda t, _: torch.from_numpy(laws(t)), x0, STEPS, TOKENS, 0.8, generator
         )
-        peers = fastest(lambda: reference.repair_step(x0, x1, 0.5, 0.25, TOKENS, generator), 5)
-    finally:
-        torch.set_num_threads(threads)
-    ours = fastest(lambda: fixed_sum_bridge(prior[:1], data[:1], 0.5, max_count=TOKENS, seed=SEED), 100)
+        peers = fastest(lambda: reference.repair_step(x0, x1, 0.5, 0.25, TOKENS, generator), 0.2)
+    ours = fastest(lambda: fixed_sum_bridge(prior[:1], data[:1], 0.5, max_count=TOKENS, seed=SEED), 0.1)
 
     pictures = [
         Picture("Counts from prior to data", out / "counts.png"),

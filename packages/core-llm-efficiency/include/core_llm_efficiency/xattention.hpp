@@ -45,4 +45,32 @@ CORE_EXPORT void block_sparse_attention(core::Tensor<const float, 4> q, core::Te
                                         core::Tensor<const bool, 4> mask, std::int64_t block, double scale, bool causal,
                                         core::Tensor<float, 4> out, std::optional<core::Tensor<float, 3>> lse);
 
+#if defined(CORE_WITH_CUDA)
+// On CUDA (compute capability 8.0 and above), q, k, v and out are bfloat16 or float16 and sums are float32; scores and
+// lse are float32. Work is queued on `stream` and the host does not wait. Scratch comes from a pool that keeps up to
+// 1 GiB per device. Sizes are checked as above; values are not read by the host:
+
+/// antidiagonal_scores; at most 2^30 positions.
+CORE_EXPORT void antidiagonal_scores_bf16(core::Tensor<const core::bfloat16, 4> q, core::Tensor<const core::bfloat16, 4> k,
+                                          std::int64_t stride, std::int64_t block, double scale, bool causal, core::Tensor<float, 4> scores,
+                                          core::Stream stream);
+CORE_EXPORT void antidiagonal_scores_fp16(core::Tensor<const core::float16, 4> q, core::Tensor<const core::float16, 4> k,
+                                          std::int64_t stride, std::int64_t block, double scale, bool causal, core::Tensor<float, 4> scores,
+                                          core::Stream stream);
+
+/// select_blocks; a row with a negative score, or a negative or NaN threshold, keeps all its visible blocks.
+CORE_EXPORT void select_blocks_cuda(core::Tensor<const float, 4> scores, core::Tensor<const float, 1> thresholds, std::int64_t block,
+                                    std::int64_t q_len, std::int64_t k_len, bool causal, core::Tensor<bool, 4> mask, core::Stream stream);
+
+/// block_sparse_attention; D and E at most 256.
+CORE_EXPORT void block_sparse_attention_bf16(core::Tensor<const core::bfloat16, 4> q, core::Tensor<const core::bfloat16, 4> k,
+                                             core::Tensor<const core::bfloat16, 4> v, core::Tensor<const bool, 4> mask, std::int64_t block,
+                                             double scale, bool causal, core::Tensor<core::bfloat16, 4> out,
+                                             std::optional<core::Tensor<float, 3>> lse, core::Stream stream);
+CORE_EXPORT void block_sparse_attention_fp16(core::Tensor<const core::float16, 4> q, core::Tensor<const core::float16, 4> k,
+                                             core::Tensor<const core::float16, 4> v, core::Tensor<const bool, 4> mask, std::int64_t block,
+                                             double scale, bool causal, core::Tensor<core::float16, 4> out,
+                                             std::optional<core::Tensor<float, 3>> lse, core::Stream stream);
+#endif
+
 }  // namespace core_llm_efficiency

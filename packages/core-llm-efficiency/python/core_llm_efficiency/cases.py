@@ -9,6 +9,7 @@ import numpy as np
 from core_registry.testing import Case
 from numpy.typing import NDArray
 
+from .cases_state_space import cases as state_space_cases
 from .reference import xattention as reference
 
 Args = dict[str, Any]
@@ -219,6 +220,7 @@ cases: list[Case] = [
         make=make_select,
         reference=reference_select,
         tolerance={"mask": (0, 0)},
+        devices=("cpu", "cuda"),
         work=work_select,
         vary={"N": (1, 150), "M": (150, 200)},
         torch_call=_torch_call("select_blocks", 6),
@@ -235,4 +237,5 @@ cases: list[Case] = [
         vary=vary,
         torch_call=_torch_call("block_sparse_attention", 7),
     ),
+    *state_space_cases,
 ]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from core_registry.demo import Demo, Picture
+from core_registry.timing import fastest, one_torch_thread
 
 from . import smollm2
 from .cases import structured_qkv
@@ -16,15 +16,6 @@ from .pictures import draw_blocks
 from .xattention import block_density, block_sparse_attention, xattention, xattn_estimate
 
 BLOCK = 128
-
-
-def _seconds(f: Callable[[], Any]) -> float:
-    times = []
-    for _ in range(2):
-        start = time.process_time()
-        f()
-        times.append(time.process_time() - start)
-    return min(times)
 
 
 def demo(out: Path) -> Demo:
@@ -39,9 +30,7 @@ def demo(out: Path) -> Demo:
     else:
         source = "structured q, k, v in SmolLM2's shapes (9 query heads, 3 key heads, 64), 4096 tokens"
         inputs = [structured_qkv(np.random.default_rng(0), 1, 9, 3, 4096, 4096, 64)]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_torch_thread():
         ours = peers = difference = 0.0
         figures: dict[str, str] = {}
         densities, errors = [], []
@@ -51,10 +40,11 @@ def demo(out: Path) -> Demo:
             k_t, v_t = k_t.repeat_interleave(share, 1), v_t.repeat_interleave(share, 1)
             _, mask = xattn_estimate(q, k, block_size=BLOCK)
             result = block_sparse_attention(q, k, v, mask, block_size=BLOCK)
-            dense = F.scaled_dot_product_attention(q_t, k_t, v_t, is_causal=True).numpy()
-            ours += _seconds(lambda q=q, k=k, v=v: xattention(q, k, v, block_size=BLOCK))  # type: ignore[misc]
-            peers += _seconds(
-                lambda q=q_t, k=k_t, v=v_t: F.scaled_dot_product_attention(q, k, v, is_causal=True)  # type: ignore[misc]
+            peer = partial(F.scaled_dot_product_attention, q_t, k_t, v_t, is_causal=True)
+            dense = peer().numpy()
+            ours += fastest(partial(xattention, q, k, v, block_size=BLOCK), 0, time.process_time)
+            peers += fastest(
+                partial(F.scaled_dot_product_attention, q_t, k_t, v_t, is_causal=True), 0, time.process_time
             )
             for h in range(q.shape[1]):
                 seen = torch.from_numpy(mask[0, h]).repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1).tril()
@@ -69,8 +59,6 @@ def demo(out: Path) -> Demo:
         figures["blocks read, of the visible"] = ", ".join(f"{d:.1%}" for d in densities)
         figures["relative error to dense attention"] = ", ".join(f"{e:.3f}" for e in errors)
         figures["timing"] = "CPU seconds, estimate and selection included"
-    finally:
-        torch.set_num_threads(threads)
     return Demo(
         what="XAttention prefill: antidiagonal scores, block selection, block-sparse attention",
         input=source,

@@ -14,7 +14,8 @@ def _blocks(length: int, block: int) -> int:
 
 def _fake_scores(q: torch.Tensor, k: torch.Tensor, stride: int, block: int, scale: float, causal: bool) -> torch.Tensor:
     torch._check(block > 0, lambda: f"argument 'block' must be a multiple of 16 in [16, 4096], got {block}")
-    return q.new_empty((q.shape[0], q.shape[1], _blocks(q.shape[2], block), _blocks(k.shape[2], block)))
+    shape = q.shape[0], q.shape[1], _blocks(q.shape[2], block), _blocks(k.shape[2], block)
+    return q.new_empty(shape, dtype=torch.float32)
 
 
 def _scores(q: torch.Tensor, k: torch.Tensor, stride: int, block: int, scale: float, causal: bool) -> torch.Tensor:

@@ -1,10 +1,11 @@
 """XAttention (arXiv 2503.16428): block-sparse prefill attention whose blocks are found by antidiagonal sums.
 
 Shapes as in torch's scaled_dot_product_attention: query (B, H, N, D), key (B, G, M, D), value (B, G, M, E), all
-float32, H a multiple of G (grouped queries arrive un-repeated: head h reads h // (H // G)). With `is_causal` the
-queries are the last N of M positions, so N <= M (chunked prefill; torch aligns to the left instead). numpy in gives
-numpy out, torch gives torch. NaN and infinite inputs give NaN in the scores and in the query blocks that read them,
-and such a query block keeps all its blocks. Backward is not implemented: inputs that require grad are refused.
+float32 on the CPU and all bfloat16 or float16 on CUDA (there D, E <= 256), H a multiple of G (grouped queries arrive
+un-repeated: head h reads h // (H // G)). With `is_causal` the queries are the last N of M positions, so N <= M
+(chunked prefill; torch aligns to the left instead). numpy in gives numpy out, torch gives torch. NaN and infinite
+inputs give NaN in the scores and in the query blocks that read them, and such a query block keeps all its blocks.
+Backward is not implemented: inputs that require grad are refused.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ def _check_rank(x: Any, name: str, rank: int = 4) -> None:
         raise ValueError(f"argument '{name}' must have {rank} dimensions, got shape {tuple(x.shape)}")
 
 
+def _operand(x: Any, name: str, query: Any) -> Any:
+    half = is_torch(query) and query.device.type == "cuda" and str(query.dtype) in ("torch.bfloat16", "torch.float16")
+    return as_array(x, str(query.dtype).removeprefix("torch.") if half else "float32", name, query)
+
+
 def _scale(scale: float | None, head_dim: int) -> float:
     return 1.0 / math.sqrt(max(head_dim, 1)) if scale is None else float(scale)
 
@@ -50,7 +56,7 @@ def _thresholds(threshold: Any, heads: int, like: Any) -> Any:
 def _antidiagonal_scores(
     query: Any, key: Any, stride: int, block_size: int, scale: float | None, is_causal: bool
 ) -> Any:
-    query, key = as_array(query, "float32", "query"), as_array(key, "float32", "key", query)
+    query, key = _operand(query, "query", query), _operand(key, "key", query)
     _check_rank(query, "query")
     _check_rank(key, "key")
     scale = _scale(scale, query.shape[3])
@@ -72,7 +78,8 @@ def select_blocks(
     positions are always kept and their mass counted; then by descending score (ties: lower index), while the
     mass before is below threshold x the row's sum. Not causal: by descending score alone, at least one block.
     threshold >= 1 keeps all visible blocks, and so does a row with a NaN or infinite score.
-    Raises ValueError on negative scores or thresholds and on sizes that do not fit. arXiv 2503.16428, section 2.
+    Raises ValueError on negative scores or thresholds (on CUDA, where values are not read by the host, such a row
+    keeps all) and on sizes that do not fit. arXiv 2503.16428, section 2.
     """
     scores = as_array(scores, "float32", "scores")
     _check_rank(scores, "scores")
@@ -116,14 +123,14 @@ def block_sparse_attention(
     is_causal: bool = True,
     scale: float | None = None,
 ) -> Any:
-    """Softmax attention over the selected blocks only, float32 (B, H, N, E).
+    """Softmax attention over the selected blocks only, (B, H, N, E) of the query's dtype.
 
     mask: bool (B, H, QB, KB), which blocks of keys each block of queries reads; block_size: a multiple of 16 in
     [16, 4096]; scale: 1/sqrt(D) if None. A query that sees no key gives zeros. Raises ValueError on sizes that do
     not fit, TypeError on another dtype.
     """
-    query = as_array(query, "float32", "query")
-    key, value = as_array(key, "float32", "key", query), as_array(value, "float32", "value", query)
+    key, value = _operand(key, "key", query), _operand(value, "value", query)
+    query = _operand(query, "query", query)
     mask = as_array(mask, "bool", "mask", query)
     for x, name in ((query, "query"), (key, "key"), (value, "value"), (mask, "mask")):
         _check_rank(x, name)
@@ -160,7 +167,7 @@ def xattention(
     scale: float | None = None,
     return_density: bool = False,
 ) -> Any:
-    """Attention over the blocks that hold a share `threshold` of the estimated mass; float32 (B, H, N, E).
+    """Attention over the blocks that hold a share `threshold` of the estimated mass; (B, H, N, E), query's dtype.
 
     threshold: a number >= 0 or one for each head; the paper's models use 0.9 to 0.95, and 1 is dense attention.
     stride: 4, 8 or 16 (any divisor of block_size); block_size: a multiple of 16 in [16, 4096]; scale: 1/sqrt(D) if

@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-CLS, TREE = 342, 346
+import numpy as np
+
+CLS, MASK, TREE = 342, 344, 346
 
 
 def place(
@@ -109,3 +111,23 @@ def detokenize(
         [c * cell + b * resolution for c, b in zip(at, where, strict=True)]
         for at, (_, where) in zip(layer, atoms, strict=True)
     ]
+
+
+def pack(
+    tokens: np.ndarray,
+    levels: np.ndarray,
+    centres: np.ndarray,
+    bins: np.ndarray,
+    offsets: np.ndarray,
+    cell: float,
+    resolution: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens (T, 2), levels (T, 2), positions (T, 2, 3) and cu_seqlens (B + 1,) of a batch with its [MASK] copies."""
+    fine = centres.astype(np.float64) - cell / 2 + bins * resolution
+    exact = np.where((levels == 0)[:, None], fine, centres)
+    return (
+        np.stack([np.full_like(tokens, MASK), tokens], 1),
+        np.stack([levels, levels], 1),
+        np.stack([centres, exact.astype(np.float32)], 1),
+        (2 * offsets).astype(np.int32),
+    )

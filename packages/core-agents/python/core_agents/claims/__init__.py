@@ -1,0 +1,1 @@
+"""Claims of the implemented papers: `core reproduce`."""

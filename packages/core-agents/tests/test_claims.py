@@ -1,0 +1,21 @@
+"""The claims hold and are reported."""
+
+import pytest
+from core_agents.claims import action_tokens, complexity
+
+
+def test_every_action_survives(tmp_path):
+    claim = action_tokens.claim("cpu", 0, tmp_path)
+    assert claim.holds
+    assert claim.measured["share that survives, 51 tokens"] == (1.0, 0.0)
+
+
+def test_classes_are_counted_right(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    few = {name: complexity.KNOWN[name] for name in ("halving", "library_maximum", "common")}
+    monkeypatch.setattr(complexity, "KNOWN", few)
+    claim = complexity.claim("cpu", 0, tmp_path)
+    assert claim.holds
+    assert claim.plot.read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(complexity, "KNOWN", dict.fromkeys(few, "n^3; n^3"))
+    assert not complexity.claim("cpu", 0, tmp_path).holds

@@ -1,0 +1,132 @@
+// Block selection on CUDA, without sorting: one thread block a row looks for the lowest score that is kept by
+// bisecting over the bits of the scores, whose order as integers is their order as numbers.
+#include "device.cuh"
+
+namespace core_llm_efficiency {
+namespace {
+constexpr int threads = 128;
+constexpr std::int64_t most_in_shared = 12 * 1024;  // scores of a row
+
+struct Row {
+  const float* scores;
+  std::int64_t step;
+  int visible, own;  // the blocks [own, visible) hold the row's own positions
+  bool causal;
+  __device__ float operator()(int j) const { return scores[j * step]; }
+  __device__ bool forced(int j) const { return causal && (j == 0 || j >= own); }
+};
+
+/// The same sum in every thread, always added in the same order.
+__device__ double sum_all(double x, double* room) {
+  for (int i = 16; i; i /= 2) x += __shfl_xor_sync(~0u, x, i);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = x;
+  __syncthreads();
+  return (room[0] + room[1]) + (room[2] + room[3]);
+}
+
+__global__ void __launch_bounds__(threads)
+    select(core::Tensor<const float, 4> scores, core::Tensor<const float, 1> thresholds, int block, std::int64_t q_len, std::int64_t k_len,
+           bool causal, core::Tensor<bool, 4> mask, bool in_shared) {
+  extern __shared__ float shared[];
+  __shared__ double room[4];
+  __shared__ int best;
+  const int q_blocks = static_cast<int>(scores.shape[2]), k_blocks = static_cast<int>(scores.shape[3]);
+  const std::int64_t heads = scores.shape[1], b = blockIdx.x / q_blocks / heads, h = blockIdx.x / q_blocks % heads;
+  const std::int64_t i = blockIdx.x % q_blocks, before = k_len - q_len;
+  const float* from = scores.data + b * scores.stride[0] + h * scores.stride[1] + i * scores.stride[2];
+  bool* to = mask.data + b * mask.stride[0] + h * mask.stride[1] + i * mask.stride[2];
+  Row row{from, scores.stride[3], k_blocks, k_blocks, causal};
+  if (causal) {
+    row.own = static_cast<int>((before + i * block) / block);
+    row.visible = static_cast<int>((before + min((i + 1) * block, q_len) - 1) / block + 1);
+  }
+  if (in_shared) {
+    for (int j = threadIdx.x; j < row.visible; j += threads) shared[j] = row(j);
+    row.scores = shared, row.step = 1;
+    __syncthreads();
+  }
+  double sum = 0, mass = 0;
+  bool odd = false;
+  for (int j = threadIdx.x; j < row.visible; j += threads) {
+    const float x = row(j);
+    odd |= !(x >= 0);
+    sum += x;
+    if (row.forced(j)) mass += x;
+  }
+  sum = sum_all(sum, room);
+  mass = sum_all(mass, room);
+  const float tau = thresholds.data[h * thresholds.stride[0]];
+  const bool all = __syncthreads_or(odd || !(tau >= 0 && tau < 1) || !isfinite(sum));
+  const double enough = static_cast<double>(tau) * sum;
+  std::uint32_t lowest = 0x7f800000u;  // the least bits whose mass above them is below `enough`: all above are kept
+  double above = mass;
+  int ties = 0;  // how many of the scores equal to the lowest are kept
+  if (threadIdx.x == 0) best = k_blocks;
+  if (!all && mass < enough) {
+    std::uint32_t low = 0;
+    while (low < lowest) {
+      const std::uint32_t middle = low + (lowest - low) / 2;
+      double part = 0;
+      for (int j = threadIdx.x; j < row.visible; j += threads)
+        if (const float x = row(j); __float_as_uint(fabsf(x)) > middle && !row.forced(j)) part += x;
+      part = mass + sum_all(part, room);
+      if (part < enough)
+        lowest = middle, above = part;
+      else
+        low = middle + 1;
+    }
+    const float x = __uint_as_float(lowest);
+    for (double m = above; m < enough && x > 0 && ties < k_blocks; ++ties) m += x;
+  }
+  __syncthreads();
+  const bool lone = !all && !causal && enough <= 0;  // nothing is enough, but one block is always kept
+  if (lone) {
+    float top = 0;
+    for (int j = threadIdx.x; j < row.visible; j += threads) top = fmaxf(top, row(j));
+    for (int o = 16; o; o /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, o));
+    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = top;
+    __syncthreads();
+    top = static_cast<float>(fmax(fmax(room[0], room[1]), fmax(room[2], room[3])));
+    for (int j = threadIdx.x; j < row.visible; j += threads)
+      if (row(j) == top) atomicMin(&best, j);
+    __syncthreads();
+  }
+  for (int base = 0; base < k_blocks; base += threads) {
+    const int j = base + static_cast<int>(threadIdx.x);
+    const bool seen = j < row.visible;
+    const std::uint32_t bits = seen ? __float_as_uint(fabsf(row(j))) : 0;
+    bool keep = seen && (all || row.forced(j) || bits > lowest || (lone && j == best));
+    const bool tie = seen && !all && ties > 0 && bits == lowest && !row.forced(j);
+    const int here = __syncthreads_count(tie);
+    if (here) {
+      const unsigned warp = __ballot_sync(~0u, tie);
+      if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = __popc(warp);
+      __syncthreads();
+      int rank = __popc(warp & ((1u << threadIdx.x % 32) - 1));
+      for (int w = 0; w < static_cast<int>(threadIdx.x) / 32; ++w) rank += static_cast<int>(room[w]);
+      keep |= tie && rank < ties;
+      ties -= min(ties, here);
+      __syncthreads();
+    }
+    if (j < k_blocks) to[j * mask.stride[3]] = keep;
+  }
+}
+}  // namespace
+
+void select_blocks_cuda(core::Tensor<const float, 4> scores, core::Tensor<const float, 1> thresholds, std::int64_t block,
+                        std::int64_t q_len, std::int64_t k_len, bool causal, core::Tensor<bool, 4> mask, core::Stream stream) {
+  const char* op = "select_blocks";
+  if (q_len < 0) refuse(op, "q_len", "at least 0, got " + std::to_string(q_len));
+  if (k_len < 0) refuse(op, "k_len", "at least 0, got " + std::to_string(k_len));
+  check_blocks(op, q_len, k_len, block, causal, "scores", scores.shape[2], scores.shape[3]);
+  if (scores.numel() == 0) return;
+  const std::int64_t rows = scores.numel() / scores.shape[3], row = scores.shape[3];
+  if (rows > INT32_MAX || row > INT32_MAX) refuse(op, "scores", "of at most 2^31 - 1 rows and columns");
+  const OnDevice on(op, scores.device_id);
+  const bool in_shared = row <= most_in_shared;
+  select<<<static_cast<unsigned>(rows), threads, in_shared ? static_cast<std::size_t>(row) * 4 : 0,
+           static_cast<cudaStream_t>(stream.handle)>>>(scores, thresholds, static_cast<int>(block), q_len, k_len, causal, mask, in_shared);
+  check_cuda(op, cudaGetLastError(), "selecting");
+}
+}  // namespace core_llm_efficiency
