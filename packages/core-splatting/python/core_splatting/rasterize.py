@@ -134,7 +134,7 @@ def rasterization(
     if render_mode.endswith("ED"):
         expected = out[..., -1:] / alphas.clip(1e-10)
         if is_torch(out):
-            out = sys.modules["torch"].cat([out[..., :-1], expected], -1)  # type: ignore[attr-defined]
+            out = sys.modules["torch"].cat([out[..., :-1], expected], -1)
         else:
             out[..., -1:] = expected
     return out, alphas, {"width": width, "height": height, "n_cameras": cameras, "tile_size": 16}
