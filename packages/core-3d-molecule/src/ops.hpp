@@ -1,6 +1,7 @@
 // The operators of core-3d-molecule.
 #pragma once
 #include <core/op.hpp>
+#include <core_3d_molecule/bonds.hpp>
 #include <core_3d_molecule/octree.hpp>
 
 namespace core_3d_molecule {
@@ -21,5 +22,13 @@ inline constexpr auto ops = core::op_set(
     core::op<"octree_pack", &octree_pack>("Octree tokens as a model's input: each after its MASK copy, with cu_seqlens.",
                                           {"tokens[T]", "levels[T]", "centres[T,3]", "bins[T,3]", "token_offsets[B+1]", "cell",
                                            "resolution", "packed_tokens[T,2]", "packed_levels[T,2]", "positions[T,2,3]", "cu_seqlens[B+1]"},
-                                          {.paper = "2503.16278", .ns_per_element = 1}));
+                                          {.paper = "2503.16278", .ns_per_element = 1}),
+    core::op<"edm_stability", &edm_stability, &edm_stability_f64>(
+        "Valences by EDM's bond lengths, and how many atoms of each molecule have an allowed one.",
+        {"numbers[A]", "positions[A,3]", "offsets[B+1]", "allowed[119]", "valences[A]", "stable_atoms[B]", "bond_counts[B]"},
+        {.paper = "2203.17003", .ns_per_element = 20}),
+    core::op<"edm_bonds", &edm_bonds, &edm_bonds_f64>(
+        "The bonds of each molecule of a batch by EDM's bond lengths.",
+        {"numbers[A]", "positions[A,3]", "offsets[B+1]", "bond_offsets[B+1]", "bonds[M,2]", "orders[M]"},
+        {.paper = "2203.17003", .ns_per_element = 20}));
 }  // namespace core_3d_molecule

@@ -50,7 +50,7 @@ def test_the_surface_is_scikit_images(volume: np.ndarray, number: int) -> None:
     np.testing.assert_allclose(vertices[order], theirs[their_order], atol=1e-4)
     assert watertight(faces)
     assert euler(faces) == euler(their_faces) == number
-    assert enclosed(vertices, faces) == pytest.approx(enclosed(theirs, their_faces), rel=1e-4)
+    assert enclosed(vertices, faces) == pytest.approx(enclosed(theirs, their_faces), rel=1e-3)  # other diagonals
 
 
 def test_world_units_and_orientation() -> None:

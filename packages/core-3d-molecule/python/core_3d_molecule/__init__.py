@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from .bonds import EDM_VALENCES, Stability, edm_bonds, edm_stability
 from .octree import OctreeTokenizer, Structures, Tokens
 
-__all__ = ["OctreeTokenizer", "Structures", "Tokens"]
+__all__ = [
+    "EDM_VALENCES",
+    "OctreeTokenizer",
+    "Stability",
+    "Structures",
+    "Tokens",
+    "edm_bonds",
+    "edm_stability",
+]

@@ -58,3 +58,24 @@ def octree_pack(
     cu_seqlens: Any,  # out int32[B+1]
 ) -> None:
     """Octree tokens as a model's input: each after its MASK copy, with cu_seqlens."""
+
+def edm_stability(
+    numbers: Any,  # int32[A]
+    positions: Any,  # float32 | float64[A,3]
+    offsets: Any,  # int64[B+1]
+    allowed: Any,  # int64[119]
+    valences: Any,  # out int32[A]
+    stable_atoms: Any,  # out int64[B]
+    bond_counts: Any,  # out int64[B]
+) -> None:
+    """Valences by EDM's bond lengths, and how many atoms of each molecule have an allowed one."""
+
+def edm_bonds(
+    numbers: Any,  # int32[A]
+    positions: Any,  # float32 | float64[A,3]
+    offsets: Any,  # int64[B+1]
+    bond_offsets: Any,  # int64[B+1]
+    bonds: Any,  # out int64[M,2]
+    orders: Any,  # out int32[M]
+) -> None:
+    """The bonds of each molecule of a batch by EDM's bond lengths."""

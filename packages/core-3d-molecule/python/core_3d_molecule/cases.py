@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from core_registry.testing import Case
 
+from .bonds import EDM_VALENCES
 from .octree import _C, _offsets
+from .reference import bonds as reference_bonds
 from .reference import octree as reference
 
 Args = dict[str, Any]
@@ -63,6 +65,28 @@ def _pack(rng: np.random.Generator, B: int, N: int) -> Args:
         **{k: a[k] for k in ("tokens", "levels", "centres", "bins", "token_offsets", "cell", "resolution")},
         "packed_tokens": np.empty((total, 2), np.int32), "packed_levels": np.empty((total, 2), np.int32),
         "positions": np.empty((total, 2, 3), np.float32), "cu_seqlens": np.empty(B + 1, np.int32),
+    }  # fmt: skip
+
+
+def _stability(rng: np.random.Generator, B: int, N: int) -> Args:
+    numbers, positions, offsets = _structures(rng, B, N)
+    allowed = np.zeros(119, np.int64)
+    allowed[list(EDM_VALENCES)] = [sum(1 << v for v in valences) for valences in EDM_VALENCES.values()]
+    return {
+        "numbers": numbers, "positions": positions, "offsets": offsets, "allowed": allowed,
+        "valences": np.empty(len(numbers), np.int32), "stable_atoms": np.empty(B, np.int64),
+        "bond_counts": np.empty(B, np.int64),
+    }  # fmt: skip
+
+
+def _bonds(rng: np.random.Generator, B: int, N: int) -> Args:
+    a = _stability(rng, B, N)
+    _C.edm_stability(*a.values())
+    bond_offsets = _offsets(a["bond_counts"])
+    total = int(bond_offsets[-1])
+    return {
+        **{k: a[k] for k in ("numbers", "positions", "offsets")}, "bond_offsets": bond_offsets,
+        "bonds": np.empty((total, 2), np.int64), "orders": np.empty(total, np.int32),
     }  # fmt: skip
 
 
@@ -120,6 +144,34 @@ def reference_pack(a: Args) -> Args:
     return dict(zip(names, reference.pack(*itertools.islice(a.values(), 7)), strict=True))
 
 
+def _each_bonds(a: Args) -> list[list[tuple[int, int, int]]]:
+    pairs = itertools.pairwise(a["offsets"])
+    return [reference_bonds.bonds(a["numbers"][i:j].tolist(), a["positions"][i:j].tolist()) for i, j in pairs]
+
+
+def reference_stability(a: Args) -> Args:
+    """The expected outputs of edm_stability."""
+    found = _each_bonds(a)
+    valences = np.zeros(len(a["numbers"]), np.int32)
+    for first, rows in zip(a["offsets"], found, strict=False):
+        for i, j, order in rows:
+            valences[first + i] += order
+            valences[first + j] += order
+    stable = [bool(int(a["allowed"][z]) >> int(v) & 1) for z, v in zip(a["numbers"], valences, strict=True)]
+    return {
+        "valences": valences,
+        "stable_atoms": np.array([sum(stable[i:j]) for i, j in itertools.pairwise(a["offsets"])], np.int64),
+        "bond_counts": np.array([len(rows) for rows in found], np.int64),
+    }
+
+
+def reference_bond_list(a: Args) -> Args:
+    """The expected outputs of edm_bonds."""
+    rows = [(f + i, f + j, o) for f, found in zip(a["offsets"], _each_bonds(a), strict=False) for i, j, o in found]
+    table = np.array(rows, np.int64).reshape(-1, 3)
+    return {"bonds": table[:, :2], "orders": table[:, 2].astype(np.int32)}
+
+
 def _peer(expected: Callable[[Args], Args]) -> tuple[str, Callable[[Args], Callable[[], Args]]]:
     return "Python reference", lambda a: lambda: expected(a)
 
@@ -149,5 +201,14 @@ cases = [
         op="core_3d_molecule.octree_pack", sizes=SIZES, make=_pack, reference=reference_pack,
         tolerance={"packed_tokens": (0, 0), "packed_levels": (0, 0), "positions": (1e-6, 1e-6), "cu_seqlens": (0, 0)},
         peer=("numpy", lambda a: lambda: reference_pack(a)), work=_bytes, vary=VARY,
+    ),
+    Case(
+        op="core_3d_molecule.edm_stability", sizes=SIZES, make=_stability, reference=reference_stability,
+        tolerance=dict.fromkeys(("valences", "stable_atoms", "bond_counts"), (0, 0)),
+        peer=_peer(reference_stability), work=_bytes, vary=VARY,
+    ),
+    Case(
+        op="core_3d_molecule.edm_bonds", sizes=SIZES, make=_bonds, reference=reference_bond_list,
+        tolerance={"bonds": (0, 0), "orders": (0, 0)}, peer=_peer(reference_bond_list), work=_bytes, vary=VARY,
     ),
 ]  # fmt: skip

@@ -1,7 +1,8 @@
-"""Jobs on files: `core run molecule.tokenize` and `core run molecule.detokenize`."""
+"""Jobs on files: `core run molecule.tokenize`, `molecule.detokenize` and `molecule.eval`."""
 
 from __future__ import annotations
 
+import json
 import zipfile
 import zlib
 from pathlib import Path
@@ -53,6 +54,34 @@ def detokenize(
     with replace(out) as temporary:
         write(temporary, structures.to_ase())
     print(f"{len(structures)} structures: {out}")
+
+
+def evaluate(
+    samples: Annotated[Path, typer.Argument(help="Generated molecules: .sdf (V2000) or .xyz.", exists=True)],
+    out: Output = Path("report.json"),
+    training: Annotated[
+        Path | None, typer.Option(help="Training molecules, .sdf or .xyz, for the novelty.", exists=True)
+    ] = None,
+    rdkit: Annotated[bool, typer.Option(help="Validity, uniqueness and novelty through RDKit.")] = True,
+) -> None:
+    """Scores a file of molecules: stability, validity, uniqueness, novelty, with intervals and tolerances."""
+    from rich.console import Console
+
+    from .evaluate import evaluate as score
+    from .evaluate import smiles
+    from .files import read
+
+    if training is not None and not rdkit:
+        raise ValueError("argument 'training' must be left out without rdkit: novelty compares SMILES")
+    known = {s for s in smiles(read(training)) if s is not None} if training is not None else None
+    report = score(read(samples), rdkit=rdkit, training=known).to_dict()
+    with replace(out) as temporary:
+        Path(temporary).write_text(json.dumps(report, indent=2) + "\n")
+    console = Console()
+    for name, value in report.items():
+        if isinstance(value, dict) and "low" in value:
+            value = f"{value['value']:.4f}  [{value['low']:.4f}, {value['high']:.4f}]"
+        console.print(f"{name.replace('_', ' ')}: {value}", markup=False, highlight=False)
 
 
 def load(path: Path) -> tuple[Tokens, int]:

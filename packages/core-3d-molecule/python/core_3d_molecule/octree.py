@@ -127,11 +127,7 @@ class OctreeTokenizer:
         Raises ValueError that names the structure: a position that is not finite, an extent that the cube cannot
         hold, two atoms in one cell, an atomic number outside 1..118.
         """
-        numbers = as_array(structures.numbers, "int32", "numbers")
-        offsets = as_array(structures.offsets, "int64", "offsets", like=numbers)
-        positions = structures.positions
-        if not hasattr(positions, "dtype") or str(positions.dtype).rpartition(".")[2] != "float32":
-            positions = as_array(positions, "float64", "positions", like=numbers)
+        numbers, positions, offsets = _arrays(structures)
         grid = (self.merge_level, self.grid_len, self.resolution, self.duplicates == "first")
         batch = max(len(offsets) - 1, 0)
         counts = empty((batch,), "int64", like=numbers)
@@ -189,6 +185,16 @@ class OctreeTokenizer:
         streams = (tokens.levels, tokens.centres, tokens.bins, tokens.offsets)
         _C.octree_pack(given, *streams, self.grid_len, self.resolution, *vars(out).values())
         return Packed(out.tokens.reshape(-1), out.levels.reshape(-1), out.positions.reshape(-1, 3), out.cu_seqlens)
+
+
+def _arrays(structures: Structures) -> tuple[Any, Any, Any]:
+    """Numbers, positions and offsets with the kernels' dtypes."""
+    numbers = as_array(structures.numbers, "int32", "numbers")
+    offsets = as_array(structures.offsets, "int64", "offsets", like=numbers)
+    positions = structures.positions
+    if not hasattr(positions, "dtype") or str(positions.dtype).rpartition(".")[2] != "float32":
+        positions = as_array(positions, "float64", "positions", like=numbers)
+    return numbers, positions, offsets
 
 
 def _offsets(counts: Any) -> Any:

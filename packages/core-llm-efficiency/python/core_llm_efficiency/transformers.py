@@ -25,10 +25,10 @@ def register_transformers(
 
     def pays(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
         if query.device.type == "cpu":
-            return query.dtype == torch.float32
+            return bool(query.dtype == torch.float32)
         widest = max(query.shape[3], value.shape[3])
         half = query.dtype in (torch.bfloat16, torch.float16)
-        return query.device.type == "cuda" and half and widest <= 256 and key.shape[2] > dense_up_to
+        return bool(query.device.type == "cuda" and half and widest <= 256 and key.shape[2] > dense_up_to)
 
     def forward(
         module: Any,
