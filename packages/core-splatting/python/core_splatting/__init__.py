@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .contributions import contributions
 from .rasterize import rasterization
 
-__all__ = ["rasterization"]
+__all__ = ["contributions", "rasterization"]

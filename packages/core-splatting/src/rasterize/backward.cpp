@@ -53,8 +53,10 @@ void gradient_tile(const Pass* pass, std::int64_t tile, float* scratch) {
             (1.f - pass->alphas(pass->camera, tile_y + row, tile_x + column)) * pass->v_alphas(pass->camera, tile_y + row, tile_x + column);
       behind[row][g][k] = sum;
     }
-  float* const color = v_pixels + static_cast<std::ptrdiff_t>(tile_size) * tile_size * channels;
-  float* const v_color = color + channels;  // [channel][lane]
+  // Of a known number of channels the sums are kept in registers.
+  alignas(64) float own_color[K ? K : 1], own_v_color[K ? K : 1][lanes];
+  float* const __restrict color = K ? own_color : v_pixels + static_cast<std::ptrdiff_t>(tile_size) * tile_size * channels;
+  float* const __restrict v_color = K ? own_v_color[0] : color + channels;  // [channel][lane]
 
   const std::uint32_t* const list = pass->bins->list.data();
   const std::uint32_t begin = pass->bins->begin[static_cast<std::size_t>(tile)],
@@ -90,7 +92,7 @@ void gradient_tile(const Pass* pass, std::int64_t tile, float* scratch) {
         float* const __restrict t = transmittance[row][g];
         float* const __restrict rest = behind[row][g];
         const float* const __restrict v = v_at(row, g);
-        float weight[lanes], shade[lanes] = {}, part[lanes], along[lanes];
+        float weight[lanes], shade[lanes] = {};
         for (int d = 0; d < channels; ++d)
           for (int k = 0; k < lanes; ++k) shade[k] += color[d] * v[d * lanes + k];
         for (int k = 0; k < lanes; ++k) {
@@ -104,19 +106,15 @@ void gradient_tile(const Pass* pass, std::int64_t tile, float* scratch) {
           const float remains = rest[k] - weight[k] * shade[k];
           rest[k] = remains;
           const float v_power = power * (before * shade[k] - remains / (1.f - alpha));
-          part[k] = weight[k] > 0.f && power <= max_alpha ? v_power : 0.f;
-          along[k] = u;
-        }
-        for (int k = 0; k < lanes; ++k) {
-          const float first_moment = part[k] * along[k];
-          m[0][k] += part[k];
+          const float part = weight[k] > 0.f && power <= max_alpha ? v_power : 0.f, first_moment = part * u;
+          m[0][k] += part;
           m[1][k] += first_moment;
-          m[2][k] += first_moment * along[k];
-          m[3][k] += part[k] * dy;
+          m[2][k] += first_moment * u;
+          m[3][k] += part * dy;
           m[4][k] += first_moment * dy;
-          m[5][k] += part[k] * dy * dy;
+          m[5][k] += part * dy * dy;
           m[6][k] += std::abs(first_moment);
-          m[7][k] += std::abs(first_moment * uu_shear - part[k] * yy_dy);
+          m[7][k] += std::abs(first_moment * uu_shear - part * yy_dy);
         }
         for (int d = 0; d < channels; ++d)
           for (int k = 0; k < lanes; ++k) v_color[d * lanes + k] += weight[k] * v[d * lanes + k];

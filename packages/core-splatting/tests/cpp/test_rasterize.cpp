@@ -80,3 +80,26 @@ CORE_TEST(scalars_and_cameras_are_checked) {
   s.K[0] = 0;
   CHECK_THROWS(s.render(), "ValueError");
 }
+
+CORE_TEST(the_gradient_of_one_gaussian_is_that_of_its_formula) {
+  Scene s;
+  s.add(0.025f, 0.025f, 1.f, 0.05f, 0.8f, 1, 0);
+  s.render();
+  std::vector<float> v_image(20 * 16 * 3), v_alphas(20 * 16);
+  v_alphas[8 * 20 + 10] = 2;       // the centre's pixel: alpha is the opacity
+  v_image[(8 * 20 + 10) * 3] = 3;  // and its red is opacity times red
+  std::vector<float> means(3), quats(4), scales(3), opacities(1), colors(3), view(16), means2d(4);
+  const auto in = [](const std::vector<float>& v) { return v.data(); };
+  core_splatting::rasterize_backward(
+      core::tensor(in(s.means), 1, 3), core::tensor(in(s.quats), 1, 4), core::tensor(in(s.scales), 1, 3), core::tensor(in(s.opacities), 1),
+      core::tensor(in(s.colors), 1, 1, 3), core::tensor(in(s.view), 1, 4, 4), core::tensor(in(s.K), 1, 3, 3), 0.01, 1e10, 0.0, 0.3, 0.999,
+      core::tensor(in(s.image), 1, 16, 20, 3), core::tensor(in(s.alphas), 1, 16, 20), core::tensor(in(v_image), 1, 16, 20, 3),
+      core::tensor(in(v_alphas), 1, 16, 20), core::tensor(means.data(), 1, 3), core::tensor(quats.data(), 1, 4),
+      core::tensor(scales.data(), 1, 3), core::tensor(opacities.data(), 1), core::tensor(colors.data(), 1, 1, 3),
+      core::tensor(view.data(), 1, 4, 4), core::tensor(means2d.data(), 1, 1, 4));
+  CHECK_NEAR(opacities[0], 5, 1e-5);
+  CHECK_NEAR(colors[0], 3 * 0.8, 1e-5);
+  CHECK_NEAR(colors[1], 0, 1e-7);
+  CHECK_NEAR(scales[0], 0, 1e-4);
+  CHECK_NEAR(means2d[0], 0, 1e-4);
+}
