@@ -98,8 +98,9 @@ def test_intervals() -> None:
 def test_scores() -> None:
     pytest.importorskip("rdkit")
     water = [[0, 0, 0.119], [0, 0.763, -0.477], [0, -0.763, -0.477]]
-    batch = Structures.from_list([[8, 1, 1], [8, 1, 1], [1, 1], [9, 9, 9]],
-                                 [water, water, [[0, 0, 0], [0, 0, 0.74]], [[0, 0, 0], [0, 0, 1.4], [0, 0, 2.8]]])  # fmt: skip
+    fluorines = [[0, 0, 0], [0, 0, 1.4], [0, 0, 2.8]]
+    numbers, positions = [[8, 1, 1], [8, 1, 1], [1, 1], [9, 9, 9]], [water, water, [[0, 0, 0], [0, 0, 0.74]], fluorines]
+    batch = Structures.from_list(numbers, positions)
     report = evaluate(batch, training={"[H]O[H]"})
     assert report.atom_stability.value == 10 / 11
     assert report.molecule_stability.value == 3 / 4
