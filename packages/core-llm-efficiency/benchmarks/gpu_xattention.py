@@ -22,6 +22,7 @@ import core_llm_efficiency as core
 import numpy as np
 import torch
 import torch.nn.functional as F
+from core_llm_efficiency.xattention import _antidiagonal_scores
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
@@ -95,7 +96,7 @@ def measure_kernel(length: int, density: float) -> Row:
     mask = torch.rand(1, HEADS, blocks, blocks, device="cuda") < density
     mask = (mask | torch.eye(blocks, dtype=torch.bool, device="cuda")).tril()
     flops = products(mask)
-    row: Row = {"what": "kernel", "length": length, "density": float(mask.sum() / (HEADS * blocks * (blocks + 1) / 2))}
+    row: Row = {"what": "attend", "length": length, "density": float(mask.sum() / (HEADS * blocks * (blocks + 1) / 2))}
     row["floor_ms"] = floor_ms(flops, 2.0 * (2 * q.numel() + k.numel() + v.numel()))
     ours = core.block_sparse_attention(q, k, v, mask)
     row["ours_ms"] = median_ms(lambda: core.block_sparse_attention(q, k, v, mask))
@@ -103,10 +104,9 @@ def measure_kernel(length: int, density: float) -> Row:
     chosen, flex = flex_blocks(mask, length), torch.compile(flex_attention)
     theirs = flex(q, k, v, block_mask=chosen, enable_gqa=True)
     row["difference"] = float((ours.float() - theirs.float()).norm() / theirs.float().norm())
-    row["flex_ms"] = median_ms(lambda: flex(q, k, v, block_mask=chosen, enable_gqa=True))
-    row["flex_tflops"] = flops / row["flex_ms"] * 1e-9
-    if row["difference"] < 1e-2:
-        row["ratio"] = row["flex_ms"] / row["ours_ms"]
+    row["peer"], row["peer_ms"] = "FlexAttention", median_ms(lambda: flex(q, k, v, block_mask=chosen, enable_gqa=True))
+    row["peer_tflops"] = flops / row["peer_ms"] * 1e-9
+    row["ratio"] = row["peer_ms"] / row["ours_ms"] if row["difference"] < 1e-2 else "answers differ"
     return row
 
 
@@ -122,49 +122,65 @@ def dense_ms(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> dict[str, flo
     return times
 
 
-def measure_chain(length: int, threshold: float) -> Row:
-    """Estimate, select and attend; the error is that of leaving blocks out."""
+def measure_chain(length: int, threshold: float) -> list[Row]:
+    """Estimate, select and attend, and the first two alone; the error is that of leaving blocks out."""
     q, k, v = operands(length)
     options = {"threshold": threshold, "stride": STRIDE, "block_size": BLOCK}
-    row: Row = {"what": "chain", "length": length, "threshold": threshold}
+    row: Row = {"what": "all", "length": length, "threshold": threshold}
     _, mask = core.xattn_estimate(q, k, **options)
     row["density"] = core.block_density(mask, q_len=length, k_len=length, block_size=BLOCK)
     tiles = (length / STRIDE) ** 2 / 2 * STRIDE * DIM * 2 * HEADS
-    row["estimate_floor_ms"] = floor_ms(tiles, 2.0 * (q.numel() + k.numel()) + 4.0 * mask.numel())
     row["floor_ms"] = floor_ms(tiles + products(mask), 2.0 * (3 * q.numel() + 2 * k.numel() + v.numel()))
-    row["estimate_ms"] = median_ms(lambda: core.xattn_estimate(q, k, **options))
-    row["attend_ms"] = median_ms(lambda: core.block_sparse_attention(q, k, v, mask))
     row["ours_ms"] = median_ms(lambda: core.xattention(q, k, v, **options))
-    row |= {f"{name}_ms": ms for name, ms in dense_ms(q, k, v).items()}
-    row["ratio"] = min(row["cudnn_ms"], row["flash_ms"]) / row["ours_ms"]
+    row["scores_ms"] = median_ms(lambda: _antidiagonal_scores(q, k, STRIDE, BLOCK, None, True))
+    row["attend_ms"] = median_ms(lambda: core.block_sparse_attention(q, k, v, mask))
+    times = dense_ms(q, k, v)
+    row |= {f"{name}_ms": ms for name, ms in times.items()}
+    row["peer"] = "dense, " + min(times, key=lambda name: times[name])
+    row["peer_ms"] = min(times.values())
+    row["ratio"] = row["peer_ms"] / row["ours_ms"]
     exact = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     row["difference_to_dense"] = float(
         (core.xattention(q, k, v, **options).float() - exact.float()).norm() / exact.float().norm()
     )
-    return row
+    estimate: Row = {
+        "what": "estimate, select",
+        "length": length,
+        "density": row["density"],
+        "peer": "",
+        "peer_ms": "",
+        "ratio": "",
+    }
+    estimate["floor_ms"] = floor_ms(tiles, 2.0 * (q.numel() + k.numel()) + 4.0 * mask.numel())
+    estimate["ours_ms"] = median_ms(lambda: core.xattn_estimate(q, k, **options))
+    return [estimate, row]
 
 
 def main() -> int:
     """Measures, prints, writes; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--out", type=pathlib.Path)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[8192, 32768, 131072])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 32768, 131072])
     parser.add_argument("--densities", type=float, nargs="+", default=[0.05, 0.1, 0.25])
     parser.add_argument("--threshold", type=float, default=0.9)
     chosen = parser.parse_args()
     torch.manual_seed(0)
-    rows = []
-    measurements = [lambda n=n: measure_chain(n, chosen.threshold) for n in chosen.lengths]
-    measurements += [lambda d=d: measure_kernel(max(chosen.lengths), d) for d in chosen.densities]
+    rows: list[Row] = []
+    measurements: list[Callable[[], list[Row]]] = [
+        lambda n=n: measure_chain(n, chosen.threshold) for n in chosen.lengths
+    ]
+    measurements += [lambda d=d: [measure_kernel(max(chosen.lengths), d)] for d in chosen.densities]
     for measurement in measurements:
-        rows.append(measurement())
-        print(json.dumps(rows[-1]), flush=True)
+        for row in measurement():
+            rows.append(row)
+            print(json.dumps(row), flush=True)
         torch.cuda.empty_cache()
     result = {
         "operator": "core_llm_efficiency.block_sparse_attention",
         "device": torch.cuda.get_device_name(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "torch": torch.__version__,
+        "columns": ["what", "length", "density", "ours_ms", "peer", "peer_ms", "ratio", "floor_ms"],
         "rows": rows,
     }
     if chosen.out:

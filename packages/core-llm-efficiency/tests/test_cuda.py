@@ -163,3 +163,20 @@ def test_empty_operands_and_refusals():
         core.xattention(q, k.float(), v)
     with pytest.raises(TypeError, match="must be bfloat16"):
         core.xattention(q.float(), k.float(), v.float())
+
+
+def test_transformers_attend_sparsely_to_long_prompts_only():
+    transformers = pytest.importorskip("transformers")
+    from core_llm_efficiency.transformers import register_transformers
+
+    register_transformers("core_cuda_test", dense_up_to=512, stride=16)
+    forward = transformers.AttentionInterface()["core_cuda_test"]
+    module = torch.nn.Module()
+    module.is_causal, module.num_key_value_groups = True, 2
+    (q, k, v), _ = inputs(torch.bfloat16, 1, 4, 2, 700, 700)
+    with torch.no_grad():
+        sparse, _ = forward(module, q, k, v, None, scaling=128**-0.5)
+        short, _ = forward(module, q[:, :, :512], k[:, :, :512], v[:, :, :512], None, scaling=128**-0.5)
+    assert torch.equal(sparse.transpose(1, 2), core.xattention(q, k, v, stride=16))
+    dense = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[:, :, :512]
+    assert relative(short.transpose(1, 2).double().cpu().numpy(), dense.double().cpu().numpy()) < 8e-3

@@ -5,9 +5,17 @@
 #include <core_splatting/rasterize.hpp>
 
 namespace core_splatting {
-inline constexpr auto ops = core::op_set(core::op<"rasterize", &rasterize CORE_IF_CUDA(&rasterize_cuda)>(
-    "Renders 3D Gaussians into pinhole cameras: projection, exact tile culling, one sort by depth, blending front to back.",
-    {"means[N,3]", "quats[N,4]", "scales[N,3]", "opacities[N]", "colors[*,N,D]", "viewmats[C,4,4]", "Ks[C,3,3]", "backgrounds[C,D]",
-     "near_plane", "far_plane", "radius_clip", "eps2d", "max_alpha", "out_colors[C,H,W,D]", "out_alphas[C,H,W]"},
-    {.paper = "2308.04079", .ns_per_element = 20}));
+inline constexpr auto ops = core::op_set(
+    core::op<"rasterize", &rasterize CORE_IF_CUDA(&rasterize_cuda)>(
+        "Renders 3D Gaussians into pinhole cameras: projection, exact tile culling, one sort by depth, blending front to back.",
+        {"means[N,3]", "quats[N,4]", "scales[N,3]", "opacities[N]", "colors[*,N,D]", "viewmats[C,4,4]", "Ks[C,3,3]", "backgrounds[C,D]",
+         "near_plane", "far_plane", "radius_clip", "eps2d", "max_alpha", "out_colors[C,H,W,D]", "out_alphas[C,H,W]"},
+        {.paper = "2308.04079", .ns_per_element = 20}),
+    core::op<"rasterize_backward", &rasterize_backward>(
+        "The gradient of rasterize by Gaussians, colours, cameras and projected centres.",
+        {"means[N,3]",     "quats[N,4]",     "scales[N,3]",      "opacities[N]",      "colors[*,N,D]",   "viewmats[C,4,4]",
+         "Ks[C,3,3]",      "near_plane",     "far_plane",        "radius_clip",       "eps2d",           "max_alpha",
+         "image[C,H,W,D]", "alphas[C,H,W]",  "v_image[C,H,W,D]", "v_alphas[C,H,W]",   "v_means[N,3]",    "v_quats[N,4]",
+         "v_scales[N,3]",  "v_opacities[N]", "v_colors[*,N,D]",  "v_viewmats[C,4,4]", "v_means2d[C,N,4]"},
+        {.paper = "2308.04079", .ns_per_element = 20}));
 }

@@ -38,7 +38,8 @@ class Case:
     a function that prepares the same work: `peer(args)` returns a callable that does it and returns outputs by
     name. `agree(args, ours, peers)` gives the largest difference where values cannot be compared one by one.
     `work(args)` is (bytes moved, floating point operations). `inout` names outputs that are read too. `vary` gives
-    ranges of sizes for hypothesis. `torch_call(args)` calls the torch operator with torch tensors.
+    ranges of sizes for hypothesis. `torch_call(args)` calls the torch operator with torch tensors;
+    `differentiable` says that it takes tensors that require grad.
     """
 
     op: str

@@ -52,11 +52,11 @@ def edm_stability(structures: Structures, allowed: Mapping[int, tuple[int, ...]]
         sets[number] = sum(1 << v for v in set(valences))
     numbers, positions, offsets = _arrays(structures)
     batch = len(offsets) - 1
-    stable, bond_counts = (empty((batch,), "int64", like=numbers) for _ in range(2))
+    stable, bonds = (empty((batch,), "int64", like=numbers) for _ in range(2))
     valence = empty((len(numbers),), "int32", like=numbers)
-    table = as_array(sets, "int64", "allowed", like=numbers)
-    _C.edm_stability(numbers, positions, offsets, table, valence, stable, bond_counts)
-    return Stability(valence, stable, bond_counts, offsets[1:] - offsets[:-1])
+    allowed_sets = as_array(sets, "int64", "allowed", like=numbers)
+    _C.edm_stability(numbers, positions, offsets, allowed_sets, valence, stable, bonds)
+    return Stability(valence, stable, bonds, offsets[1:] - offsets[:-1])
 
 
 def edm_bonds(structures: Structures) -> tuple[Any, Any, Any]:

@@ -13,14 +13,22 @@ from .xattention import xattention
 
 
 def register_transformers(
-    name: str = "core_xattention", *, densities: list[float] | None = None, **options: Any
+    name: str = "core_xattention", *, densities: list[float] | None = None, dense_up_to: int = 8192, **options: Any
 ) -> None:
     """Registers prefill by `xattention(..., **options)` as the attention implementation `name`.
 
-    options: threshold, stride, block_size as in `xattention`; `densities` gets the share of visible blocks that was
-    read appended, for every layer that ran sparse. What has no sparse path (decoding one token, padded
-    batches, masks other than causal, dropout, gradients, other dtypes and devices) goes to torch's dense SDPA.
+    options: threshold, stride, block_size as in `xattention`: float32 on the CPU, bfloat16 and float16 on CUDA;
+    `densities` gets the share of visible blocks that was read appended, for every layer that ran sparse. What has
+    no sparse path (decoding one token, padded batches, masks other than causal, dropout, gradients, other dtypes and
+    devices) goes to torch's dense SDPA, and so does what would not gain: on CUDA, at most `dense_up_to` keys.
     """
+
+    def pays(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+        if query.device.type == "cpu":
+            return bool(query.dtype == torch.float32)
+        widest = max(query.shape[3], value.shape[3])
+        half = query.dtype in (torch.bfloat16, torch.float16)
+        return bool(query.device.type == "cuda" and half and widest <= 256 and key.shape[2] > dense_up_to)
 
     def forward(
         module: Any,
@@ -40,8 +48,7 @@ def register_transformers(
             or not causal
             or attention_mask is not None
             or dropout > 0
-            or query.dtype != torch.float32
-            or query.device.type != "cpu"
+            or not pays(query, key, value)
             or (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad))
         )
         if dense:
@@ -49,8 +56,10 @@ def register_transformers(
                 module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **rest
             )
             return answer
-        out, density = xattention(query, key, value, scale=scaling, return_density=True, **options)
-        if densities is not None:
+        if densities is None:
+            out = xattention(query, key, value, scale=scaling, **options)
+        else:
+            out, density = xattention(query, key, value, scale=scaling, return_density=True, **options)
             densities.append(density)
         return out.transpose(1, 2).contiguous(), None
 

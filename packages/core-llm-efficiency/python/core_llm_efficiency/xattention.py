@@ -3,8 +3,9 @@
 Shapes as in torch's scaled_dot_product_attention: query (B, H, N, D), key (B, G, M, D), value (B, G, M, E), all
 float32 on the CPU and all bfloat16 or float16 on CUDA (there D, E <= 256), H a multiple of G (grouped queries arrive
 un-repeated: head h reads h // (H // G)). With `is_causal` the queries are the last N of M positions, so N <= M
-(chunked prefill; torch aligns to the left instead). numpy in gives numpy out, torch gives torch. NaN and infinite inputs give NaN in the scores and in the query blocks that read them,
-and such a query block keeps all its blocks. Backward is not implemented: inputs that require grad are refused.
+(chunked prefill; torch aligns to the left instead). numpy in gives numpy out, torch gives torch. NaN and infinite
+inputs give NaN in the scores and in the query blocks that read them, and such a query block keeps all its blocks.
+Backward is not implemented: inputs that require grad are refused.
 """
 
 from __future__ import annotations

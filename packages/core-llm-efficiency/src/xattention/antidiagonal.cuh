@@ -27,4 +27,10 @@ struct Estimate {
     return static_cast<int>(whole * units_of_block + (rest + 63) / 64);
   }
 };
+
+/// Queues the product for sm_90a; false if these operands are none of its. partial[pairs][rows][units]: log2 of the sum of
+/// exponentials of every unit that a row sees.
+template <class T>
+bool estimate_hopper(const View<const T>& q, const View<const T>& k, const Estimate& e, int batch, int pairs, int device, float* partial,
+                     cudaStream_t stream);
 }  // namespace core_llm_efficiency

@@ -59,7 +59,8 @@ __global__ void __launch_bounds__(threads) estimate(View<const T> q, View<const 
 
 /// One thread block for one query block: the sums of its rows, then its scores.
 __global__ void __launch_bounds__(256) normalise(Estimate e, const float* partial, core::Tensor<float, 4> scores) {
-  extern __shared__ float total[];  // log2 of each row's sum of exponentials
+  extern __shared__ float total[];                           // log2 of each row's sum of exponentials
+  int* const shown = reinterpret_cast<int*>(total + e.per);  // the units that each row sees
   const std::int64_t pair = e.first_head + blockIdx.y, b = pair / e.heads, h = pair % e.heads;
   const int first = static_cast<int>(blockIdx.x) * e.per, count = min(e.per, e.rows - first);
   const float* rows = partial + (std::int64_t{blockIdx.y} * e.rows + first) * e.units;
@@ -70,21 +71,21 @@ __global__ void __launch_bounds__(256) normalise(Estimate e, const float* partia
     float top = -INFINITY, sum = 0;
     for (int u = lane; u < units; u += 32) {
       const float x = row[u], now = fmaxf(top, x), base = now == -INFINITY ? 0.f : now;
-      sum = sum * exp2f(top - base) + exp2f(x - base);
+      sum = sum * exp2_fast(top - base) + exp2_fast(x - base);
       top = now;
     }
     float most = top;
     for (int i = 16; i; i /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, i));
     sum *= top == -INFINITY && sum == 0 ? 0.f : exp2f(top - most);
     for (int i = 16; i; i /= 2) sum += __shfl_xor_sync(~0u, sum, i);
-    if (lane == 0) total[r] = most + log2f(sum);
+    if (lane == 0) total[r] = most + log2f(sum), shown[r] = units;
   }
   __syncthreads();
   for (int j = static_cast<int>(threadIdx.x); j < static_cast<int>(scores.shape[3]); j += 256) {
     float mass = 0;
     for (int r = 0; r < count; ++r) {
-      const int units = min(e.units_seen(first + r), (j + 1) * e.units_of_block);
-      for (int u = j * e.units_of_block; u < units; ++u) mass += exp2f(rows[std::int64_t{r} * e.units + u] - total[r]);
+      const int units = min(shown[r], (j + 1) * e.units_of_block);
+      for (int u = j * e.units_of_block; u < units; ++u) mass += exp2_fast(rows[std::int64_t{r} * e.units + u] - total[r]);
     }
     scores.data[b * scores.stride[0] + h * scores.stride[1] + blockIdx.x * scores.stride[2] + j * scores.stride[3]] = mass;
   }
@@ -123,11 +124,13 @@ void antidiagonal_scores_on(core::Tensor<const T, 4> q, core::Tensor<const T, 4>
   for (std::int64_t first = 0; first < all; first += at_once) {
     e.first_head = static_cast<int>(first);
     const auto pairs = static_cast<unsigned>(std::min(at_once, all - first));
-    const dim3 grid(static_cast<unsigned>(ceil_div(e.units, e.units_of_tile)), static_cast<unsigned>(ceil_div(e.rows, edge)), pairs);
-    estimate<<<grid, threads, 0, stream>>>(view(q), view(k), e, partial);
-    check_cuda(op, cudaGetLastError(), "estimating");
-    normalise<<<dim3(static_cast<unsigned>(scores.shape[2]), pairs), 256, static_cast<std::size_t>(e.per) * sizeof(float), stream>>>(
-        e, partial, scores);
+    if (!estimate_hopper(view(q), view(k), e, static_cast<int>(batch), static_cast<int>(pairs), q.device_id, partial, stream)) {
+      const dim3 grid(static_cast<unsigned>(ceil_div(e.units, e.units_of_tile)), static_cast<unsigned>(ceil_div(e.rows, edge)), pairs);
+      estimate<<<grid, threads, 0, stream>>>(view(q), view(k), e, partial);
+      check_cuda(op, cudaGetLastError(), "estimating");
+    }
+    normalise<<<dim3(static_cast<unsigned>(scores.shape[2]), pairs), 256, static_cast<std::size_t>(e.per) * 8, stream>>>(e, partial,
+                                                                                                                         scores);
     check_cuda(op, cudaGetLastError(), "normalising");
   }
 }

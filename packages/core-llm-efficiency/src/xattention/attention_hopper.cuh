@@ -210,11 +210,11 @@ bool attend_hopper(const Attention<T>& a, int device, cudaStream_t stream) {
   check_cuda(op, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "asking for the device");
   const std::int64_t groups = a.heads / a.share;
   if (major != 9 || a.block != tile || a.d != tile || a.e != tile || a.m == 0 || !(a.scale > 0) || !a.out.wide) return false;
+  const auto describe = [&](CUtensorMap* map, const View<const T>& x, std::int64_t heads, std::int64_t rows) {
+    return x.wide && hopper::describe<T, 4>(map, x.data, {tile, rows, heads, a.batch}, {1, x.row, x.head, x.batch}, {64, tile, 1, 1});
+  };
   Maps maps{};
-  if (!hopper::describe(&maps.q, a.q, {a.batch, a.heads, a.n, a.d}, tile) ||
-      !hopper::describe(&maps.k, a.k, {a.batch, groups, a.m, a.d}, tile) ||
-      !hopper::describe(&maps.v, a.v, {a.batch, groups, a.m, a.e}, tile))
-    return false;
+  if (!describe(&maps.q, a.q, a.heads, a.n) || !describe(&maps.k, a.k, groups, a.m) || !describe(&maps.v, a.v, groups, a.m)) return false;
   constexpr int bytes = static_cast<int>(sizeof(Shared<T>)) + 1024;
   check_cuda(op, cudaFuncSetAttribute(attend_tiles<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");
   attend_tiles<T><<<static_cast<unsigned>(std::int64_t{a.batch} * a.heads * a.q_blocks), 384, bytes, stream>>>(maps, a);

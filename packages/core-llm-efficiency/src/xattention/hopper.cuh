@@ -6,11 +6,12 @@
 
 namespace core_llm_efficiency::hopper {
 
-/// How a 4-dimensional operand [batch, head, row, column] lies in memory, for the copy engine: boxes of `rows` rows by
-/// 64 columns, swizzled over 128 bytes. False if it cannot be told so.
-template <class T>
-bool describe(CUtensorMap* map, const View<const T>& v, const std::array<std::int64_t, 4>& shape, unsigned rows) {
-  const auto encode = [] {
+/// Tells the copy engine how an operand lies in memory: `size` and, but for the first, `step` in elements of each
+/// dimension, boxes of 64 columns, swizzled over 128 bytes. False if it cannot be told so.
+template <class T, std::size_t Rank>
+bool describe(CUtensorMap* map, const T* data, const std::array<std::int64_t, Rank>& size, const std::array<std::int64_t, Rank>& step,
+              const std::array<cuuint32_t, Rank>& box) {
+  const auto find = [] {
     void* f = nullptr;
     cudaDriverEntryPointQueryResult found{};
     if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault, &found) != cudaSuccess ||
@@ -19,19 +20,18 @@ bool describe(CUtensorMap* map, const View<const T>& v, const std::array<std::in
     cudaGetLastError();
     return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(f);
   };
-  static const auto encode_tiled = encode();
-  if (!encode_tiled || !v.wide) return false;
-  const std::int64_t strides[3] = {v.row, v.head, v.batch};
-  cuuint64_t size[4], step[3];
-  for (unsigned i = 0; i < 4; ++i) size[i] = static_cast<cuuint64_t>(shape[3 - i]);
-  for (unsigned i = 0; i < 3; ++i) {
-    if (strides[i] <= 0 && size[i + 1] > 1) return false;
-    step[i] = size[i + 1] > 1 ? static_cast<cuuint64_t>(strides[i]) * sizeof(T) : 16;
+  static const auto encode = find();
+  if (!encode) return false;
+  cuuint64_t sizes[Rank], bytes[Rank];
+  cuuint32_t every[Rank];
+  for (std::size_t i = 0; i < Rank; ++i) {
+    if (step[i] <= 0 && size[i] > 1) return false;
+    sizes[i] = static_cast<cuuint64_t>(size[i]), every[i] = 1;
+    bytes[i] = size[i] > 1 ? static_cast<cuuint64_t>(step[i]) * sizeof(T) : 16;
   }
-  const cuuint32_t box[4] = {64, rows, 1, 1}, every[4] = {1, 1, 1, 1};
-  return encode_tiled(map, std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4,
-                      const_cast<T*>(v.data), size, step, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+  return encode(map, std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                static_cast<cuuint32_t>(Rank), const_cast<T*>(data), sizes, bytes + 1, box.data(), every, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
 using Barrier = std::uint64_t;
@@ -58,6 +58,14 @@ __device__ inline void copy(void* to, const CUtensorMap* map, Barrier* b, int co
                    shared_address(to)),
                "l"(map), "r"(shared_address(b)), "r"(column), "r"(row), "r"(head), "r"(batch)
                : "memory");
+}
+
+__device__ inline void copy(void* to, const CUtensorMap* map, Barrier* b, int column, int row, int tile, int head, int batch) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(
+          shared_address(to)),
+      "l"(map), "r"(shared_address(b)), "r"(column), "r"(row), "r"(tile), "r"(head), "r"(batch)
+      : "memory");
 }
 
 /// A matrix in shared memory, of rows of 128 swizzled bytes. leading: bytes between pieces of 64 columns, where those run

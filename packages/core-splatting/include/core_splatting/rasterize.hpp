@@ -34,6 +34,25 @@ CORE_EXPORT void rasterize(core::Tensor<const float, 2> means, core::Tensor<cons
                            std::optional<core::Tensor<const float, 2>> backgrounds, double near_plane, double far_plane, double radius_clip,
                            double eps2d, double max_alpha, core::Tensor<float, 4> out_colors, core::Tensor<float, 3> out_alphas);
 
+/// The gradient of `rasterize`: what a loss gains by each input, given what it gains by each pixel.
+///
+/// means .. max_alpha: as in `rasterize`; image[C,H,W,D], alphas[C,H,W]: what it gave; v_image[C,H,W,D],
+/// v_alphas[C,H,W]: derivatives of the loss by these. Written whole: v_means[N,3], v_quats[N,4], v_scales[N,3],
+/// v_opacities[N], v_colors[G,N,D] and v_viewmats[C,4,4] (last row 0), the derivatives by the inputs, summed over
+/// cameras; v_means2d[C,N,4]: those by the projected centre (x, y) in pixels, and the sums over pixels of their
+/// absolute values (the "absgrad" of Ye et al., arXiv 2404.10484). Culled Gaussians get 0, and so does an alpha
+/// that max_alpha limits. By the background b it is the sum over pixels of (1 - alpha) v_image.
+/// Throws what `rasterize` throws. The result does not depend on the number of threads.
+CORE_EXPORT void rasterize_backward(core::Tensor<const float, 2> means, core::Tensor<const float, 2> quats,
+                                    core::Tensor<const float, 2> scales, core::Tensor<const float, 1> opacities,
+                                    core::Tensor<const float, 3> colors, core::Tensor<const float, 3> viewmats,
+                                    core::Tensor<const float, 3> Ks, double near_plane, double far_plane, double radius_clip, double eps2d,
+                                    double max_alpha, core::Tensor<const float, 4> image, core::Tensor<const float, 3> alphas,
+                                    core::Tensor<const float, 4> v_image, core::Tensor<const float, 3> v_alphas,
+                                    core::Tensor<float, 2> v_means, core::Tensor<float, 2> v_quats, core::Tensor<float, 2> v_scales,
+                                    core::Tensor<float, 1> v_opacities, core::Tensor<float, 3> v_colors, core::Tensor<float, 3> v_viewmats,
+                                    core::Tensor<float, 3> v_means2d);
+
 #if defined(CORE_WITH_CUDA)
 /// The same on CUDA tensors. Work is queued on `stream`; the host waits for the number of
 /// (Gaussian, tile) pairs only. Scratch comes from a pool that keeps up to 1 GiB per device.

@@ -19,3 +19,30 @@ def rasterize(
     out_alphas: Any,  # out float32[C,H,W]
 ) -> None:
     """Renders 3D Gaussians into pinhole cameras: projection, exact tile culling, one sort by depth, blending front to back."""
+
+def rasterize_backward(
+    means: Any,  # float32[N,3]
+    quats: Any,  # float32[N,4]
+    scales: Any,  # float32[N,3]
+    opacities: Any,  # float32[N]
+    colors: Any,  # float32[*,N,D]
+    viewmats: Any,  # float32[C,4,4]
+    Ks: Any,  # float32[C,3,3]
+    near_plane: float,
+    far_plane: float,
+    radius_clip: float,
+    eps2d: float,
+    max_alpha: float,
+    image: Any,  # float32[C,H,W,D]
+    alphas: Any,  # float32[C,H,W]
+    v_image: Any,  # float32[C,H,W,D]
+    v_alphas: Any,  # float32[C,H,W]
+    v_means: Any,  # out float32[N,3]
+    v_quats: Any,  # out float32[N,4]
+    v_scales: Any,  # out float32[N,3]
+    v_opacities: Any,  # out float32[N]
+    v_colors: Any,  # out float32[*,N,D]
+    v_viewmats: Any,  # out float32[C,4,4]
+    v_means2d: Any,  # out float32[C,N,4]
+) -> None:
+    """The gradient of rasterize by Gaussians, colours, cameras and projected centres."""

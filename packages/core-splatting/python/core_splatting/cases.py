@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from core_registry.testing import Case
 
-from .reference.rasterize import rasterize, rasterize_torch
+from .reference.rasterize import rasterize, rasterize_backward, rasterize_torch
 
 
 def scene(
@@ -37,6 +37,32 @@ def scene(
         "radius_clip": 0.0, "eps2d": 0.3,
         "max_alpha": 0.999, "out_colors": np.empty((C, H, W, D), f32), "out_alphas": np.empty((C, H, W), f32),
     }  # fmt: skip
+
+
+def scene_backward(rng: np.random.Generator, **size: Any) -> dict[str, Any]:
+    """A `scene` with its picture, and random derivatives of a loss by the picture; the gradient's arguments."""
+    forward = scene(rng, **size)
+    expected = rasterize(forward) if size["N"] <= 100 else _rendered(forward)
+    f32 = np.float32
+    cameras, height, width, channels = forward["out_colors"].shape
+    count = len(forward["means"])
+    inputs = {k: v for k, v in forward.items() if k != "backgrounds" and not k.startswith("out_")}
+    return inputs | {
+        "image": expected["out_colors"].astype(f32), "alphas": expected["out_alphas"].astype(f32),
+        "v_image": rng.normal(size=(cameras, height, width, channels)).astype(f32),
+        "v_alphas": rng.normal(size=(cameras, height, width)).astype(f32),
+        "v_means": np.empty((count, 3), f32), "v_quats": np.empty((count, 4), f32),
+        "v_scales": np.empty((count, 3), f32), "v_opacities": np.empty(count, f32),
+        "v_colors": np.empty((1, count, channels), f32), "v_viewmats": np.empty((cameras, 4, 4), f32),
+        "v_means2d": np.empty((cameras, count, 4), f32),
+    }  # fmt: skip
+
+
+def _rendered(forward: dict[str, Any]) -> dict[str, Any]:
+    from . import _core_splatting as _C
+
+    _C.rasterize(*forward.values())
+    return forward
 
 
 def _peer(args: dict[str, Any]) -> Callable[[], Mapping[str, Any]]:
@@ -79,6 +105,26 @@ cases: list[Case] = [
         work=_work,
         vary={"N": (0, 80), "W": (0, 40), "H": (0, 40), "C": (0, 3), "D": (0, 40)},
         torch_call=_torch_call,
+        differentiable=True,
         devices=("cpu", "cuda"),
-    )
+    ),
+    Case(
+        op="core_splatting.rasterize_backward",
+        sizes={
+            "tiny": {"N": 12, "W": 21, "H": 18, "C": 2, "focal": 40.0},
+            "bench": {"N": 10_000, "W": 512, "H": 512},
+        },
+        make=scene_backward,
+        reference=rasterize_backward,
+        tolerance={
+            "v_means": (1e-3, 2e-2),
+            "v_quats": (1e-3, 2e-3),
+            "v_scales": (1e-3, 5e-2),
+            "v_opacities": (1e-3, 2e-2),
+            "v_colors": (1e-3, 5e-3),
+            "v_viewmats": (1e-3, 5e-2),
+            "v_means2d": (1e-3, 2e-3),
+        },
+        vary={"N": (0, 14), "W": (0, 20), "H": (0, 20), "C": (0, 2), "D": (0, 9)},
+    ),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from core_registry.arrays import as_array, empty, is_torch
@@ -81,7 +82,9 @@ def rasterization(
         TypeError: an array that is not float32, an unknown keyword.
         ValueError: shapes that do not fit, a scalar out of range, a camera that is not finite.
         NotImplementedError: spherical harmonics, other camera models, the antialiased mode and whatever else of
-            gsplat is not here; a gradient.
+            gsplat is not here; a gradient by Ks, and on CUDA any gradient.
+
+    torch tensors that require grad get one: means, quats, scales, opacities, colors, viewmats and backgrounds.
     """
     for name, value in options.items():
         if name not in _UNSUPPORTED:
@@ -129,7 +132,11 @@ def rasterization(
         _C.rasterize(means, quats, scales, opacities, colors, viewmats, Ks, backgrounds, *scalars, out, alphas)
     alphas = alphas[..., None]
     if render_mode.endswith("ED"):
-        out[..., -1:] /= alphas.clip(1e-10)
+        expected = out[..., -1:] / alphas.clip(1e-10)
+        if is_torch(out):
+            out = sys.modules["torch"].cat([out[..., :-1], expected], -1)  # type: ignore[attr-defined]
+        else:
+            out[..., -1:] = expected
     return out, alphas, {"width": width, "height": height, "n_cameras": cameras, "tile_size": 16}
 
 

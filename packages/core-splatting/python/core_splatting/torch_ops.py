@@ -1,6 +1,8 @@
-"""The torch operator `core_splatting::rasterize`, on the CPU and on CUDA; it has no derivative yet."""
+"""The torch operators `core_splatting::rasterize`, on the CPU and on CUDA, and its gradient, on the CPU."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from core_registry import torchlib
@@ -69,5 +71,47 @@ def _fake(
     return _outputs(means, colors, viewmats, width, height)
 
 
-rasterize = torchlib.define("core_splatting", _SCHEMA, _impl, _fake)
+_BACKWARD_SCHEMA = (
+    "rasterize_backward(Tensor means, Tensor quats, Tensor scales, Tensor opacities, Tensor colors, Tensor viewmats, "
+    "Tensor Ks, float near_plane, float far_plane, float radius_clip, float eps2d, float max_alpha, Tensor image, "
+    "Tensor alphas, Tensor v_image, Tensor v_alphas) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def _gradients(
+    means: torch.Tensor, quats: torch.Tensor, scales: torch.Tensor, opacities: torch.Tensor, colors: torch.Tensor,
+    viewmats: torch.Tensor, *_: Any,
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    inputs = (means, quats, scales, opacities, colors, viewmats)
+    return (
+        *(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs),
+        torch.empty((viewmats.shape[0], means.shape[0], 4), dtype=means.dtype, device=means.device),
+    )  # fmt: skip
+
+
+def _backward_impl(*args: Any) -> tuple[torch.Tensor, ...]:
+    out = _gradients(*args)
+    _C.rasterize_backward(*args, *out)
+    return out
+
+
+rasterize_backward = torchlib.define("core_splatting", _BACKWARD_SCHEMA, _backward_impl, _gradients)
+"""Gradients of a loss by means, quats, scales, opacities, colors, viewmats and (C, N, 4) by the projected centres."""
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:7], *output)
+    ctx.scalars = inputs[10:]
+
+
+def _backward(ctx: Any, v_image: torch.Tensor, v_alphas: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    *inputs, image, alphas = ctx.saved_tensors
+    if ctx.needs_input_grad[6]:
+        raise NotImplementedError("rasterize: argument 'Ks' requires grad, but has no derivative; use Ks.detach()")
+    v_backgrounds = ((1 - alphas)[..., None] * v_image).sum((1, 2)) if ctx.needs_input_grad[7] else None
+    gradients = rasterize_backward(*inputs, *ctx.scalars, image, alphas, v_image, v_alphas)
+    return (*gradients[:6], None, v_backgrounds, *[None] * 7)
+
+
+rasterize = torchlib.define("core_splatting", _SCHEMA, _impl, _fake, _backward, _setup_context)
 """(colours (C, H, W, D), alphas (C, H, W)) of the raw operator's arguments; see `rasterization`."""

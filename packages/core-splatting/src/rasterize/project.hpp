@@ -96,6 +96,110 @@ CORE_HD bool project(const Camera& cam, const Options& o, const float* mean, con
   return sum - sum == 0.f && s.uu < 0.f && s.yy < 0.f && (ceilf(s.extent_x) > o.radius_clip || ceilf(s.extent_y) > o.radius_clip);
 }
 
+/// Derivatives of a loss by what `project` returns.
+struct SplatGradient {
+  float x, y, uu, shear, yy, log2_opacity;
+};
+
+/// Derivatives of a loss by what `project` takes; `r` and `t` are those of the camera.
+struct GaussianGradient {
+  float mean[3], quat[4], scale[3], opacity, r[9], t[3];
+};
+
+/// The derivative of `project` at a Gaussian that is not culled.
+CORE_HD GaussianGradient project_backward(const Camera& cam, const Options& o, const float* mean, const float* quat, const float* scale,
+                                          float opacity, const SplatGradient& v) {
+  const float* r = cam.r;
+  const float x = r[0] * mean[0] + r[1] * mean[1] + r[2] * mean[2] + cam.t[0];
+  const float y = r[3] * mean[0] + r[4] * mean[1] + r[5] * mean[2] + cam.t[1];
+  const float z = r[6] * mean[0] + r[7] * mean[1] + r[8] * mean[2] + cam.t[2];
+  const float iz = 1.f / z, w = static_cast<float>(o.width), h = static_cast<float>(o.height);
+  const float margin_x = 0.15f * w / cam.fx, margin_y = 0.15f * h / cam.fy;
+  const float u = min_of((w - cam.cx) / cam.fx + margin_x, max_of(-cam.cx / cam.fx - margin_x, x * iz));
+  const float s = min_of((h - cam.cy) / cam.fy + margin_y, max_of(-cam.cy / cam.fy - margin_y, y * iz));
+  const float jx = cam.fx * iz, jy = cam.fy * iz;
+
+  const float length = sqrtf(quat[0] * quat[0] + quat[1] * quat[1] + quat[2] * quat[2] + quat[3] * quat[3]);
+  const float qw = quat[0] / length, qx = quat[1] / length, qy = quat[2] / length, qz = quat[3] / length;
+  const float rot[9] = {1.f - 2.f * (qy * qy + qz * qz), 2.f * (qx * qy - qw * qz),       2.f * (qx * qz + qw * qy),
+                        2.f * (qx * qy + qw * qz),       1.f - 2.f * (qx * qx + qz * qz), 2.f * (qy * qz - qw * qx),
+                        2.f * (qx * qz - qw * qy),       2.f * (qy * qz + qw * qx),       1.f - 2.f * (qx * qx + qy * qy)};
+  float a[3], b[3], p0[3], p1[3], m0[3], m1[3];
+  for (int k = 0; k < 3; ++k) a[k] = jx * (r[k] - u * r[6 + k]), b[k] = jy * (r[3 + k] - s * r[6 + k]);
+  for (int k = 0; k < 3; ++k) {
+    p0[k] = a[0] * rot[k] + a[1] * rot[3 + k] + a[2] * rot[6 + k], m0[k] = scale[k] * p0[k];
+    p1[k] = b[0] * rot[k] + b[1] * rot[3 + k] + b[2] * rot[6 + k], m1[k] = scale[k] * p1[k];
+  }
+  const float cov_y = m1[0] * m1[0] + m1[1] * m1[1] + m1[2] * m1[2] + o.eps2d;
+  const float xy = m0[0] * m1[0] + m0[1] * m1[1] + m0[2] * m1[2];
+  const float d01 = m0[0] * m1[1] - m0[1] * m1[0], d02 = m0[0] * m1[2] - m0[2] * m1[0], d12 = m0[1] * m1[2] - m0[2] * m1[1];
+  const float xx = m0[0] * m0[0] + m0[1] * m0[1] + m0[2] * m0[2];
+  const float det = d01 * d01 + d02 * d02 + d12 * d12 + o.eps2d * (xx + cov_y - o.eps2d) + o.eps2d * o.eps2d;
+
+  // With the covariance (A, B; B, C): uu = -k C / (A C - B^2), shear = B / C, yy = -k / C.
+  constexpr float k_half = 0.5f * log2e;
+  const float q = cov_y / det, shear = xy / cov_y, v_xx = v.uu * k_half * q * q;
+  const float v_xy = v.shear / cov_y - 2.f * shear * v_xx;
+  const float v_yy = v_xx * shear * shear + (v.yy * k_half / cov_y - v.shear * shear) / cov_y;
+
+  GaussianGradient g{};
+  float v_a[3] = {}, v_b[3] = {}, v_rot[9];
+  for (int k = 0; k < 3; ++k) {
+    const float v_m0 = 2.f * v_xx * m0[k] + v_xy * m1[k], v_m1 = 2.f * v_yy * m1[k] + v_xy * m0[k];
+    g.scale[k] = v_m0 * p0[k] + v_m1 * p1[k];
+    for (int i = 0; i < 3; ++i) {
+      v_a[i] += v_m0 * scale[k] * rot[3 * i + k];
+      v_b[i] += v_m1 * scale[k] * rot[3 * i + k];
+      v_rot[3 * i + k] = scale[k] * (v_m0 * a[i] + v_m1 * b[i]);
+    }
+  }
+  float v_jx = v.x * x, v_jy = v.y * y, v_u = 0.f, v_s = 0.f;
+  for (int k = 0; k < 3; ++k) {
+    v_jx += v_a[k] * (r[k] - u * r[6 + k]);
+    v_jy += v_b[k] * (r[3 + k] - s * r[6 + k]);
+    v_u -= jx * v_a[k] * r[6 + k];
+    v_s -= jy * v_b[k] * r[6 + k];
+    g.r[k] = jx * v_a[k];
+    g.r[3 + k] = jy * v_b[k];
+    g.r[6 + k] = -jx * u * v_a[k] - jy * s * v_b[k];
+  }
+  // Where the slope is clamped to the border, it does not depend on the centre.
+  if (u != x * iz) v_u = 0.f;
+  if (s != y * iz) v_s = 0.f;
+  g.t[0] = v.x * jx + v_u * iz;
+  g.t[1] = v.y * jy + v_s * iz;
+  g.t[2] = -iz * (v_jx * jx + v_jy * jy + (v_u * x + v_s * y) * iz);
+  for (int i = 0; i < 3; ++i)
+    for (int k = 0; k < 3; ++k) {
+      g.mean[k] += r[3 * i + k] * g.t[i];
+      g.r[3 * i + k] += g.t[i] * mean[k];
+    }
+  const float wx = v_rot[7] - v_rot[5], wy = v_rot[2] - v_rot[6], wz = v_rot[3] - v_rot[1];
+  const float sxy = v_rot[1] + v_rot[3], sxz = v_rot[2] + v_rot[6], syz = v_rot[5] + v_rot[7];
+  const float unit[4] = {qw, qx, qy, qz};
+  const float v_unit[4] = {2.f * (qx * wx + qy * wy + qz * wz), 2.f * (qw * wx - 2.f * qx * (v_rot[4] + v_rot[8]) + qy * sxy + qz * sxz),
+                           2.f * (qw * wy + qx * sxy - 2.f * qy * (v_rot[0] + v_rot[8]) + qz * syz),
+                           2.f * (qw * wz + qx * sxz + qy * syz - 2.f * qz * (v_rot[0] + v_rot[4]))};
+  const float along = v_unit[0] * qw + v_unit[1] * qx + v_unit[2] * qy + v_unit[3] * qz;
+  for (int k = 0; k < 4; ++k) g.quat[k] = (v_unit[k] - along * unit[k]) / length;
+  g.opacity = v.log2_opacity * log2e / opacity;
+  return g;
+}
+
+/// Sums over the pixels of a Gaussian of G = alpha dL/dalpha where alpha is not clamped, with u = dx - shear dy:
+/// G, G u, G u^2, G dy, G u dy, G dy^2; then |G u| and |G (uu u shear - yy dy)|.
+inline constexpr int moments = 8;
+
+CORE_HD SplatGradient splat_gradient(const Splat& s, const float* m) {
+  constexpr float ln2 = 1.f / log2e;
+  return {-2.f * ln2 * s.uu * m[1],
+          2.f * ln2 * (s.uu * s.shear * m[1] - s.yy * m[3]),
+          ln2 * m[2],
+          -2.f * ln2 * s.uu * m[4],
+          ln2 * m[5],
+          ln2 * m[0]};
+}
+
 struct Range {
   int first, last;  // empty if last < first
 };
@@ -131,8 +235,8 @@ CORE_HD_ONCE Range tile_columns(const Splat& s, const Options& o, int row) {
   return cells(s.x + left, s.x + right, tile_size, o.tiles_x);
 }
 
-/// Throws ValueError if a scalar or a size is out of range.
-Options check_options(std::int64_t cameras, std::int64_t gaussians, std::int64_t color_sets, double near_plane, double far_plane,
-                      double radius_clip, double eps2d, double max_alpha, std::int64_t height, std::int64_t width);
+/// Throws ValueError, in the name of the operator `op`, if a scalar or a size is out of range.
+Options check_options(const char* op, std::int64_t cameras, std::int64_t gaussians, std::int64_t color_sets, double near_plane,
+                      double far_plane, double radius_clip, double eps2d, double max_alpha, std::int64_t height, std::int64_t width);
 
 }  // namespace core_splatting

@@ -11,15 +11,15 @@
 #include <utility>
 #include <vector>
 
-#include "project.hpp"
+#include "tiles.hpp"
 
 namespace core_splatting {
 
-Options check_options(std::int64_t cameras, std::int64_t gaussians, std::int64_t color_sets, double near_plane, double far_plane,
-                      double radius_clip, double eps2d, double max_alpha, std::int64_t height, std::int64_t width) {
-  const auto require = [](bool ok, const char* name, const char* wanted, double got) {
+Options check_options(const char* op, std::int64_t cameras, std::int64_t gaussians, std::int64_t color_sets, double near_plane,
+                      double far_plane, double radius_clip, double eps2d, double max_alpha, std::int64_t height, std::int64_t width) {
+  const auto require = [op](bool ok, const char* name, const char* wanted, double got) {
     if (!ok)
-      throw core::Error("ValueError", std::string("rasterize: argument '") + name + "' must be " + wanted + ", got " + std::to_string(got));
+      throw core::Error("ValueError", std::string(op) + ": argument '" + name + "' must be " + wanted + ", got " + std::to_string(got));
   };
   constexpr double most = std::numeric_limits<float>::max();
   require(near_plane > 0 && near_plane <= most, "near_plane", "positive and finite", near_plane);
@@ -33,22 +33,16 @@ Options check_options(std::int64_t cameras, std::int64_t gaussians, std::int64_t
   require(height <= 65536, "out_alphas", "at most 65536 pixels high", static_cast<double>(height));
   const std::int64_t tiles_x = (width + tile_size - 1) / tile_size, tiles_y = (height + tile_size - 1) / tile_size;
   constexpr std::int64_t limit = std::numeric_limits<std::int32_t>::max();
-  if (core::checked_mul(cameras, gaussians, "rasterize: the number of projections") > limit ||
-      core::checked_mul(cameras, tiles_x * tiles_y, "rasterize: the number of tiles") > limit)
-    throw core::Error("ValueError", "rasterize: more than 2^31 - 1 projections or tiles in one call; pass fewer cameras");
+  if (core::checked_mul(cameras, gaussians, (std::string(op) + ": the number of projections").c_str()) > limit ||
+      core::checked_mul(cameras, tiles_x * tiles_y, (std::string(op) + ": the number of tiles").c_str()) > limit)
+    throw core::Error("ValueError", std::string(op) + ": more than 2^31 - 1 projections or tiles in one call; pass fewer cameras");
   const auto narrow = [most](double v) { return static_cast<float>(std::min(v, most)); };
   return {narrow(near_plane),       narrow(far_plane),       narrow(radius_clip),      narrow(eps2d),
           narrow(max_alpha),        static_cast<int>(width), static_cast<int>(height), static_cast<int>(tiles_x),
           static_cast<int>(tiles_y)};
 }
 
-namespace {
-
-constexpr int lanes = 8, groups = tile_size / lanes, channel_chunk = 32;
-
-using Colors = core::Tensor<const float, 3>;
-
-Camera load_camera(const core::Tensor<const float, 3>& viewmats, const core::Tensor<const float, 3>& Ks, std::int64_t c) {
+Camera load_camera(const char* op, const core::Tensor<const float, 3>& viewmats, const core::Tensor<const float, 3>& Ks, std::int64_t c) {
   Camera cam;
   for (int row = 0; row < 3; ++row) {
     for (int k = 0; k < 3; ++k) cam.r[3 * row + k] = viewmats(c, row, k);
@@ -58,12 +52,14 @@ Camera load_camera(const core::Tensor<const float, 3>& viewmats, const core::Ten
   const bool finite = std::all_of(cam.r, cam.r + 9, [](float v) { return std::isfinite(v); }) &&
                       std::all_of(cam.t, cam.t + 3, [](float v) { return std::isfinite(v); });
   if (!finite)
-    throw core::Error("ValueError", "rasterize: argument 'viewmats' must be finite, but camera " + std::to_string(c) + " is not");
+    throw core::Error("ValueError", std::string(op) + ": argument 'viewmats' must be finite, but camera " + std::to_string(c) + " is not");
   if (!(cam.fx > 0 && cam.fy > 0 && std::isfinite(cam.fx + cam.fy + cam.cx + cam.cy)))
-    throw core::Error("ValueError",
-                      "rasterize: argument 'Ks' must be finite with positive focal lengths, but camera " + std::to_string(c) + " is not");
+    throw core::Error("ValueError", std::string(op) + ": argument 'Ks' must be finite with positive focal lengths, but camera " +
+                                        std::to_string(c) + " is not");
   return cam;
 }
+
+namespace {
 
 struct Key {
   std::uint32_t depth, index;
@@ -84,11 +80,7 @@ void sort_by_depth(std::vector<Key>& keys) {
   }
 }
 
-/// The visible Gaussians of one camera in depth order.
-struct Projected {
-  std::vector<Splat> splats;
-  std::vector<std::uint32_t> index;  // which Gaussian
-};
+}  // namespace
 
 Projected project_sorted(const Camera& cam, const Options& o, const core::Tensor<const float, 2>& means,
                          const core::Tensor<const float, 2>& quats, const core::Tensor<const float, 2>& scales,
@@ -121,11 +113,6 @@ Projected project_sorted(const Camera& cam, const Options& o, const core::Tensor
   });
   return p;
 }
-
-/// The splats of each tile, front to back: those of tile t are list[begin[t]] .. list[begin[t + 1]].
-struct Bins {
-  std::vector<std::uint32_t> begin, list;
-};
 
 Bins bin(const std::vector<Splat>& splats, const Options& o) {
   struct Row {
@@ -181,13 +168,11 @@ Bins bin(const std::vector<Splat>& splats, const Options& o) {
   return bins;
 }
 
-/// 2^x for x in [-126, 0], relative error below 3e-7.
-inline float exp2_of(float x) {
-  const int whole = static_cast<int>(x - 0.5f);
-  const float f = x - static_cast<float>(whole);
-  const float p = 1.f + f * (0.69314718f + f * (0.24022651f + f * (0.05550411f + f * (0.00961813f + f * (0.00133336f + f * 0.00015404f)))));
-  return p * std::bit_cast<float>((whole + 127) << 23);
-}
+namespace {
+
+constexpr int channel_chunk = 32;
+
+using Colors = core::Tensor<const float, 3>;
 
 struct Frame {
   const Projected* projected;
@@ -294,11 +279,11 @@ void rasterize(core::Tensor<const float, 2> means, core::Tensor<const float, 2> 
                double far_plane, double radius_clip, double eps2d, double max_alpha, core::Tensor<float, 4> out_colors,
                core::Tensor<float, 3> out_alphas) {
   const std::int64_t cameras = viewmats.shape[0];
-  const Options o = check_options(cameras, means.shape[0], colors.shape[0], near_plane, far_plane, radius_clip, eps2d, max_alpha,
-                                  out_alphas.shape[1], out_alphas.shape[2]);
+  const Options o = check_options("rasterize", cameras, means.shape[0], colors.shape[0], near_plane, far_plane, radius_clip, eps2d,
+                                  max_alpha, out_alphas.shape[1], out_alphas.shape[2]);
   const std::int64_t tiles = static_cast<std::int64_t>(o.tiles_x) * o.tiles_y;
   for (std::int64_t c = 0; c < cameras; ++c) {
-    const Camera cam = load_camera(viewmats, Ks, c);
+    const Camera cam = load_camera("rasterize", viewmats, Ks, c);
     if (tiles == 0) continue;
     const Projected projected = project_sorted(cam, o, means, quats, scales, opacities);
     const Bins bins = bin(projected.splats, o);

@@ -378,7 +378,7 @@ void rasterize_cuda(core::Tensor<const float, 2> means, core::Tensor<const float
                     double far_plane, double radius_clip, double eps2d, double max_alpha, core::Tensor<float, 4> out_colors,
                     core::Tensor<float, 3> out_alphas, core::Stream queue) {
   const std::int64_t cameras = viewmats.shape[0], gaussians = means.shape[0];
-  const Options o = check_options(cameras, gaussians, colors.shape[0], near_plane, far_plane, radius_clip, eps2d, max_alpha,
+  const Options o = check_options("rasterize", cameras, gaussians, colors.shape[0], near_plane, far_plane, radius_clip, eps2d, max_alpha,
                                   out_alphas.shape[1], out_alphas.shape[2]);
   const std::int64_t tiles = cameras * o.tiles_x * o.tiles_y;
   if (tiles == 0) return;

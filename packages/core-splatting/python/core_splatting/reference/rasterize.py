@@ -87,6 +87,99 @@ def rasterize(args: dict[str, Any]) -> dict[str, Array]:
     return {"out_colors": out_colors, "out_alphas": out_alphas}
 
 
+def rasterize_backward(args: dict[str, Any]) -> dict[str, Array]:
+    """The gradient in float64: blending with a kept list for each pixel and the inverse covariance as the parameter;
+    the projection's Jacobian by central differences."""
+    f64 = {k: np.asarray(v, np.float64) for k, v in args.items() if isinstance(v, np.ndarray)}
+    cameras, height, width, _ = args["image"].shape
+    count = len(f64["means"])
+    colors = np.broadcast_to(f64["colors"], (cameras, *f64["colors"].shape[1:]))
+    out = {k: np.zeros(v.shape) for k, v in args.items() if k.startswith("v_") and k not in ("v_image", "v_alphas")}
+    px, py = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    for c in range(cameras):
+        K = f64["Ks"][c]
+        inputs = np.concatenate(
+            [f64["means"], f64["quats"], f64["scales"], np.tile(f64["viewmats"][c, :3].reshape(12), (count, 1))], 1
+        )
+
+        def projected(x: Array, K: Array = K) -> Array:
+            """(N, 5): centre and covariance (xx, xy, yy) for one camera per Gaussian."""
+            views = np.zeros((len(x), 4, 4))
+            views[:, :3] = x[:, 10:].reshape(-1, 3, 4)
+            rows = [
+                project(x[i : i + 1, :3], x[i : i + 1, 3:7], x[i : i + 1, 7:10], views[i], K, width, height,
+                        args["eps2d"])
+                for i in range(len(x))
+            ]  # fmt: skip
+            return np.array([[*centre[0], cov[0, 0, 0], cov[0, 0, 1], cov[0, 1, 1]] for centre, cov, _ in rows])
+
+        if count == 0 or height * width == 0:
+            continue
+        now = projected(inputs)
+        depths = f64["means"] @ f64["viewmats"][c, 2, :3] + f64["viewmats"][c, 2, 3]
+        opacities = f64["opacities"]
+        with np.errstate(all="ignore"):
+            reach = np.minimum(3.33, np.sqrt(2 * np.log(255 * opacities)))
+            radii = np.ceil(reach[:, None] * np.sqrt(now[:, [2, 4]]))
+            visible = (
+                (depths >= args["near_plane"]) & (depths <= args["far_plane"]) & (opacities > 1 / 255)
+                & (radii > args["radius_clip"]).any(-1) & np.isfinite(now).all(-1)
+            )  # fmt: skip
+        order = np.flatnonzero(visible)
+        order = order[np.argsort(depths[order], kind="stable")]
+        blended: list[tuple[int, Array, Array, Array, Array]] = []
+        left, finished = np.ones((height, width)), np.zeros((height, width), bool)
+        for i in order:
+            inverse = np.linalg.inv([[now[i, 2], now[i, 3]], [now[i, 3], now[i, 4]]])
+            offset = np.stack([px - now[i, 0], py - now[i, 1]], -1)
+            pull = offset @ inverse
+            sigma = 0.5 * (pull * offset).sum(-1)
+            raw = opacities[i] * np.exp(-sigma)
+            alpha = np.minimum(args["max_alpha"], raw)
+            touched = ~finished & (alpha >= 1 / 255) & (sigma <= 0.5 * 3.33**2)
+            finished |= touched & (left * (1 - alpha) <= 1e-4)
+            alpha = np.where(touched & ~finished, alpha, 0)
+            blended.append((i, alpha, left, raw <= args["max_alpha"], pull))
+            left = left * (1 - alpha)
+        v_image, v_alphas = f64["v_image"][c], f64["v_alphas"][c]
+        total = (v_image * f64["image"][c]).sum(-1)
+        front = sum(
+            (alpha * before * (v_image @ colors[c, i]) for i, alpha, before, *_ in blended), np.zeros((height, width))
+        )
+        behind = total - front - left * v_alphas  # what the background adds, and alpha takes
+        v_projected = np.zeros((count, 5))
+        for i, alpha, before, free, pull in reversed(blended):
+            shade = v_image @ colors[c, i]
+            v_alpha = before * shade - behind / (1 - alpha)
+            behind = behind + alpha * before * shade
+            out["v_colors"][c if len(out["v_colors"]) > 1 else 0, i] += np.einsum("hw,hwd->d", alpha * before, v_image)
+            v_log = np.where(free, v_alpha * alpha, 0)
+            out["v_opacities"][i] += v_log.sum() / opacities[i]
+            v_centre = v_log[..., None] * pull
+            v_projected[i, :2] = v_centre.sum((0, 1))
+            v_covariance = 0.5 * np.einsum("hw,hwi,hwj->ij", v_log, pull, pull)
+            v_projected[i, 2:] = v_covariance[0, 0], 2 * v_covariance[0, 1], v_covariance[1, 1]
+            out["v_means2d"][c, i] = *v_projected[i, :2], *np.abs(v_centre).sum((0, 1))
+        for k in range(22):
+            step = 1e-6 * np.maximum(1e-2, np.abs(inputs[order, k]))
+            above, below = inputs[order].copy(), inputs[order].copy()
+            above[:, k] += step
+            below[:, k] -= step
+            if not len(order):
+                break
+            slope = (projected(above) - projected(below)) / (2 * step[:, None])
+            v = (slope * v_projected[order]).sum(-1)
+            if k < 3:
+                out["v_means"][order, k] += v
+            elif k < 7:
+                out["v_quats"][order, k - 3] += v
+            elif k < 10:
+                out["v_scales"][order, k - 7] += v
+            else:
+                out["v_viewmats"][c, (k - 10) // 4, (k - 10) % 4] = v.sum()
+    return out
+
+
 def rasterize_torch(args: dict[str, Any], tiles_at_once: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
     """The raw operator in plain torch, as reference rasterisers of the field do it: float32, tiles of 16x16 pixels,
     the Gaussians of each tile padded to the longest list of its batch, transmittance as a cumulative product.

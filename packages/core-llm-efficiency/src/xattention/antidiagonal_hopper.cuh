@@ -1,0 +1,164 @@
+// The product of the antidiagonal estimate for sm_90a, head dimension 128: tiles of 128 rows by 256 columns. One warp
+// feeds the operands through the copy engine, two warpgroups of 64 rows multiply; the feeding runs ahead of the tile.
+#pragma once
+#include <algorithm>
+
+#include "antidiagonal.cuh"
+#include "hopper.cuh"
+
+namespace core_llm_efficiency {
+namespace {
+constexpr int rows_of_tile = 128, columns_of_tile = 256, stages = 4;
+
+template <class T>
+struct Shared {
+  alignas(1024) T q[stages][rows_of_tile * 64];
+  T k[stages][columns_of_tile * 64];
+  hopper::Barrier full[stages], empty[stages];
+};
+
+struct Maps {
+  CUtensorMap q, k;
+};
+
+/// Where a tile lies; `seen` if any of its rows sees any of its columns.
+struct Place {
+  int pair, row, column;
+  bool seen;
+};
+__device__ inline Place place(const Estimate& e, std::int64_t t, int tall, int wide) {
+  Place p{static_cast<int>(t / wide / tall), static_cast<int>(t / wide % tall) * rows_of_tile, static_cast<int>(t % wide) * columns_of_tile,
+          true};
+  p.seen = p.column < e.seen(min(p.row + rows_of_tile, e.rows) - 1);
+  return p;
+}
+
+/// Writes what a thread holds of 64 rows by 128 columns; a unit is `Eights` groups of 8 columns.
+template <int Eights>
+__device__ inline void reduce(const Estimate& e, float (&c)[64], int pair, int row, int column, float* partial) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int at = row + r * 8;
+    const bool inside = at < e.rows;
+    const int seen = inside ? static_cast<int>(e.seen(at)) : 0;
+    float* to = partial + (std::int64_t{pair} * e.rows + at) * e.units + column / e.per;
+#pragma unroll
+    for (int u = 0; u < 16 / Eights; ++u) {
+      float top = -INFINITY, sum = 0;
+#pragma unroll
+      for (int j = u * Eights; j < (u + 1) * Eights; ++j)
+#pragma unroll
+        for (int x = 0; x < 2; ++x) {
+          float& y = c[j * 4 + r * 2 + x];
+          y = column + j * 8 + lane % 4 * 2 + x < seen ? y * e.scale : -INFINITY;
+          top = fmaxf(top, y);
+        }
+      top = quad_max(top);
+      const float base = top == -INFINITY ? 0.f : top;
+#pragma unroll
+      for (int j = u * Eights; j < (u + 1) * Eights; ++j)
+#pragma unroll
+        for (int x = 0; x < 2; ++x) sum += exp2_fast(c[j * 4 + r * 2 + x] - base);
+      sum = quad_sum(sum);
+      if (inside && lane % 4 == u % 4 && column / e.per + u < e.units) to[u] = base + log2f(sum);
+    }
+  }
+}
+
+template <class T, int Eights>
+__global__ void __launch_bounds__(384, 1) estimate_tiles(const __grid_constant__ Maps maps, const Estimate e, int pairs, float* partial) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ char memory[];
+  auto& s = *reinterpret_cast<Shared<T>*>(memory + (1024 - shared_address(memory) % 1024) % 1024);
+  const int tall = (e.rows + rows_of_tile - 1) / rows_of_tile, wide = (e.columns + columns_of_tile - 1) / columns_of_tile;
+  const int depth = e.stride * 2;  // pieces of 64 channels
+  const std::int64_t tiles = std::int64_t{tall} * wide * pairs;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < stages; ++i) hopper::init(&s.full[i], 1), hopper::init(&s.empty[i], 8);
+    asm volatile("fence.mbarrier_init.release.cluster;\n fence.proxy.async.shared::cta;" ::: "memory");
+  }
+  __syncthreads();
+  int i = 0;  // pieces so far
+  if (threadIdx.x < 128) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+    if (threadIdx.x) return;
+    for (std::int64_t t = blockIdx.x; t < tiles; t += gridDim.x) {
+      const Place p = place(e, t, tall, wide);
+      if (!p.seen) continue;
+      const int pair = e.first_head + p.pair, b = pair / e.heads, h = pair % e.heads;
+      for (int piece = 0; piece < depth; ++piece, ++i) {
+        const int stage = i % stages, r = piece / 2, x = piece % 2 * 64;
+        hopper::wait(&s.empty[stage], i / stages % 2 ^ 1);
+        hopper::expect(&s.full[stage], (rows_of_tile + columns_of_tile) * 128);
+        hopper::copy(s.q[stage], &maps.q, &s.full[stage], x, e.stride - 1 - r, p.row, h, b);
+        hopper::copy(s.k[stage], &maps.k, &s.full[stage], x, r, p.column, h / e.share, b);
+      }
+    }
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+    const int lane = static_cast<int>(threadIdx.x) % 32, group = static_cast<int>(threadIdx.x) / 128 - 1;
+    const int within = group * 64 + static_cast<int>(threadIdx.x) / 32 % 4 * 16 + lane / 4;
+    for (std::int64_t t = blockIdx.x; t < tiles; t += gridDim.x) {
+      const Place p = place(e, t, tall, wide);
+      if (!p.seen) continue;
+      float left[64], right[64];
+      for (int piece = 0; piece < depth; ++piece, ++i) {
+        const int stage = i % stages;
+        hopper::wait(&s.full[stage], i / stages % 2);
+        hopper::hold(left);
+        hopper::hold(right);
+        hopper::begin_products();
+#pragma unroll
+        for (int x = 0; x < 4; ++x) {
+          const std::uint64_t a = hopper::matrix(s.q[stage] + group * 64 * 64 + x * 16);
+          hopper::product_of_rows<T>(left, a, hopper::matrix(s.k[stage] + x * 16), piece + x > 0);
+          hopper::product_of_rows<T>(right, a, hopper::matrix(s.k[stage] + 128 * 64 + x * 16), piece + x > 0);
+        }
+        hopper::commit();
+        hopper::wait_products<1>();
+        if (piece && lane == 0) hopper::arrive(&s.empty[(i - 1) % stages]);
+      }
+      hopper::wait_products<0>();
+      hopper::hold(left);
+      hopper::hold(right);
+      if (lane == 0) hopper::arrive(&s.empty[(i - 1) % stages]);
+      reduce<Eights>(e, left, p.pair, p.row + within, p.column, partial);
+      reduce<Eights>(e, right, p.pair, p.row + within, p.column + 128, partial);
+    }
+  }
+#endif
+}
+
+template <class T, int Eights>
+void launch(const Maps& maps, const Estimate& e, int pairs, int device, float* partial, cudaStream_t stream) {
+  const char* op = "antidiagonal_scores";
+  constexpr int bytes = static_cast<int>(sizeof(Shared<T>)) + 1024;
+  int processors = 0;
+  check_cuda(op, cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "asking for the device");
+  check_cuda(op, cudaFuncSetAttribute(estimate_tiles<T, Eights>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+             "asking for shared memory");
+  estimate_tiles<T, Eights><<<static_cast<unsigned>(processors), 384, bytes, stream>>>(maps, e, pairs, partial);
+  check_cuda(op, cudaGetLastError(), "estimating");
+}
+}  // namespace
+
+template <class T>
+bool estimate_hopper(const View<const T>& q, const View<const T>& k, const Estimate& e, int batch, int pairs, int device, float* partial,
+                     cudaStream_t stream) {
+  int major = 0;
+  check_cuda("antidiagonal_scores", cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "asking for the device");
+  if (major != 9 || e.dim != 128 || e.n % e.stride || e.m % e.stride || (e.per != 8 && e.per != 16 && e.per != 32)) return false;
+  const auto describe = [&](CUtensorMap* map, const View<const T>& x, std::int64_t heads, std::int64_t tiles, cuuint32_t box) {
+    return x.wide && hopper::describe<T, 5>(map, x.data, {128, e.stride, tiles, heads, batch},
+                                            {1, x.row, x.row * e.stride, x.head, x.batch}, {64, 1, box, 1, 1});
+  };
+  Maps maps{};
+  if (!describe(&maps.q, q, e.heads, e.rows, rows_of_tile) || !describe(&maps.k, k, e.heads / e.share, e.columns, columns_of_tile))
+    return false;
+  if (e.per == 8) launch<T, 1>(maps, e, pairs, device, partial, stream);
+  if (e.per == 16) launch<T, 2>(maps, e, pairs, device, partial, stream);
+  if (e.per == 32) launch<T, 4>(maps, e, pairs, device, partial, stream);
+  return true;
+}
+}  // namespace core_llm_efficiency

@@ -1,0 +1,256 @@
+// The gradient of the rasteriser on the CPU: each tile is blended again front to back while the part of the pixel's colour
+// that lies behind shrinks, so that no list of a pixel is kept and nothing is divided by a transmittance. The sums of a
+// (Gaussian, tile) pair are written to the pair's own place and added in the order of the tiles, whatever the threads.
+#include <core/isa.hpp>
+#include <core/parallel.hpp>
+#include <core_splatting/rasterize.hpp>
+
+#include <algorithm>
+#include <atomic>
+
+#include "tiles.hpp"
+
+namespace core_splatting {
+namespace {
+
+constexpr std::size_t pair_floats = std::size_t{1} << 24;  // of the pairs that wait to be added
+
+struct Pass {
+  const Projected* projected;
+  const Bins* bins;
+  Options options;
+  std::int64_t camera, color_set;
+  core::Tensor<const float, 3> colors;
+  core::Tensor<const float, 4> image, v_image;
+  core::Tensor<const float, 3> alphas, v_alphas;
+  std::uint32_t first_pair;
+  float* pairs;  // [pair - first_pair][moments + D]
+};
+
+/// The gradients of one tile; K channels, or as many as there are if K is 0. `scratch` holds (2 * 16 * 16 + 9) D floats.
+template <int K>
+void gradient_tile(const Pass* pass, std::int64_t tile, float* scratch) {
+  const Options& o = pass->options;
+  const int channels = K ? K : static_cast<int>(pass->colors.shape[2]);
+  const int tile_x = static_cast<int>(tile % o.tiles_x) * tile_size, tile_y = static_cast<int>(tile / o.tiles_x) * tile_size;
+  const int width = std::min(tile_size, o.width - tile_x), height = std::min(tile_size, o.height - tile_y);
+  alignas(64) float transmittance[tile_size][groups][lanes], behind[tile_size][groups][lanes];
+  float* const v_pixels = scratch;  // [row][group][channel][lane]
+  const auto v_at = [&](int row, int g) { return v_pixels + static_cast<std::ptrdiff_t>(row * groups + g) * channels * lanes; };
+  for (int row = 0; row < tile_size; ++row)
+    for (int column = 0; column < tile_size; ++column) {
+      const int g = column / lanes, k = column % lanes;
+      const bool inside = row < height && column < width;
+      transmittance[row][g][k] = inside ? 1.f : -1.f;
+      float* const v = v_at(row, g) + k;
+      float sum = 0.f;
+      for (int d = 0; d < channels; ++d) {
+        v[d * lanes] = inside ? pass->v_image(pass->camera, tile_y + row, tile_x + column, d) : 0.f;
+        sum += inside ? v[d * lanes] * pass->image(pass->camera, tile_y + row, tile_x + column, d) : 0.f;
+      }
+      if (inside)
+        sum -=
+            (1.f - pass->alphas(pass->camera, tile_y + row, tile_x + column)) * pass->v_alphas(pass->camera, tile_y + row, tile_x + column);
+      behind[row][g][k] = sum;
+    }
+  float* const color = v_pixels + static_cast<std::ptrdiff_t>(tile_size) * tile_size * channels;
+  float* const v_color = color + channels;  // [channel][lane]
+
+  const std::uint32_t* const list = pass->bins->list.data();
+  const std::uint32_t begin = pass->bins->begin[static_cast<std::size_t>(tile)],
+                      end = pass->bins->begin[static_cast<std::size_t>(tile) + 1];
+  const float max_alpha = o.max_alpha;
+  for (std::uint32_t at = begin; at < end; ++at) {
+    if ((at - begin) % 16 == 15) {
+      float best = -1.f;
+      for (int i = 0; i < tile_size * tile_size; ++i) best = max_of(best, (&transmittance[0][0][0])[i]);
+      if (best < 0) break;
+    }
+    const Splat s = pass->projected->splats[list[at]];
+    const std::int64_t gaussian = pass->projected->index[list[at]];
+    for (int d = 0; d < channels; ++d) {
+      color[d] = pass->colors(pass->color_set, gaussian, d);
+      for (int k = 0; k < lanes; ++k) v_color[d * lanes + k] = 0.f;
+    }
+    float m[moments][lanes] = {};
+    const float cut = exponent_cut(s.log2_opacity);
+    const float local_x = s.x - static_cast<float>(tile_x) - 0.5f, local_y = s.y - static_cast<float>(tile_y) - 0.5f;
+    const float last_pixel = static_cast<float>(tile_size - 1), over_uu = -1.f / s.uu;
+    const int first = static_cast<int>(max_of(local_y - s.extent_y, 0.f)),
+              last = static_cast<int>(min_of(local_y + s.extent_y + 0.01f, last_pixel));
+    for (int row = first; row <= last; ++row) {
+      const float dy = static_cast<float>(row) - local_y, constant = s.yy * dy * dy + s.log2_opacity;
+      const float room = constant - cut;
+      if (room < 0) continue;
+      const float centre = local_x + s.shear * dy, half = std::sqrt(room * over_uu) + 0.01f;
+      const float left = max_of(centre - half, 0.f), right = min_of(centre + half, last_pixel);
+      if (left > right) continue;
+      const float uu_shear = s.uu * s.shear, yy_dy = s.yy * dy;
+      for (int g = static_cast<int>(left) / lanes; g <= static_cast<int>(right) / lanes; ++g) {
+        float* const __restrict t = transmittance[row][g];
+        float* const __restrict rest = behind[row][g];
+        const float* const __restrict v = v_at(row, g);
+        float weight[lanes], shade[lanes] = {}, part[lanes], along[lanes];
+        for (int d = 0; d < channels; ++d)
+          for (int k = 0; k < lanes; ++k) shade[k] += color[d] * v[d * lanes + k];
+        for (int k = 0; k < lanes; ++k) {
+          const float u = static_cast<float>(g * lanes + k) - centre;
+          const float exponent = constant + s.uu * u * u;
+          const float power = exp2_of(max_of(exponent, -100.f)), alpha = min_of(max_alpha, power);
+          const float before = t[k], blended = alpha * before, next = before - blended, finished = -std::abs(before);
+          const float kept = next > min_transmittance ? next : finished;
+          t[k] = exponent >= cut ? kept : before;
+          weight[k] = exponent >= cut && next > min_transmittance ? blended : 0.f;
+          const float remains = rest[k] - weight[k] * shade[k];
+          rest[k] = remains;
+          const float v_power = power * (before * shade[k] - remains / (1.f - alpha));
+          part[k] = weight[k] > 0.f && power <= max_alpha ? v_power : 0.f;
+          along[k] = u;
+        }
+        for (int k = 0; k < lanes; ++k) {
+          const float first_moment = part[k] * along[k];
+          m[0][k] += part[k];
+          m[1][k] += first_moment;
+          m[2][k] += first_moment * along[k];
+          m[3][k] += part[k] * dy;
+          m[4][k] += first_moment * dy;
+          m[5][k] += part[k] * dy * dy;
+          m[6][k] += std::abs(first_moment);
+          m[7][k] += std::abs(first_moment * uu_shear - part[k] * yy_dy);
+        }
+        for (int d = 0; d < channels; ++d)
+          for (int k = 0; k < lanes; ++k) v_color[d * lanes + k] += weight[k] * v[d * lanes + k];
+      }
+    }
+    float* const out = pass->pairs + static_cast<std::ptrdiff_t>(at - pass->first_pair) * (moments + channels);
+    for (int i = 0; i < moments; ++i) {
+      float sum = 0.f;
+      for (int k = 0; k < lanes; ++k) sum += m[i][k];
+      out[i] = sum;
+    }
+    for (int d = 0; d < channels; ++d) {
+      float sum = 0.f;
+      for (int k = 0; k < lanes; ++k) sum += v_color[d * lanes + k];
+      out[moments + d] = sum;
+    }
+  }
+}
+
+void gradient_tile_on_this_isa(const Pass* pass, std::int64_t tile, float* scratch) {
+  switch (pass->colors.shape[2]) {
+    case 1: return core::multiversion<&gradient_tile<1>>(pass, tile, scratch);
+    case 3: return core::multiversion<&gradient_tile<3>>(pass, tile, scratch);
+    case 4: return core::multiversion<&gradient_tile<4>>(pass, tile, scratch);
+    default: return core::multiversion<&gradient_tile<0>>(pass, tile, scratch);
+  }
+}
+
+/// The sums of each splat of one camera: [splat][moments + D].
+std::vector<float> sums_of_splats(Pass& pass) {
+  const auto tiles = static_cast<std::size_t>(pass.options.tiles_x) * static_cast<std::size_t>(pass.options.tiles_y);
+  const std::int64_t channels = pass.colors.shape[2];
+  const auto stride = static_cast<std::size_t>(moments + channels);
+  const std::size_t splats = pass.projected->splats.size(), most = std::max<std::size_t>(pair_floats / stride, 1);
+  std::vector<float> sums(static_cast<std::size_t>(core::checked_mul(splats, stride, "rasterize_backward: scratch"))), pairs;
+  const auto& begin = pass.bins->begin;
+  for (std::size_t tile = 0, stop; tile < tiles; tile = stop) {
+    for (stop = tile + 1; stop < tiles && begin[stop + 1] - begin[tile] <= most;) ++stop;
+    const std::size_t count = begin[stop] - begin[tile];
+    if (count == 0) continue;
+    pairs.assign(count * stride, 0.f);
+    pass.first_pair = begin[tile];
+    pass.pairs = pairs.data();
+    std::atomic<std::size_t> next{tile};
+    core::parallel_for(core::num_threads(), 1, [&](std::int64_t, std::int64_t) {
+      std::vector<float> scratch(static_cast<std::size_t>(channels) * (tile_size * tile_size + 1 + lanes));
+      for (std::size_t t; (t = next.fetch_add(1, std::memory_order_relaxed)) < stop;)
+        gradient_tile_on_this_isa(&pass, static_cast<std::int64_t>(t), scratch.data());
+    });
+    const std::uint32_t* const list = pass.bins->list.data() + begin[tile];
+    const auto n = static_cast<std::int64_t>(splats);
+    core::parallel_for(n, n / core::num_threads() + 1, [&](std::int64_t first, std::int64_t last) {
+      for (std::size_t i = 0; i < count; ++i) {
+        if (list[i] < first || list[i] >= last) continue;
+        float* const to = sums.data() + list[i] * stride;
+        for (std::size_t k = 0; k < stride; ++k) to[k] += pairs[i * stride + k];
+      }
+    });
+  }
+  return sums;
+}
+
+template <int N>
+void clear(const core::Tensor<float, N>& t) {
+  if constexpr (N == 1) {
+    for (std::int64_t i = 0; i < t.shape[0]; ++i) t(i) = 0.f;
+  } else if constexpr (N == 2) {
+    for (std::int64_t i = 0; i < t.shape[0]; ++i)
+      for (std::int64_t j = 0; j < t.shape[1]; ++j) t(i, j) = 0.f;
+  } else {
+    for (std::int64_t i = 0; i < t.shape[0]; ++i)
+      for (std::int64_t j = 0; j < t.shape[1]; ++j)
+        for (std::int64_t k = 0; k < t.shape[2]; ++k) t(i, j, k) = 0.f;
+  }
+}
+
+}  // namespace
+
+void rasterize_backward(core::Tensor<const float, 2> means, core::Tensor<const float, 2> quats, core::Tensor<const float, 2> scales,
+                        core::Tensor<const float, 1> opacities, core::Tensor<const float, 3> colors, core::Tensor<const float, 3> viewmats,
+                        core::Tensor<const float, 3> Ks, double near_plane, double far_plane, double radius_clip, double eps2d,
+                        double max_alpha, core::Tensor<const float, 4> image, core::Tensor<const float, 3> alphas,
+                        core::Tensor<const float, 4> v_image, core::Tensor<const float, 3> v_alphas, core::Tensor<float, 2> v_means,
+                        core::Tensor<float, 2> v_quats, core::Tensor<float, 2> v_scales, core::Tensor<float, 1> v_opacities,
+                        core::Tensor<float, 3> v_colors, core::Tensor<float, 3> v_viewmats, core::Tensor<float, 3> v_means2d) {
+  const std::int64_t cameras = viewmats.shape[0], channels = colors.shape[2];
+  const Options o = check_options("rasterize_backward", cameras, means.shape[0], colors.shape[0], near_plane, far_plane, radius_clip, eps2d,
+                                  max_alpha, alphas.shape[1], alphas.shape[2]);
+  if (v_colors.shape[0] != colors.shape[0])
+    throw core::Error("ValueError", "rasterize_backward: argument 'v_colors' must have the shape of 'colors': its first size must be " +
+                                        std::to_string(colors.shape[0]) + ", got " + std::to_string(v_colors.shape[0]));
+  clear(v_means), clear(v_quats), clear(v_scales), clear(v_opacities), clear(v_colors), clear(v_viewmats), clear(v_means2d);
+  for (std::int64_t c = 0; c < cameras; ++c) {
+    const Camera cam = load_camera("rasterize_backward", viewmats, Ks, c);
+    if (o.tiles_x * o.tiles_y == 0) continue;
+    const Projected projected = project_sorted(cam, o, means, quats, scales, opacities);
+    const Bins bins = bin(projected.splats, o);
+    const std::int64_t color_set = colors.shape[0] == 1 ? 0 : c;
+    Pass pass{&projected, &bins, o, c, color_set, colors, image, v_image, alphas, v_alphas, 0, nullptr};
+    const std::vector<float> sums = sums_of_splats(pass);
+
+    // The camera's own gradient is summed in blocks of fixed size, so that no thread changes the order.
+    constexpr std::int64_t per_block = 1024;
+    const auto splats = static_cast<std::int64_t>(projected.splats.size());
+    const std::int64_t blocks = (splats + per_block - 1) / per_block;
+    std::vector<double> of_camera(static_cast<std::size_t>(blocks) * 12);
+    core::parallel_for(blocks, 1, [&](std::int64_t first, std::int64_t last) {
+      for (std::int64_t i = first * per_block; i < std::min(last * per_block, splats); ++i) {
+        const std::int64_t n = projected.index[static_cast<std::size_t>(i)];
+        const Splat& s = projected.splats[static_cast<std::size_t>(i)];
+        const float* const m = sums.data() + i * (moments + channels);
+        const SplatGradient v = splat_gradient(s, m);
+        const float mean[] = {means(n, 0), means(n, 1), means(n, 2)}, scale[] = {scales(n, 0), scales(n, 1), scales(n, 2)};
+        const float quat[] = {quats(n, 0), quats(n, 1), quats(n, 2), quats(n, 3)};
+        const GaussianGradient g = project_backward(cam, o, mean, quat, scale, opacities(n), v);
+        for (int k = 0; k < 3; ++k) v_means(n, k) += g.mean[k], v_scales(n, k) += g.scale[k];
+        for (int k = 0; k < 4; ++k) v_quats(n, k) += g.quat[k];
+        v_opacities(n) += g.opacity;
+        for (std::int64_t d = 0; d < channels; ++d) v_colors(color_set, n, d) += m[moments + d];
+        v_means2d(c, n, 0) = v.x, v_means2d(c, n, 1) = v.y;
+        v_means2d(c, n, 2) = -2.f / log2e * s.uu * m[6], v_means2d(c, n, 3) = 2.f / log2e * m[7];
+        double* const camera = of_camera.data() + i / per_block * 12;
+        for (int row = 0; row < 3; ++row) {
+          for (int k = 0; k < 3; ++k) camera[4 * row + k] += static_cast<double>(g.r[3 * row + k]);
+          camera[4 * row + 3] += static_cast<double>(g.t[row]);
+        }
+      }
+    });
+    for (int k = 0; k < 12; ++k) {
+      double sum = 0;
+      for (std::int64_t b = 0; b < blocks; ++b) sum += of_camera[static_cast<std::size_t>(12 * b + k)];
+      v_viewmats(c, k / 4, k % 4) = static_cast<float>(sum);
+    }
+  }
+}
+
+}  // namespace core_splatting
