@@ -2,6 +2,7 @@
 #pragma once
 #include <core/op.hpp>
 #include <core_3d_molecule/bonds.hpp>
+#include <core_3d_molecule/geometry.hpp>
 #include <core_3d_molecule/octree.hpp>
 
 namespace core_3d_molecule {
@@ -30,5 +31,9 @@ inline constexpr auto ops = core::op_set(
     core::op<"edm_bonds", &edm_bonds, &edm_bonds_f64>(
         "The bonds of each molecule of a batch by EDM's bond lengths.",
         {"numbers[A]", "positions[A,3]", "offsets[B+1]", "bond_offsets[B+1]", "bonds[M,2]", "orders[M]"},
-        {.paper = "2203.17003", .ns_per_element = 20}));
+        {.paper = "2203.17003", .ns_per_element = 20}),
+    core::op<"kabsch_rmsd", &kabsch_rmsd>("RMSD of each structure of a batch after the best translation and rotation.",
+                                          {"positions[A,3]", "targets[A,3]", "offsets[B+1]", "rmsd[B]"}, {.ns_per_element = 10}),
+    core::op<"gaussian_mmd", &gaussian_mmd>("Maximum mean discrepancy of two sets of numbers, five Gaussian kernels.",
+                                            {"x[N]", "y[M]", "mmd[1]"}, {.paper = "2305.12347", .ns_per_element = 1000}));
 }  // namespace core_3d_molecule

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .bonds import EDM_VALENCES, Stability, edm_bonds, edm_stability
+from .geometry import gaussian_mmd, kabsch_rmsd
 from .octree import OctreeTokenizer, Structures, Tokens
 
 __all__ = [
@@ -13,4 +14,6 @@ __all__ = [
     "Tokens",
     "edm_bonds",
     "edm_stability",
+    "gaussian_mmd",
+    "kabsch_rmsd",
 ]

@@ -79,3 +79,18 @@ def edm_bonds(
     orders: Any,  # out int32[M]
 ) -> None:
     """The bonds of each molecule of a batch by EDM's bond lengths."""
+
+def kabsch_rmsd(
+    positions: Any,  # float64[A,3]
+    targets: Any,  # float64[A,3]
+    offsets: Any,  # int64[B+1]
+    rmsd: Any,  # out float64[B]
+) -> None:
+    """RMSD of each structure of a batch after the best translation and rotation."""
+
+def gaussian_mmd(
+    x: Any,  # float64[N]
+    y: Any,  # float64[M]
+    mmd: Any,  # out float64[1]
+) -> None:
+    """Maximum mean discrepancy of two sets of numbers, five Gaussian kernels."""

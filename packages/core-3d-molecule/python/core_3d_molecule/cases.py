@@ -12,6 +12,7 @@ from core_registry.testing import Case
 from .bonds import EDM_VALENCES
 from .octree import _C, _offsets
 from .reference import bonds as reference_bonds
+from .reference import geometry
 from .reference import octree as reference
 
 Args = dict[str, Any]
@@ -88,6 +89,17 @@ def _bonds(rng: np.random.Generator, B: int, N: int) -> Args:
         **{k: a[k] for k in ("numbers", "positions", "offsets")}, "bond_offsets": bond_offsets,
         "bonds": np.empty((total, 2), np.int64), "orders": np.empty(total, np.int32),
     }  # fmt: skip
+
+
+def _kabsch(rng: np.random.Generator, B: int, N: int) -> Args:
+    _, positions, offsets = _structures(rng, B, N)
+    turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    targets = positions @ turn + rng.normal(size=3) + rng.normal(0, 0.1, positions.shape)
+    return {"positions": positions.astype(np.float64), "targets": targets, "offsets": offsets, "rmsd": np.empty(B)}
+
+
+def _mmd(rng: np.random.Generator, N: int, M: int) -> Args:
+    return {"x": rng.normal(1.5, 0.1, N), "y": rng.normal(1.52, 0.12, M), "mmd": np.empty(1)}
 
 
 def _joined(lists: Iterable[list[Any]]) -> list[Any]:
@@ -172,6 +184,17 @@ def reference_bond_list(a: Args) -> Args:
     return {"bonds": table[:, :2], "orders": table[:, 2].astype(np.int32)}
 
 
+def reference_kabsch(a: Args) -> Args:
+    """The expected outputs of kabsch_rmsd."""
+    pairs = itertools.pairwise(a["offsets"])
+    return {"rmsd": np.array([geometry.kabsch_rmsd(a["positions"][i:j], a["targets"][i:j]) for i, j in pairs])}
+
+
+def reference_mmd(a: Args) -> Args:
+    """The expected outputs of gaussian_mmd."""
+    return {"mmd": np.array([geometry.gaussian_mmd(a["x"], a["y"])])}
+
+
 def _peer(expected: Callable[[Args], Args]) -> tuple[str, Callable[[Args], Callable[[], Args]]]:
     return "Python reference", lambda a: lambda: expected(a)
 
@@ -210,5 +233,15 @@ cases = [
     Case(
         op="core_3d_molecule.edm_bonds", sizes=SIZES, make=_bonds, reference=reference_bond_list,
         tolerance={"bonds": (0, 0), "orders": (0, 0)}, peer=_peer(reference_bond_list), work=_bytes, vary=VARY,
+    ),
+    Case(
+        op="core_3d_molecule.kabsch_rmsd", sizes=SIZES, make=_kabsch, reference=reference_kabsch,
+        tolerance={"rmsd": (1e-9, 1e-9)}, peer=("numpy SVD", lambda a: lambda: reference_kabsch(a)),
+        work=_bytes, vary=VARY,
+    ),
+    Case(
+        op="core_3d_molecule.gaussian_mmd", sizes={"tiny": {"N": 21, "M": 34}, "bench": {"N": 2000, "M": 2000}},
+        make=_mmd, reference=reference_mmd, tolerance={"mmd": (1e-9, 1e-12)},
+        peer=("numpy", lambda a: lambda: reference_mmd(a)), work=_bytes, vary={"N": (1, 40), "M": (1, 40)},
     ),
 ]  # fmt: skip

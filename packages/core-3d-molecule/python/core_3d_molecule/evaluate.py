@@ -78,7 +78,7 @@ def smiles(structures: Structures) -> list[str | None]:
     """
     from rdkit import Chem, rdBase
 
-    kinds = (None, Chem.BondType.SINGLE, Chem.BondType.DOUBLE, Chem.BondType.TRIPLE)
+    kinds = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TRIPLE}
     bonds, orders, bond_offsets = edm_bonds(structures)
     found: list[str | None] = []
     with rdBase.BlockLogs():
