@@ -1,9 +1,9 @@
-"""GPU benchmark: ours beside gsplat, forward, the same inputs, CUDA events, median of 100 runs after 10 warm-ups.
+"""GPU benchmark: ours beside gsplat, forward and forward + backward, the same inputs, CUDA events, median of 100 runs.
 
 python benchmarks/gpu_rasterize.py [-o FILE.json] [--gaussians 100000 1000000] [--width 1920] [--height 1080]
 
 Needs torch with CUDA and this package built with CUDA on PYTHONPATH; gsplat is measured if it can be imported.
-Exits 1 if the two images differ by more than 1e-3 in the mean.
+Exits 1 if the two images differ by more than 1e-3 in the mean, or the gradients by more than 1 % of their norms.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ import torch
 from core_splatting import rasterization
 from core_splatting.cases import scene
 
-COLUMNS = ("gaussians", "width", "height", "ours_ms", "gsplat_ms", "ratio", "mean_difference", "floor_ms")
+COLUMNS = (
+    "gaussians", "width", "height", "ours_ms", "gsplat_ms", "ratio", "mean_difference", "floor_ms",
+    "ours_both_ms", "gsplat_both_ms", "both_ratio", "gradient_difference",
+)  # fmt: skip
 PEAK_BYTES_PER_SECOND = {"H100": 3.35e12, "H200": 4.8e12, "A100": 2.0e12}
 
 
@@ -88,16 +91,34 @@ def measure(gaussians: int, width: int, height: int) -> dict[str, Any]:
         _C.rasterize(*cpu.values())
         row["mean_difference_cpu"] = float(np.abs(image.cpu().numpy() - cpu["out_colors"]).mean())
         row["ours_ms"] = median_ms(lambda: rasterization(*inputs, width, height, **options))
+        leaves = [t.clone().requires_grad_() for t in inputs[:5]]
+        weights = torch.rand_like(image) - 0.4
+
+        def both(render: Callable[..., Any]) -> list[torch.Tensor]:
+            with torch.enable_grad():
+                loss = (render(*leaves, *inputs[5:])[0] * weights).sum()
+                return list(torch.autograd.grad(loss, leaves))
+
+        def ours(*given: torch.Tensor) -> Any:
+            return rasterization(*given, width, height, **options)
+
+        row["ours_both_ms"] = median_ms(lambda: both(ours))
         try:
             import gsplat
         except ImportError:
             return row
 
+        def theirs(*given: torch.Tensor) -> Any:
+            return gsplat.rasterization(*given, width, height, **options, sh_degree=None, packed=False, tile_size=16)
+
+        pairs = zip(both(ours), both(theirs), strict=True)
+        row["gradient_difference"] = max(float((a - b).norm() / b.norm()) for a, b in pairs)
+        row["gsplat_both_ms"] = median_ms(lambda: both(theirs))
+        if row["gradient_difference"] <= 1e-2:
+            row["both_ratio"] = row["gsplat_both_ms"] / row["ours_both_ms"]
+
         def peer() -> torch.Tensor:
-            result: torch.Tensor = gsplat.rasterization(
-                *inputs, width, height, **options, sh_degree=None, packed=False, tile_size=16
-            )[0]
-            return result
+            return theirs(*inputs)[0]
 
         row["gsplat"] = gsplat.__version__
         row["mean_difference"] = float((peer() - image).abs().mean())
@@ -133,7 +154,10 @@ def main() -> int:
     worst = max(max(r["mean_difference_cpu"], r.get("mean_difference", 0.0)) for r in rows)
     if worst > 1e-3:
         print(f"the images differ by {worst:g} in the mean", file=sys.stderr)
-    return int(worst > 1e-3)
+    slopes = max(r.get("gradient_difference", 0.0) for r in rows)
+    if slopes > 1e-2:
+        print(f"the gradients differ by {slopes:g} of their norms", file=sys.stderr)
+    return int(worst > 1e-3 or slopes > 1e-2)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ inline constexpr auto ops = core::op_set(
         {"means[N,3]", "quats[N,4]", "scales[N,3]", "opacities[N]", "colors[*,N,D]", "viewmats[C,4,4]", "Ks[C,3,3]", "backgrounds[C,D]",
          "near_plane", "far_plane", "radius_clip", "eps2d", "max_alpha", "out_colors[C,H,W,D]", "out_alphas[C,H,W]"},
         {.paper = "2308.04079", .ns_per_element = 20}),
-    core::op<"rasterize_backward", &rasterize_backward>(
+    core::op<"rasterize_backward", &rasterize_backward CORE_IF_CUDA(&rasterize_backward_cuda)>(
         "The gradient of rasterize by Gaussians, colours, cameras and projected centres.",
         {"means[N,3]",     "quats[N,4]",     "scales[N,3]",      "opacities[N]",      "colors[*,N,D]",   "viewmats[C,4,4]",
          "Ks[C,3,3]",      "near_plane",     "far_plane",        "radius_clip",       "eps2d",           "max_alpha",

@@ -152,6 +152,31 @@ def test_cuda_channels(channels: int) -> None:
     assert (rasterization(*x, 90, 70)[0].cpu() - rasterization(*y, 90, 70)[0]).abs().mean() < 1e-5
 
 
+def gradients(x: list[Any], device: str, weights: Any) -> list[Any]:
+    leaves = [t.detach().to(device).requires_grad_() for t in x[:6]]
+    image, alphas, _ = rasterization(*leaves, x[6].to(device), 90, 70)
+    ((image * weights.to(device)).sum() + (alphas * alphas).sum()).backward()
+    return [t.grad.cpu() for t in leaves]
+
+
+@needs_cuda
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 7, 16, 32])
+def test_cuda_gradient_equals_cpu(channels: int) -> None:
+    x, gen = inputs(), torch.Generator().manual_seed(0)
+    x[4] = torch.rand(300, channels, generator=gen)
+    weights = torch.rand(70, 90, channels, generator=gen) - 0.4
+    for got, want in zip(gradients(x, "cuda", weights), gradients(x, "cpu", weights), strict=True):
+        assert (got - want).norm() < 2e-4 * want.norm()
+
+
+@needs_cuda
+def test_cuda_gradient_has_at_most_32_channels() -> None:
+    x = inputs()
+    x[4] = torch.rand(300, 33)
+    with pytest.raises(NotImplementedError, match="argument 'colors' must have at most 32 channels on CUDA, got 33"):
+        gradients(x, "cuda", torch.ones(1))
+
+
 @needs_cuda
 def test_cuda_large_and_degenerate_gaussians() -> None:
     x = inputs()

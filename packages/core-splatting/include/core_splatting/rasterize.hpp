@@ -62,6 +62,19 @@ CORE_EXPORT void rasterize_cuda(core::Tensor<const float, 2> means, core::Tensor
                                 std::optional<core::Tensor<const float, 2>> backgrounds, double near_plane, double far_plane,
                                 double radius_clip, double eps2d, double max_alpha, core::Tensor<float, 4> out_colors,
                                 core::Tensor<float, 3> out_alphas, core::Stream stream);
+
+/// The same on CUDA tensors, as `rasterize_cuda` works. At most 32 channels, else NotImplementedError. Sums over pixels
+/// are added in the order in which the device comes to them: the last digits differ from run to run.
+CORE_EXPORT void rasterize_backward_cuda(core::Tensor<const float, 2> means, core::Tensor<const float, 2> quats,
+                                         core::Tensor<const float, 2> scales, core::Tensor<const float, 1> opacities,
+                                         core::Tensor<const float, 3> colors, core::Tensor<const float, 3> viewmats,
+                                         core::Tensor<const float, 3> Ks, double near_plane, double far_plane, double radius_clip,
+                                         double eps2d, double max_alpha, core::Tensor<const float, 4> image,
+                                         core::Tensor<const float, 3> alphas, core::Tensor<const float, 4> v_image,
+                                         core::Tensor<const float, 3> v_alphas, core::Tensor<float, 2> v_means,
+                                         core::Tensor<float, 2> v_quats, core::Tensor<float, 2> v_scales,
+                                         core::Tensor<float, 1> v_opacities, core::Tensor<float, 3> v_colors,
+                                         core::Tensor<float, 3> v_viewmats, core::Tensor<float, 3> v_means2d, core::Stream stream);
 #endif
 
 }  // namespace core_splatting

@@ -126,5 +126,6 @@ cases: list[Case] = [
             "v_means2d": (1e-3, 2e-3),
         },
         vary={"N": (0, 14), "W": (0, 20), "H": (0, 20), "C": (0, 2), "D": (0, 9)},
+        devices=("cpu", "cuda"),
     ),
 ]

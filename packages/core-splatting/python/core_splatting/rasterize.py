@@ -82,7 +82,7 @@ def rasterization(
         TypeError: an array that is not float32, an unknown keyword.
         ValueError: shapes that do not fit, a scalar out of range, a camera that is not finite.
         NotImplementedError: spherical harmonics, other camera models, the antialiased mode and whatever else of
-            gsplat is not here; a gradient by Ks, and on CUDA any gradient.
+            gsplat is not here; a gradient by Ks, and on CUDA one of more than 32 channels.
 
     torch tensors that require grad get one: means, quats, scales, opacities, colors, viewmats and backgrounds.
     """

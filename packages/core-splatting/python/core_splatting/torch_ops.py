@@ -1,4 +1,4 @@
-"""The torch operators `core_splatting::rasterize`, on the CPU and on CUDA, and its gradient, on the CPU."""
+"""The torch operators `core_splatting::rasterize` and its gradient, on the CPU and on CUDA."""
 
 from __future__ import annotations
 
@@ -100,8 +100,6 @@ rasterize_backward = torchlib.define("core_splatting", _BACKWARD_SCHEMA, _backwa
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    if inputs[0].device.type != "cpu":
-        raise NotImplementedError("rasterize: there is a gradient on the CPU only; use torch.no_grad() on CUDA")
     ctx.save_for_backward(*inputs[:7], *output)
     ctx.scalars = inputs[10:]
 
