@@ -110,7 +110,7 @@ function(_core_add_plugin name)
     install(TARGETS _${name} LIBRARY DESTINATION .)
   endif()
 
-  if(BUILD_TESTING AND NOT DEFINED SKBUILD)
+  if(BUILD_TESTING)
     foreach(source IN LISTS A_TESTS)
       get_filename_component(test "${source}" NAME_WE)
       add_executable(${name}_${test} "${source}")

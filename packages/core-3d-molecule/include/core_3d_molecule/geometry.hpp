@@ -14,7 +14,7 @@ CORE_EXPORT void kabsch_rmsd(core::Tensor<const double, 2> positions, core::Tens
 
 /// The maximum mean discrepancy of two sets of numbers (bond lengths, angles, dihedrals; JODO, arXiv 2305.12347).
 ///
-/// x[N], y[M], each with one value at least; mmd[1]: the mean over all pairs of xx, plus that of yy, minus twice that
+/// x[N], y[M], 1 to 2^31 - 1 values each; mmd[1]: the mean over all pairs of xx, plus that of yy, minus twice that
 /// of xy, of the sum of five Gaussian kernels exp(-d^2 / (2^k s / 4)), k = 0..4, where s is the mean squared
 /// difference of different members of the union. 0 if all values are equal.
 /// Throws ValueError: an empty set, a value that is not finite or not in -1e100..1e100.

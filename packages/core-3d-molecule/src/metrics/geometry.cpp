@@ -170,7 +170,7 @@ void gaussian_mmd(Tensor<const double, 1> x, Tensor<const double, 1> y, Tensor<d
   static constexpr const char* op = "gaussian_mmd";
   std::vector<double> a, b;
   for (const auto& [set, name, into] : {std::tuple{&x, "x", &a}, std::tuple{&y, "y", &b}}) {
-    if (set->shape[0] == 0) refuse(op, name, "hold one value at least, got none");
+    if (set->shape[0] < 1 || set->shape[0] > INT32_MAX) refuse(op, name, "hold 1 to 2^31 - 1 values, got " + std::to_string(set->shape[0]));
     for (int64_t i = 0; i < set->shape[0]; ++i) into->push_back(checked(op, name, (*set)(i), i));
   }
   const auto total = static_cast<double>(a.size() + b.size());
