@@ -46,7 +46,7 @@ def marching_cubes(
     origin: Sequence[float] | Array = (0.0, 0.0, 0.0),
     gradient_direction: Literal["descent", "ascent"] = "descent",
 ) -> tuple[Array, Array]:
-    """The level set of a volume as an indexed triangle mesh, with scikit-image's names and orientation.
+    """The level set of a volume as an indexed triangle mesh, by scikit-image's names.
 
     A cell takes part only if its eight nodes are known, that is, not NaN; so the mesh ends where the known ends, and
     no vertex is NaN. Away from there it is watertight: each edge belongs to two triangles, running through it in
@@ -60,7 +60,8 @@ def marching_cubes(
         spacing: distance of nodes along X, Y and Z in world units, > 0.
         origin: world position of node (0, 0, 0).
         gradient_direction: 'descent' if the object has the values above the level (occupancy, logits), 'ascent' if
-            it has those below (distances). Triangles are counter-clockwise seen from outside the object.
+            it has those below (distances). Triangles are counter-clockwise seen from outside the object
+            (scikit-image 0.26 winds them the other way).
 
     Returns:
         vertices float32 [V, 3] in world units, and faces int32 [F, 3], in the order of the grid.
