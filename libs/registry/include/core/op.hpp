@@ -258,7 +258,8 @@ inline void check_tensor(const op_spec& op, const arg_spec& spec, const core_arg
   }
   overflow |= __builtin_mul_overflow(acc, item, &n) || __builtin_add_overflow(reach, std::int64_t{1}, &reach) ||
               __builtin_mul_overflow(reach, item, &reach) || t.byte_offset > static_cast<std::uint64_t>(INT64_MAX);
-  if (overflow) bad("ValueError", op, spec, "spans more than 2^63 bytes: shape " + shape_text(t));
+  overflow |= reach > std::int64_t{1} << 56;  // no processor addresses more
+  if (overflow) bad("ValueError", op, spec, "spans more than 2^56 bytes: shape " + shape_text(t));
   if (empty) return;
   if (!t.data) bad("ValueError", op, spec, "has a null data pointer and shape " + shape_text(t));
   if ((reinterpret_cast<std::uintptr_t>(t.data) + t.byte_offset) % static_cast<std::uintptr_t>(item))

@@ -486,7 +486,7 @@ def abuse_tests(cases: Sequence[Case]) -> type:
         @each
         def test_descriptors(self, case: Case) -> None:
             args = case.arguments()
-            huge = (ctypes.c_int64 * 8)(*[2**40] * 8)
+            huge = (ctypes.c_int64 * 8)(*[2**57] * 8)
             negative = (ctypes.c_int64 * 8)(*[-1] * 8)
             far = (ctypes.c_int64 * 8)(*[2**62] * 8)
 
