@@ -45,9 +45,19 @@ class Environment:
         self.run(self.python, "-m", "pip", "install", "-q", "--no-compile", "--disable-pip-version-check", *what)
 
 
+def by_name(folder: Path) -> dict[str, Path]:
+    """The wheels of a folder by import name."""
+    return {wheel.name.split("-")[0]: wheel for wheel in sorted(folder.glob("*.whl"))}
+
+
 @pytest.fixture(scope="session")
 def wheels() -> dict[str, Path]:
-    """A checked release wheel of each of our packages, by import name; built once for the same sources."""
+    """A checked release wheel of each of our packages, by import name; built once for the same sources.
+
+    CORE_WHEELS names a folder that tools/release has just written, to be tested instead.
+    """
+    if given := os.environ.get("CORE_WHEELS"):
+        return by_name(ROOT / given)
     folder = ROOT / "build" / "wheels"
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "libs", "packages", "tools/_release.py"],
@@ -66,7 +76,7 @@ def wheels() -> dict[str, Path]:
         done = subprocess.run(release, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         stamp.write_text(h.hexdigest())
-    return {wheel.name.split("-")[0]: wheel for wheel in sorted(folder.glob("*.whl"))}
+    return by_name(folder)
 
 
 @pytest.fixture(scope="session")

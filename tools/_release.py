@@ -122,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="tools/release", description="Wheels and sdists of all packages into dist/, checked."
     )
-    parser.add_argument("--quick", action="store_true", help="wheels only")
+    parser.add_argument("--quick", action="store_true", help="wheels only, built from the folders and not from the sdists")
     parser.add_argument("--output", type=Path, default=ROOT / "dist", help="the folder to replace, dist by default")
     args = parser.parse_args()
     dist: Path = args.output.resolve()
@@ -137,16 +137,15 @@ def main() -> None:
     for folder in folders:
         start = time.monotonic()
         before = set(dist.iterdir())
-        run(*PIP, "-w", dist, folder)
+        source = folder
         if not args.quick:
             build = "import sys; from scikit_build_core.build import build_sdist; build_sdist(sys.argv[1])"
             subprocess.run([sys.executable, "-c", build, str(dist)], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+            (source,) = set(dist.iterdir()) - before
+        run(*PIP, "-w", dist, source)
         made = sorted(set(dist.iterdir()) - before)
         for archive in made:
             problems += check_wheel(archive) if archive.suffix == ".whl" else check_metadata(archive)
-            if archive.suffix != ".whl":
-                with tempfile.TemporaryDirectory() as alone:
-                    run(*PIP, "-w", alone, archive)
         sizes = ", ".join(f"{a.name} {a.stat().st_size >> 10} KiB" for a in made)
         say(f"{sizes}: {time.monotonic() - start:.0f} s")
     if problems:
