@@ -122,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="tools/release", description="Wheels and sdists of all packages into dist/, checked."
     )
-    parser.add_argument("--quick", action="store_true", help="wheels only, built from the folders and not from the sdists")
+    parser.add_argument("--quick", action="store_true", help="wheels only, from the folders")
     parser.add_argument("--output", type=Path, default=ROOT / "dist", help="the folder to replace, dist by default")
     args = parser.parse_args()
     dist: Path = args.output.resolve()
