@@ -4,6 +4,7 @@
 #include <core_3d_molecule/bonds.hpp>
 #include <core_3d_molecule/geometry.hpp>
 #include <core_3d_molecule/octree.hpp>
+#include <core_3d_molecule/relational_attention.hpp>
 
 namespace core_3d_molecule {
 inline constexpr auto ops = core::op_set(
@@ -35,5 +36,47 @@ inline constexpr auto ops = core::op_set(
     core::op<"kabsch_rmsd", &kabsch_rmsd>("RMSD of each structure of a batch after the best translation and rotation.",
                                           {"positions[A,3]", "targets[A,3]", "offsets[B+1]", "rmsd[B]"}, {.ns_per_element = 10}),
     core::op<"gaussian_mmd", &gaussian_mmd>("Maximum mean discrepancy of two sets of numbers, five Gaussian kernels.",
-                                            {"x[N]", "y[M]", "mmd[1]"}, {.paper = "2305.12347", .ns_per_element = 1000}));
+                                            {"x[N]", "y[M]", "mmd[1]"}, {.paper = "2305.12347", .ns_per_element = 1000}),
+    core::op<"relational_attention", &relational_attention<float>, &relational_attention<double>>(
+        "Attention among the atoms of each molecule, with features of every pair that are made on the fly.",
+        {"q[A,H,D]", "k[A,H,D]", "v[A,H,D]", "q_edge[A,H,E]", "k_edge[A,H,E]", "form[H,S]", "positions[A,3]", "bonds[P]", "offsets[B+1]",
+         "centres[G]", "widths[G]", "w1[F,I]", "b1[F]", "w2[E,F]", "b2[E]", "out[A,H,D]", "out_edge[A,H,E]", "lse[A,H]"},
+        {.paper = "2503.15567", .ns_per_element = 200}),
+    core::op<"relational_attention_backward", &relational_attention_backward<float>, &relational_attention_backward<double>>(
+        "The gradients of relational_attention.",
+        {"q[A,H,D]",
+         "k[A,H,D]",
+         "v[A,H,D]",
+         "q_edge[A,H,E]",
+         "k_edge[A,H,E]",
+         "form[H,S]",
+         "positions[A,3]",
+         "bonds[P]",
+         "offsets[B+1]",
+         "centres[G]",
+         "widths[G]",
+         "w1[F,I]",
+         "b1[F]",
+         "w2[E,F]",
+         "b2[E]",
+         "out[A,H,D]",
+         "out_edge[A,H,E]",
+         "lse[A,H]",
+         "grad_out[A,H,D]",
+         "grad_out_edge[A,H,E]",
+         "grad_lse[A,H]",
+         "grad_q[A,H,D]",
+         "grad_k[A,H,D]",
+         "grad_v[A,H,D]",
+         "grad_q_edge[A,H,E]",
+         "grad_k_edge[A,H,E]",
+         "grad_form[H,S]",
+         "grad_positions[A,3]",
+         "grad_centres[G]",
+         "grad_widths[G]",
+         "grad_w1[F,I]",
+         "grad_b1[F]",
+         "grad_w2[E,F]",
+         "grad_b2[E]"},
+        {.paper = "2503.15567", .ns_per_element = 500}));
 }  // namespace core_3d_molecule

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .bonds import EDM_VALENCES, Stability, edm_bonds, edm_stability
 from .geometry import gaussian_mmd, kabsch_rmsd
 from .octree import OctreeTokenizer, Structures, Tokens
+from .relational import relational_attention
 
 __all__ = [
     "EDM_VALENCES",
@@ -16,4 +17,5 @@ __all__ = [
     "edm_stability",
     "gaussian_mmd",
     "kabsch_rmsd",
+    "relational_attention",
 ]

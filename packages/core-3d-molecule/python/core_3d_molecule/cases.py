@@ -14,6 +14,7 @@ from .octree import _C, _offsets
 from .reference import bonds as reference_bonds
 from .reference import geometry
 from .reference import octree as reference
+from .reference import relational
 
 Args = dict[str, Any]
 GRID = {"depth": 6, "cell": 0.24, "resolution": 0.01}
@@ -195,6 +196,35 @@ def reference_mmd(a: Args) -> Args:
     return {"mmd": np.array([geometry.gaussian_mmd(a["x"], a["y"])])}
 
 
+def _attention(rng: np.random.Generator, B: int, N: int, H: int, D: int, E: int, F: int, G: int) -> Args:
+    _, positions, offsets = _structures(rng, B, N)
+    counts, classes, atoms = np.diff(offsets), 4, len(positions)
+    squares = [rng.integers(0, classes, (n, n), np.uint8) for n in counts]
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, np.float32)
+
+    return {
+        "q": normal(atoms, H, D), "k": normal(atoms, H, D), "v": normal(atoms, H, D),
+        "q_edge": normal(atoms, H, E), "k_edge": normal(atoms, H, E), "form": normal(H, E * (E + 1) // 2) * np.float32(0.3),
+        "positions": positions,
+        "bonds": np.concatenate([np.empty(0, np.uint8), *(np.triu(s) + np.triu(s, 1).T for s in squares)], None),
+        "offsets": offsets,
+        "centres": rng.uniform(0, 9, G).astype(np.float32), "widths": rng.uniform(0.5, 3, G).astype(np.float32),
+        "w1": normal(F, 1 + G + classes) * np.array([0.02] + [0.2] * (G + classes), np.float32), "b1": normal(F),
+        "w2": normal(E, F) * np.float32(0.5), "b2": normal(E),
+        "out": np.empty((atoms, H, D), np.float32), "out_edge": np.empty((atoms, H, E), np.float32),
+        "lse": np.empty((atoms, H), np.float32),
+    }  # fmt: skip
+
+
+def _attention_backward(rng: np.random.Generator, **size: int) -> Args:
+    a = _attention(rng, **size)
+    a |= {name: np.ascontiguousarray(x, np.float32) for name, x in relational.forward(a).items()}
+    outputs = {f"grad_{n}": rng.standard_normal(a[n].shape, np.float32) for n in ("out", "out_edge", "lse")}
+    return a | outputs | {n: np.empty_like(a[n.removeprefix("grad_")]) for n in GRADIENTS}
+
+
 def _peer(expected: Callable[[Args], Args]) -> tuple[str, Callable[[Args], Callable[[], Args]]]:
     return "Python reference", lambda a: lambda: expected(a)
 
@@ -206,6 +236,14 @@ def _bytes(a: Args) -> tuple[float, float]:
 SIZES = {"tiny": {"B": 3, "N": 12}, "bench": {"B": 2000, "N": 29}}
 EXACT = {"tokens": (0, 0), "levels": (0, 0), "bins": (0, 0), "atoms": (0, 0)}
 VARY = {"B": (0, 5), "N": (0, 40)}
+ATTENTION = {
+    "tiny": {"B": 3, "N": 11, "H": 2, "D": 3, "E": 5, "F": 6, "G": 3},
+    "bench": {"B": 500, "N": 29, "H": 8, "D": 8, "E": 16, "F": 16, "G": 15},
+}
+ATTENTION_VARY = {"B": (0, 4), "N": (0, 20), "H": (0, 9), "D": (1, 9), "E": (1, 9), "F": (1, 9), "G": (0, 4)}
+GRADIENTS = [
+    f"grad_{n}" for n in "q k v q_edge k_edge form positions centres widths w1 b1 w2 b2".split()
+]
 cases = [
     Case(
         op="core_3d_molecule.octree_count", sizes=SIZES, make=_count, reference=reference_count,
@@ -243,5 +281,15 @@ cases = [
         op="core_3d_molecule.gaussian_mmd", sizes={"tiny": {"N": 21, "M": 34}, "bench": {"N": 2000, "M": 2000}},
         make=_mmd, reference=reference_mmd, tolerance={"mmd": (1e-9, 1e-12)},
         peer=("numpy", lambda a: lambda: reference_mmd(a)), work=_bytes, vary={"N": (1, 40), "M": (1, 40)},
+    ),
+    Case(
+        op="core_3d_molecule.relational_attention", sizes=ATTENTION, make=_attention,
+        reference=relational.forward, tolerance=dict.fromkeys(("out", "out_edge", "lse"), (2e-5, 2e-5)),
+        peer=("numpy", lambda a: lambda: relational.forward(a)), work=_bytes, vary=ATTENTION_VARY,
+    ),
+    Case(
+        op="core_3d_molecule.relational_attention_backward", sizes=ATTENTION, make=_attention_backward,
+        reference=relational.backward, tolerance=dict.fromkeys(GRADIENTS, (2e-4, 2e-4)),
+        peer=("numpy", lambda a: lambda: relational.backward(a)), work=_bytes, vary=ATTENTION_VARY,
     ),
 ]  # fmt: skip

@@ -2,11 +2,11 @@
 // Panels hold `lanes` columns side by side, [depth][lanes]. The tile's loop over lanes is the outermost one and is
 // what the compiler vectorises, so that the accumulators of all rows stay in registers.
 #pragma once
+#include <core/exp.hpp>
 #include <core/parallel.hpp>
 #include <core/tensor.hpp>
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -71,22 +71,8 @@ inline void multiply_deep(std::int64_t depth, const float* a, std::int64_t piece
     multiply<R>(std::min(deepest, depth - at), a, b + at * lanes, c, c_row, ones);
 }
 
-constexpr float lowest = -88.f;  // its power of two below, 2^-127, comes out as 0
-
-/// exp(x) for x in [lowest, 0], relative error below 2e-7; 0 below -87.7, NaN for NaN.
-inline float exp_clamped(float x) {
-  const float shifted = x * 1.44269504f + 12582912.f, n = shifted - 12582912.f;
-  float r = x - n * 0.693359375f;
-  r += n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.f;
-  return p * std::bit_cast<float>((std::bit_cast<std::uint32_t>(shifted) + 127u) << 23);
-}
+using core::exp_clamped;
+constexpr float lowest = core::lowest_exp;
 
 /// The largest of x[0..n), n a positive multiple of `lanes`; NaN is passed over.
 inline float row_max(const float* x, std::int64_t n) {
