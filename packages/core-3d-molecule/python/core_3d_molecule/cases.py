@@ -12,9 +12,8 @@ from core_registry.testing import Case
 from .bonds import EDM_VALENCES
 from .octree import _C, _offsets
 from .reference import bonds as reference_bonds
-from .reference import geometry
+from .reference import geometry, relational
 from .reference import octree as reference
-from .reference import relational
 
 Args = dict[str, Any]
 GRID = {"depth": 6, "cell": 0.24, "resolution": 0.01}
@@ -206,7 +205,8 @@ def _attention(rng: np.random.Generator, B: int, N: int, H: int, D: int, E: int,
 
     return {
         "q": normal(atoms, H, D), "k": normal(atoms, H, D), "v": normal(atoms, H, D),
-        "q_edge": normal(atoms, H, E), "k_edge": normal(atoms, H, E), "form": normal(H, E * (E + 1) // 2) * np.float32(0.3),
+        "q_edge": normal(atoms, H, E), "k_edge": normal(atoms, H, E),
+        "form": normal(H, E * (E + 1) // 2) * np.float32(0.3),
         "positions": positions,
         "bonds": np.concatenate([np.empty(0, np.uint8), *(np.triu(s) + np.triu(s, 1).T for s in squares)], None),
         "offsets": offsets,
@@ -240,9 +240,10 @@ ATTENTION = {
     "tiny": {"B": 3, "N": 11, "H": 2, "D": 3, "E": 5, "F": 6, "G": 3},
     "bench": {"B": 500, "N": 29, "H": 8, "D": 8, "E": 16, "F": 16, "G": 15},
 }
-ATTENTION_VARY = {"B": (0, 4), "N": (0, 20), "H": (0, 9), "D": (1, 9), "E": (1, 9), "F": (1, 9), "G": (0, 4)}
+ATTENTION_VARY = {"B": (0, 4), "N": (0, 20), "H": (1, 9), "D": (1, 9), "E": (1, 9), "F": (1, 9), "G": (0, 4)}
 GRADIENTS = [
-    f"grad_{n}" for n in "q k v q_edge k_edge form positions centres widths w1 b1 w2 b2".split()
+    f"grad_{n}"
+    for n in ["q", "k", "v", "q_edge", "k_edge", "form", "positions", "centres", "widths", "w1", "b1", "w2", "b2"]
 ]
 cases = [
     Case(

@@ -307,7 +307,9 @@ struct ForwardScratch {
 };
 
 template <class T>
-static void forward_molecule(const ForwardTask<T>& task, ForwardScratch<T>& s) {
+static void forward_molecule(const ForwardTask<T>* task_, ForwardScratch<T>* scratch) {
+  const ForwardTask<T>& task = *task_;
+  ForwardScratch<T>& s = *scratch;
   const auto& net = task.net;
   const int64_t H = net.H, E = net.E, D = task.D, P = s.m.padded;
   fill_square(net, s.m, s.tile);
@@ -585,7 +587,9 @@ static void pairs_backward(const PairNetwork<T>& net, BackwardScratch<T>& s, Pai
 }
 
 template <class T>
-static void backward_molecule(const BackwardTask<T>& task, BackwardScratch<T>& s, PairSums<T>& sums) {
+static void backward_molecule(const BackwardTask<T>* task_, BackwardScratch<T>* scratch, PairSums<T>* sums) {
+  const BackwardTask<T>& task = *task_;
+  BackwardScratch<T>& s = *scratch;
   Molecule<T>& m = s.m;
   fill_square(task.net, m, s.tile);
   s.out.load(task.grad_out, m.begin, m.n, m.padded);
@@ -601,14 +605,14 @@ static void backward_molecule(const BackwardTask<T>& task, BackwardScratch<T>& s
       s.lse[size(h * m.padded + i)] = task.lse(m.begin + i, h);
     }
   attention_backward(task, s);
-  pairs_backward(task.net, s, sums);
+  pairs_backward(task.net, s, *sums);
   for (int64_t i = 0; i < m.n; ++i)
     for (int64_t c = 0; c < 3; ++c) task.positions(m.begin + i, c) = s.positions[size(i * 3 + c)];
 }
 
 /// Calls f, compiled for the processor's level where T is float; double is for checking gradients.
 template <auto f, class T, class... Args>
-void at_best_isa(Args&... args) {
+void at_best_isa(Args*... args) {
   if constexpr (std::is_same_v<T, float>)
     core::multiversion<f>(args...);
   else
@@ -630,7 +634,7 @@ void relational_attention(Tensor<const T, 3> q, Tensor<const T, 3> k, Tensor<con
     ForwardScratch<T> scratch{PairTile<T>(net), {}, {}, {}, {}, {}};
     for (int64_t b = begin; b < end; ++b) {
       in.load(b, scratch.m);
-      at_best_isa<&forward_molecule<T>, T>(task, scratch);
+      at_best_isa<&forward_molecule<T>, T>(&task, &scratch);
     }
   });
 }
@@ -658,7 +662,7 @@ void relational_attention_backward(Tensor<const T, 3> q, Tensor<const T, 3> k, T
     for (int64_t part = begin; part < end; ++part)
       for (int64_t b = part * molecules / parts; b < (part + 1) * molecules / parts; ++b) {
         in.load(b, scratch.m);
-        at_best_isa<&backward_molecule<T>, T>(task, scratch, sums[size(part)]);
+        at_best_isa<&backward_molecule<T>, T>(&task, &scratch, &sums[size(part)]);
       }
   });
   const auto total = [&](std::vector<T> PairSums<T>::* of, int64_t at) {

@@ -46,13 +46,19 @@ def _form(a: Args) -> np.ndarray:
 def _molecules(a: Args) -> list[tuple[int, int, int]]:
     """First atom, last atom and first bond of each."""
     ends = list(itertools.pairwise(a["offsets"].tolist()))
-    return [(i, j, at) for (i, j), at in zip(ends, np.cumsum([0, *((j - i) ** 2 for i, j in ends)]).tolist())]
+    return [
+        (i, j, at) for (i, j), at in zip(ends, np.cumsum([0, *((j - i) ** 2 for i, j in ends)]).tolist(), strict=False)
+    ]
 
 
 def forward(a: Args) -> Args:
     """The expected out, out_edge and lse."""
     atoms, heads, channels = a["q_edge"].shape
-    found = {"out": np.zeros(a["q"].shape), "out_edge": np.zeros((atoms, heads, channels)), "lse": np.zeros((atoms, heads))}
+    found = {
+        "out": np.zeros(a["q"].shape),
+        "out_edge": np.zeros((atoms, heads, channels)),
+        "lse": np.zeros((atoms, heads)),
+    }
     form = _form(a)
     for i, j, at in _molecules(a):
         if i == j:
@@ -70,7 +76,7 @@ def forward(a: Args) -> Args:
 
 def backward(a: Args) -> Args:
     """The expected gradients, by the chain rule over the matrices of the forward pass."""
-    inputs = "q k v q_edge k_edge form positions centres widths w1 b1 w2 b2".split()
+    inputs = ["q", "k", "v", "q_edge", "k_edge", "form", "positions", "centres", "widths", "w1", "b1", "w2", "b2"]
     found = {f"grad_{name}": np.zeros(a[name].shape) for name in inputs}
     form, grad_form = _form(a), np.zeros_like(_form(a))
     for i, j, at in _molecules(a):
