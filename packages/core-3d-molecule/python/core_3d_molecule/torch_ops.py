@@ -21,7 +21,7 @@ def _fake(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(q_edge.shape), q.new_empty(q.shape[:2])
 
 
-def _impl(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _impl(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     outputs = _fake(*inputs)
     _C.relational_attention(*inputs, *outputs)
     return outputs
@@ -31,7 +31,7 @@ def _fake_gradients(*args: Tensor) -> list[Tensor]:
     return [x.new_empty(x.shape) for n, x in enumerate(args[:_LAST]) if n not in (_BONDS, _OFFSETS)]
 
 
-def _gradients(*args: Tensor) -> list[Tensor]:
+def _gradients(*args: Any) -> list[Tensor]:
     gradients = _fake_gradients(*args)
     _C.relational_attention_backward(*args, *gradients)
     return gradients
