@@ -21,9 +21,9 @@ def _fake(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(q_edge.shape), q.new_empty(q.shape[:2])
 
 
-def _impl(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _impl(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     outputs = _fake(*inputs)
-    _C.relational_attention(*inputs, *outputs)
+    _C.relational_attention(*(*inputs, *outputs))
     return outputs
 
 
