@@ -258,7 +258,7 @@ def make_experts_backward(rng: np.random.Generator, T: int, D: int, E: int, H: i
     return {
         "dout": rng.standard_normal((T, D), np.float32),
         **{n: a[n] for n in names},
-        **{f"d{n}": np.zeros_like(a[n]) for n in inputs},
+        **{f"d{n}": np.zeros_like(a[n]) for n in ("x", "gates", "up", "up_bias", "down", "down_bias")},
     }
 
 

@@ -8,16 +8,17 @@ operators are core_diffusion::{moe_topk, moe_experts} with their backward operat
 from __future__ import annotations
 
 import itertools
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 from core_registry import torchlib
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from . import _core_diffusion as _C
 
-__all__ = ["expert_ffn", "topk_mask"]
+__all__ = ["MoE", "MoEOutput", "distributed_topk_mask", "expert_ffn", "similarity_loss", "topk_mask"]
 
 # ---- selection ----------------------------------------------------------------------------------------------
 
@@ -52,8 +53,8 @@ def _act(x: Tensor, activation: str) -> Tensor:
 
 def _act_backward(grad: Tensor, x: Tensor, activation: str) -> Tensor:
     if activation == "silu":
-        return torch.ops.aten.silu_backward(grad, x)  # type: ignore[no-any-return]
-    return torch.ops.aten.gelu_backward(grad, x, approximate="tanh")  # type: ignore[no-any-return]
+        return torch.ops.aten.silu_backward(grad, x)
+    return torch.ops.aten.gelu_backward(grad, x, approximate="tanh")
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -231,3 +232,260 @@ def expert_ffn(
     pairs = count * experts if pairs is None else pairs
     out: Tensor = _moe_experts(x, mask, gates, up, up_bias, down, down_bias, activation, pairs, keep)[0]
     return out
+
+
+# ---- selection over processes -------------------------------------------------------------------------------
+
+_DIGIT = 11
+
+
+def _ordered(scores: Tensor) -> Tensor:
+    """int64 in 0..2^32-1 in the order of the float32 scores; -0 and 0 have one."""
+    bits = (scores + 0.0).view(torch.int32).to(torch.int64)
+    return torch.where(bits < 0, -bits - 1, bits + 2**31)
+
+
+def distributed_topk_mask(scores: Tensor, k: int, group: dist.ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
+    """Marks the k largest of the scores of all processes of a group: exactly k, of equals those of lower ranks first.
+
+    A radix selection of which only the histograms travel (three all-reduces of 2048 counts and one gather of a number),
+    so that the cost does not grow with the number of processes as gathering all scores does. Nothing waits for the
+    device. Each process may hold another number of scores.
+
+    Args:
+        scores: float32 [N] of this process, any value but NaN.
+        k: how many to take over all processes, in 1..their number.
+
+    Returns:
+        The mask of this process, bool [N], and the k-th largest score of all, [], the same on each process.
+
+    Raises:
+        TypeError: another dtype; ValueError: more than one axis, or k below 1.
+    """
+    if scores.dtype != torch.float32:
+        raise TypeError(f"distributed_topk_mask: argument 'scores' must be torch.float32, got {scores.dtype}")
+    if scores.ndim != 1:
+        raise ValueError(f"distributed_topk_mask: argument 'scores' must have 1 axis, got {scores.ndim}")
+    if k < 1:
+        raise ValueError(f"distributed_topk_mask: argument 'k' must be at least 1, got {k}")
+    keys = _ordered(scores)
+    found = torch.zeros((), dtype=torch.int64, device=scores.device)  # the leading digits of the k-th key
+    left = torch.full_like(found, k)  # how many to take among the keys that begin with them
+    for shift in (33 - _DIGIT, 33 - 2 * _DIGIT, 0):
+        inside = keys >> (shift + _DIGIT) == found
+        counts = torch.zeros(2**_DIGIT, dtype=torch.int64, device=scores.device)
+        counts.scatter_add_(0, keys >> shift & 2**_DIGIT - 1, inside.to(torch.int64))
+        dist.all_reduce(counts, group=group)
+        above = counts.sum() - counts.cumsum(0)  # how many have a larger digit
+        digit = (above >= left).sum()
+        left = left - above[digit.clamp(max=2**_DIGIT - 1)]
+        found = found << _DIGIT | digit
+    equal = keys == found
+    ranks = torch.zeros(dist.get_world_size(group), dtype=torch.int64, device=scores.device)
+    dist.all_gather_into_tensor(ranks, equal.sum()[None], group=group)
+    left = left - ranks[: dist.get_rank(group)].sum()
+    bits = torch.where(found < 2**31, -found - 1, found - 2**31)
+    return (keys > found) | (equal & (equal.cumsum(0) <= left)), bits.to(torch.int32).view(torch.float32)
+
+
+# ---- the layer ----------------------------------------------------------------------------------------------
+
+
+def similarity_loss(logits: Tensor, mask: Tensor) -> Tensor:
+    """The router similarity loss of Expert Race (arXiv 2503.16057, section 4.3): experts that answer alike cost.
+
+    With P the softmax of the logits over experts and M the mask: (1/T) sum of W_ij (P'P)_ij, where W is M'M scaled so
+    that its diagonal has mean 1 (times E) and its rest likewise. An off-diagonal without any pair weighs nothing.
+
+    Args:
+        logits, mask: [T, E] and bool [T, E].
+
+    Returns:
+        A number; 1 where all tokens are spread evenly.
+    """
+    tokens, experts = logits.shape
+    probs, chosen = logits.softmax(1), mask.to(logits.dtype)
+    together, similar = chosen.T @ chosen, probs.T @ probs
+    diagonal = together.diagonal()
+    own = experts * diagonal / diagonal.sum().clamp(min=1)
+    rest = together - diagonal.diag()
+    weights = (experts * experts - experts) * rest / rest.sum().clamp(min=1) + own.diag()
+    return (weights * similar).sum() / max(tokens, 1)
+
+
+class MoEOutput(NamedTuple):
+    """What the layer returns."""
+
+    hidden_states: Tensor
+    """[B, L, D]."""
+    mask: Tensor
+    """The selection, bool [B, L, E]."""
+    router_loss: Tensor
+    """The router's own loss: similarity (token choice, race), the capacity predictor's entropy (DiffMoE), or 0."""
+    layer_loss: Tensor
+    """Mean squared error of the target head; 0 without one or without target."""
+
+
+class MoE(nn.Module):  # type: ignore[misc]
+    """A mixture of feed-forward experts in place of a transformer block's feed-forward network.
+
+    Routers differ in the rows in which the best scores are taken, `top_k` experts a token on average:
+
+    | router | rows | gate | in eval mode |
+    |---|---|---|---|
+    | token | each token's experts | softmax | the same |
+    | expert | each image's tokens, for each expert | softmax | the same |
+    | race | all tokens and experts of the batch | the logit itself | logit >= threshold |
+    | diffmoe | all tokens of the batch, for each expert | softmax | by the capacity predictor |
+
+    The thresholds of race and DiffMoE are running means (0.95) of the k-th largest value in training, the first one
+    taken as it is; so in eval mode an image's result does not depend on its batch. DiffMoE then selects where the
+    predictor exceeds the threshold; with `published_inference` it only counts these tokens for each expert and takes
+    as many by gate score, as the published code does, which depends on the batch.
+
+    Args:
+        dim, hidden_dim, num_experts: D, H and E.
+        router: "token", "expert", "race" or "diffmoe".
+        top_k: experts a token; for the routers other than "token" any number > 0 up to E.
+        activation: "gelu_tanh" or "silu".
+        target_dim: size of the training target a token, for the per-layer regularisation (Race); no head if absent.
+        published_inference: see above.
+        group: race only: the process group over whose batches the race goes (`distributed_topk_mask`); each
+            process has the same number of tokens. For DiffMoE its thresholds are averaged over it.
+
+    Raises ValueError on values out of range.
+    arXiv 2503.16057 (sections 3 and 4), arXiv 2503.14487 (section 3).
+    """
+
+    threshold: Tensor
+    updates: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        num_experts: int,
+        router: Literal["token", "expert", "race", "diffmoe"] = "race",
+        top_k: float = 1,
+        activation: Literal["gelu_tanh", "silu"] = "gelu_tanh",
+        target_dim: int | None = None,
+        published_inference: bool = False,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        super().__init__()
+        if router not in ("token", "expert", "race", "diffmoe"):
+            raise ValueError(f"MoE: argument 'router' must be 'token', 'expert', 'race' or 'diffmoe', got {router!r}")
+        if not 0 < top_k <= num_experts or (router == "token" and top_k != int(top_k)):
+            kind = "a whole number" if router == "token" else "a number"
+            raise ValueError(f"MoE: argument 'top_k' must be {kind} in (0, {num_experts}], got {top_k}")
+        if activation not in ("gelu_tanh", "silu"):
+            raise ValueError(f"MoE: argument 'activation' must be 'gelu_tanh' or 'silu', got {activation!r}")
+        self.router, self.top_k, self.num_experts = router, top_k, num_experts
+        self.activation, self.published_inference, self.group = activation, published_inference, group
+        self.up = nn.Parameter(torch.empty(num_experts, hidden_dim, dim).uniform_(-1, 1) * dim**-0.5)
+        self.up_bias = nn.Parameter(torch.zeros(num_experts, hidden_dim))
+        self.down = nn.Parameter(torch.empty(num_experts, dim, hidden_dim).uniform_(-1, 1) * hidden_dim**-0.5)
+        self.down_bias = nn.Parameter(torch.zeros(num_experts, dim))
+        self.trunk = nn.Sequential(nn.Linear(dim, dim), nn.GELU()) if router == "race" else nn.Identity()
+        self.gate = nn.Linear(dim, num_experts, bias=router == "race")
+        if router != "race":
+            nn.init.normal_(self.gate.weight, std=0.006)
+        self.target = None if target_dim is None else nn.Linear(dim, target_dim)
+        self.capacity = (
+            nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, num_experts)) if router == "diffmoe" else None
+        )
+        if router in ("race", "diffmoe"):
+            self.register_buffer("threshold", torch.zeros(1 if router == "race" else num_experts))
+            self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    def _observe(self, kth: Tensor) -> None:
+        """Moves the threshold towards the k-th largest value."""
+        self.threshold.copy_(torch.where(self.updates == 0, kth, torch.lerp(self.threshold, kth, 0.05)))
+        self.updates.add_(1)
+
+    def _race(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        scores = logits.detach().float()
+        if not self.training:
+            return scores >= self.threshold, logits.new_zeros(())
+        taken = round(len(logits) * self.top_k)
+        if self.group is None:
+            mask, kth = topk_mask(scores.reshape(-1), taken)
+        else:
+            mask, kth = distributed_topk_mask(scores.reshape(-1), taken * dist.get_world_size(self.group), self.group)
+        self._observe(kth)
+        mask = mask.view(logits.shape)
+        return mask, similarity_loss(logits, mask)
+
+    def _diffmoe(self, x: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.capacity is not None
+        wanted = self.capacity(x.detach())
+        chance = wanted.detach().float().sigmoid()
+        if self.training:
+            taken = min(int(len(x) / self.num_experts * self.top_k), len(x))
+            mask = topk_mask(scores.T.contiguous(), taken)[0].T
+            if taken > 0:
+                kth = topk_mask(chance.T.contiguous(), taken)[1]
+                if self.group is not None:
+                    dist.all_reduce(kth, group=self.group)
+                    kth = kth / dist.get_world_size(self.group)
+                self._observe(kth)
+            return mask, functional.binary_cross_entropy_with_logits(wanted, mask.to(wanted.dtype))
+        mask = chance > self.threshold
+        if self.published_inference:
+            order = scores.argsort(dim=0, descending=True, stable=True)
+            ranks = torch.arange(len(x), device=x.device)[:, None]
+            mask = torch.zeros_like(mask).scatter_(0, order, ranks < mask.sum(0))
+        return mask, wanted.new_zeros(())
+
+    def forward(self, hidden_states: Tensor, target: Tensor | None = None) -> MoEOutput:
+        """Routes and transforms [B, L, D]; `target` [B, L, target_dim] is the model's final training target.
+
+        Raises ValueError on another shape, and on a target without target head.
+        """
+        if hidden_states.ndim != 3 or hidden_states.shape[2] != self.up.shape[2]:
+            raise ValueError(
+                f"MoE: argument 'hidden_states' must have shape (B, L, {self.up.shape[2]}), "
+                f"got {tuple(hidden_states.shape)}"
+            )
+        batch, length, dim = hidden_states.shape
+        x = hidden_states.reshape(batch * length, dim)
+        features = self.trunk(x)
+        logits = self.gate(features)
+        gates = logits if self.router == "race" else logits.softmax(1)
+        scores = gates.detach().float()
+        loss = logits.new_zeros(())
+        if self.router == "race":
+            mask, loss = self._race(logits)
+        elif self.router == "diffmoe":
+            mask, loss = self._diffmoe(x, scores)
+        elif self.router == "token":
+            mask = topk_mask(scores, int(self.top_k))[0]
+            loss = similarity_loss(logits, mask)
+        else:
+            taken = min(round(length * self.top_k / self.num_experts), length)
+            by_expert = scores.view(batch, length, self.num_experts).transpose(1, 2).contiguous()
+            mask = topk_mask(by_expert, taken)[0].transpose(1, 2).reshape(logits.shape)
+        pairs = None if self.group is not None or not self.training else self._pairs(batch, length)
+        out = expert_ffn(x, mask, gates, self.up, self.down, self.up_bias, self.down_bias, self.activation, pairs)
+        layer_loss = logits.new_zeros(())
+        if target is not None:
+            if self.target is None:
+                raise ValueError("MoE: argument 'target' needs a layer with target_dim")
+            guess = self.target(features).view(batch, length, self.target.out_features)
+            if target.shape != guess.shape:
+                raise ValueError(
+                    f"MoE: argument 'target' must have shape {tuple(guess.shape)}, got {tuple(target.shape)}"
+                )
+            layer_loss = functional.mse_loss(guess, target)
+        return MoEOutput(out.view(hidden_states.shape), mask.view(batch, length, self.num_experts), loss, layer_loss)
+
+    def _pairs(self, batch: int, length: int) -> int:
+        """How many pairs a training step selects."""
+        tokens, experts = batch * length, self.num_experts
+        if self.router == "token":
+            return tokens * int(self.top_k)
+        if self.router == "expert":
+            return batch * experts * min(round(length * self.top_k / experts), length)
+        if self.router == "diffmoe":
+            return experts * min(int(tokens / experts * self.top_k), tokens)
+        return round(tokens * self.top_k)
