@@ -197,6 +197,21 @@ def test_no_graph_break(router):
             torch.testing.assert_close(twin.threshold, moe.threshold)
 
 
+@pytest.mark.parametrize("router", ROUTERS)
+def test_autocast_and_half_weights(router):
+    moe, x = layer(router).train(), batch()
+    want = moe(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = moe(x)
+    got.hidden_states.float().sum().backward()
+    assert moe.up.grad.dtype == torch.float32
+    assert got.mask.sum() == 16
+    half = moe.bfloat16()(x.bfloat16())
+    assert half.hidden_states.dtype == torch.bfloat16
+    same = (got.mask == want.mask).all(2)
+    torch.testing.assert_close(got.hidden_states[same].float(), want.hidden_states[same], rtol=0.1, atol=0.1)
+
+
 def test_opcheck():
     torch.library.opcheck(torch.ops.core_diffusion.moe_topk.default, (torch.randn(2, 5), 2))
     x, mask, gates = torch.randn(5, 3), torch.rand(5, 2) < 0.5, torch.rand(5, 2)

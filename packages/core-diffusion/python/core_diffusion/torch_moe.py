@@ -380,7 +380,8 @@ class MoE(nn.Module):  # type: ignore[misc]
             raise ValueError(f"MoE: argument 'top_k' must be {kind} in (0, {num_experts}], got {top_k}")
         if activation not in ("gelu_tanh", "silu"):
             raise ValueError(f"MoE: argument 'activation' must be 'gelu_tanh' or 'silu', got {activation!r}")
-        self.router, self.top_k, self.num_experts = router, top_k, num_experts
+        self.router, self.num_experts = router, num_experts
+        self.top_k = int(top_k) if top_k == int(top_k) else top_k
         self.activation, self.published_inference, self.group = activation, published_inference, group
         self.up = nn.Parameter(torch.empty(num_experts, hidden_dim, dim).uniform_(-1, 1) * dim**-0.5)
         self.up_bias = nn.Parameter(torch.zeros(num_experts, hidden_dim))
@@ -398,30 +399,38 @@ class MoE(nn.Module):  # type: ignore[misc]
             self.register_buffer("threshold", torch.zeros(1 if router == "race" else num_experts))
             self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
+    def _share(self, count: int, among: int = 1) -> int:
+        """`top_k` times `count` pairs, divided and rounded down."""
+        if isinstance(self.top_k, int):
+            return count * self.top_k // among  # int() of it would tie a compiled graph to one batch size
+        return int(count * self.top_k / among)
+
     def _observe(self, kth: Tensor) -> None:
         """Moves the threshold towards the k-th largest value."""
-        self.threshold.copy_(torch.where(self.updates == 0, kth, torch.lerp(self.threshold, kth, 0.05)))
+        moved = torch.lerp(self.threshold.float(), kth, 0.05)
+        self.threshold.copy_(torch.where(self.updates == 0, kth, moved))
         self.updates.add_(1)
 
-    def _race(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        scores = logits.detach().float()
+    def _race(self, logits: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, int | None]:
         if not self.training:
-            return scores >= self.threshold, logits.new_zeros(())
-        taken = round(len(logits) * self.top_k)
+            return scores >= self.threshold, logits.new_zeros(()), None
+        taken = self._share(logits.shape[0])
         if self.group is None:
             mask, kth = topk_mask(scores.reshape(-1), taken)
         else:
-            mask, kth = distributed_topk_mask(scores.reshape(-1), taken * dist.get_world_size(self.group), self.group)
-        self._observe(kth)
+            everywhere = taken * dist.get_world_size(self.group)
+            mask, kth = distributed_topk_mask(scores.reshape(-1), everywhere, self.group)
+        if taken > 0:
+            self._observe(kth)
         mask = mask.view(logits.shape)
-        return mask, similarity_loss(logits, mask)
+        return mask, similarity_loss(logits, mask), taken if self.group is None else None
 
-    def _diffmoe(self, x: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    def _diffmoe(self, x: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, int | None]:
         assert self.capacity is not None
         wanted = self.capacity(x.detach())
         chance = wanted.detach().float().sigmoid()
         if self.training:
-            taken = min(int(len(x) / self.num_experts * self.top_k), len(x))
+            taken = self._share(x.shape[0], self.num_experts)
             mask = topk_mask(scores.T.contiguous(), taken)[0].T
             if taken > 0:
                 kth = topk_mask(chance.T.contiguous(), taken)[1]
@@ -429,13 +438,23 @@ class MoE(nn.Module):  # type: ignore[misc]
                     dist.all_reduce(kth, group=self.group)
                     kth = kth / dist.get_world_size(self.group)
                 self._observe(kth)
-            return mask, functional.binary_cross_entropy_with_logits(wanted, mask.to(wanted.dtype))
+            loss = functional.binary_cross_entropy_with_logits(wanted, mask.to(wanted.dtype))
+            return mask, loss, taken * self.num_experts
         mask = chance > self.threshold
         if self.published_inference:
             order = scores.argsort(dim=0, descending=True, stable=True)
-            ranks = torch.arange(len(x), device=x.device)[:, None]
+            ranks = torch.arange(x.shape[0], device=x.device)[:, None]
             mask = torch.zeros_like(mask).scatter_(0, order, ranks < mask.sum(0))
-        return mask, wanted.new_zeros(())
+        return mask, wanted.new_zeros(()), None
+
+    def _experts(self, x: Tensor, mask: Tensor, gates: Tensor, pairs: int | None) -> Tensor:
+        """The experts in autocast's dtype where that is on."""
+        device, dtype = x.device.type, x.dtype
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        x, gates, up, down = x.to(dtype), gates.to(dtype), self.up.to(dtype), self.down.to(dtype)
+        up_bias, down_bias = self.up_bias.to(dtype), self.down_bias.to(dtype)
+        return expert_ffn(x, mask, gates, up, down, up_bias, down_bias, self.activation, pairs)
 
     def forward(self, hidden_states: Tensor, target: Tensor | None = None) -> MoEOutput:
         """Routes and transforms [B, L, D]; `target` [B, L, target_dim] is the model's final training target.
@@ -453,20 +472,19 @@ class MoE(nn.Module):  # type: ignore[misc]
         logits = self.gate(features)
         gates = logits if self.router == "race" else logits.softmax(1)
         scores = gates.detach().float()
-        loss = logits.new_zeros(())
         if self.router == "race":
-            mask, loss = self._race(logits)
+            mask, loss, pairs = self._race(logits, scores)
         elif self.router == "diffmoe":
-            mask, loss = self._diffmoe(x, scores)
+            mask, loss, pairs = self._diffmoe(x, scores)
         elif self.router == "token":
-            mask = topk_mask(scores, int(self.top_k))[0]
+            mask, pairs = topk_mask(scores, self._share(1))[0], self._share(x.shape[0])
             loss = similarity_loss(logits, mask)
         else:
-            taken = min(round(length * self.top_k / self.num_experts), length)
+            taken = self._share(length, self.num_experts)
             by_expert = scores.view(batch, length, self.num_experts).transpose(1, 2).contiguous()
             mask = topk_mask(by_expert, taken)[0].transpose(1, 2).reshape(logits.shape)
-        pairs = None if self.group is not None or not self.training else self._pairs(batch, length)
-        out = expert_ffn(x, mask, gates, self.up, self.down, self.up_bias, self.down_bias, self.activation, pairs)
+            loss, pairs = logits.new_zeros(()), batch * self.num_experts * taken
+        out = self._experts(x, mask, gates, pairs)
         layer_loss = logits.new_zeros(())
         if target is not None:
             if self.target is None:
@@ -478,14 +496,3 @@ class MoE(nn.Module):  # type: ignore[misc]
                 )
             layer_loss = functional.mse_loss(guess, target)
         return MoEOutput(out.view(hidden_states.shape), mask.view(batch, length, self.num_experts), loss, layer_loss)
-
-    def _pairs(self, batch: int, length: int) -> int:
-        """How many pairs a training step selects."""
-        tokens, experts = batch * length, self.num_experts
-        if self.router == "token":
-            return tokens * int(self.top_k)
-        if self.router == "expert":
-            return batch * experts * min(round(length * self.top_k / experts), length)
-        if self.router == "diffmoe":
-            return experts * min(int(tokens / experts * self.top_k), tokens)
-        return round(tokens * self.top_k)
