@@ -182,7 +182,7 @@ def test_layer_loss():
 def test_no_graph_break(router):
     moe, x = layer(router, top_k=2), batch()
     twin = copy.deepcopy(moe)
-    compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(twin, fullgraph=True, backend="aot_eager", dynamic=True)
     for training in (True, False):
         moe.train(training)
         twin.train(training)
@@ -195,6 +195,9 @@ def test_no_graph_break(router):
             for (name, p), q in zip(moe.named_parameters(), twin.parameters(), strict=True):
                 torch.testing.assert_close(q.grad, p.grad, msg=name)
             torch.testing.assert_close(twin.threshold, moe.threshold)
+        with torch.compiler.set_stance("fail_on_recompile"):
+            assert compiled(batch(3)).hidden_states.shape == (3, 8, 8)
+        moe.load_state_dict(twin.state_dict())
 
 
 @pytest.mark.parametrize("router", ROUTERS)

@@ -33,7 +33,9 @@ def _topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return mask, kth
 
 
-_moe_topk = torchlib.define("core_diffusion", "moe_topk(Tensor scores, int k) -> (Tensor, Tensor)", _topk, _fake_topk)
+_moe_topk = torchlib.define(
+    "core_diffusion", "moe_topk(Tensor scores, SymInt k) -> (Tensor, Tensor)", _topk, _fake_topk
+)
 
 
 def topk_mask(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -47,18 +49,24 @@ def topk_mask(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 # 1.2 to 1.4 at these sizes. Around them nothing is materialised but the values before the activation.
 
 
-def _act(x: Tensor, activation: str) -> Tensor:
-    return functional.silu(x) if activation == "silu" else functional.gelu(x, approximate="tanh")
-
-
-def _act_backward(grad: Tensor, x: Tensor, activation: str) -> Tensor:
+def _act(x: Tensor, activation: str, out: Tensor) -> Tensor:
     if activation == "silu":
-        return torch.ops.aten.silu_backward(grad, x)
-    return torch.ops.aten.gelu_backward(grad, x, approximate="tanh")
+        return torch.ops.aten.silu.out(x, out=out)
+    return torch.ops.aten.gelu.out(x, approximate="tanh", out=out)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return functional.linear(x, weight, bias)
+def _act_backward(grad: Tensor, x: Tensor, activation: str, out: Tensor) -> Tensor:
+    if activation == "silu":
+        return torch.ops.aten.silu_backward.grad_input(grad, x, grad_input=out)
+    return torch.ops.aten.gelu_backward.grad_input(grad, x, approximate="tanh", grad_input=out)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    return torch.mm(x, weight.t(), out=out) if bias is None else torch.addmm(bias, x, weight.t(), out=out)
+
+
+def _largest(bounds: list[int]) -> int:
+    return max((end - begin for begin, end in itertools.pairwise(bounds)), default=0)
 
 
 def _fake_experts(
@@ -94,15 +102,18 @@ def _experts(
     _C.moe_route(mask, offsets, tokens)
     bounds = offsets.tolist()
     out = torch.zeros_like(x, memory_format=torch.contiguous_format)
+    most, (inner, width) = _largest(bounds), up.shape[1:]
+    rows, shares, wide = x.new_empty(most, width), x.new_empty(most, width), x.new_empty(most, inner)
     for e, (begin, end) in enumerate(itertools.pairwise(bounds)):
         if begin == end:
             continue
-        rows = tokens[begin:end]
-        h = _linear(x[rows], up[e], None if up_bias is None else up_bias[e])
-        if keep:
-            hidden[begin:end] = h
-        y = _linear(_act(h, activation), down[e], None if down_bias is None else down_bias[e])
-        out.index_add_(0, rows, y.mul_(gates[rows, e, None]))
+        n, which = end - begin, tokens[begin:end]
+        torch.index_select(x, 0, which, out=rows[:n])
+        h = hidden[begin:end] if keep else wide[:n]
+        _linear(rows[:n], up[e], None if up_bias is None else up_bias[e], h)
+        _act(h, activation, wide[:n])
+        y = _linear(wide[:n], down[e], None if down_bias is None else down_bias[e], shares[:n])
+        out.index_add_(0, which, y.mul_(gates[which, e, None]))
     hidden[bounds[-1] :] = 0
     return out, offsets, tokens, hidden
 
@@ -140,24 +151,29 @@ def _gradients(
     dx.zero_()
     dgates.zero_()
     bounds = offsets.tolist()
+    most, (inner, width) = _largest(bounds), up.shape[1:]
+    rows, grads, shares = (x.new_empty(most, width) for _ in range(3))
+    values, slopes = (x.new_empty(most, inner) for _ in range(2))
     for e, (begin, end) in enumerate(itertools.pairwise(bounds)):
         if begin == end:
             for d in (dup, dup_bias, ddown, ddown_bias):
                 d[e].zero_()
             continue
-        rows, h = tokens[begin:end], hidden[begin:end]
-        dy, a = grad[rows], _act(h, activation)
-        da = dy @ down[e]
-        share = torch.linalg.vecdot(da, a)
-        dgates[rows, e] = share if down_bias is None else share + dy @ down_bias[e]
-        gate = gates[rows, e, None]
-        dy.mul_(gate)
-        dh = _act_backward(da.mul_(gate), h, activation)
-        torch.mm(dy.t(), a, out=ddown[e])
-        torch.mm(dh.t(), x[rows], out=dup[e])
+        n, which, h = end - begin, tokens[begin:end], hidden[begin:end]
+        torch.index_select(x, 0, which, out=rows[:n])
+        dy, a, dh = grads[:n], values[:n], slopes[:n]
+        torch.index_select(grad, 0, which, out=dy)
+        _act(h, activation, a)
+        torch.mm(dy, down[e], out=dh)
+        share = torch.linalg.vecdot(dh, a)
+        dgates[which, e] = share if down_bias is None else share + dy @ down_bias[e]
+        gate = gates[which, e, None]
+        torch.mm(dy.mul_(gate).t(), a, out=ddown[e])
+        _act_backward(dh.mul_(gate), h, activation, dh)
+        torch.mm(dh.t(), rows[:n], out=dup[e])
         torch.sum(dy, 0, out=ddown_bias[e])
         torch.sum(dh, 0, out=dup_bias[e])
-        dx.index_add_(0, rows, dh @ up[e])
+        dx.index_add_(0, which, torch.mm(dh, up[e], out=shares[:n]))
     return outputs
 
 
@@ -174,10 +190,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     x, _, gates, up, up_bias, down, down_bias, activation, _, _ = inputs
     ctx.activation, ctx.biased = activation, (up_bias is not None, down_bias is not None)
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # else zeros of the size of the stored values
     ctx.save_for_backward(x, gates, up, down, down_bias, *output[1:])
 
 
-def _of_experts(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+def _of_experts(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 10
     dx, dgates, dup, dup_bias, ddown, ddown_bias = _experts_backward(grad, *ctx.saved_tensors, ctx.activation)
     of_up, of_down = ctx.biased
     return (dx, None, dgates, dup, dup_bias if of_up else None, ddown, ddown_bias if of_down else None, *[None] * 3)
@@ -186,7 +205,7 @@ def _of_experts(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
 _moe_experts = torchlib.define(
     "core_diffusion",
     "moe_experts(Tensor x, Tensor mask, Tensor gates, Tensor up, Tensor? up_bias, Tensor down, Tensor? down_bias, "
-    "str activation, int pairs, bool keep) -> (Tensor, Tensor, Tensor, Tensor)",
+    "str activation, SymInt pairs, bool keep) -> (Tensor, Tensor, Tensor, Tensor)",
     _experts,
     _fake_experts,
     _of_experts,
