@@ -49,4 +49,13 @@ CORE_EXPORT void expert_ffn_backward(core::Tensor<const float, 2> dout, core::Te
                                      core::Tensor<float, 3> dup, core::Tensor<float, 2> dup_bias, core::Tensor<float, 3> ddown,
                                      core::Tensor<float, 2> ddown_bias);
 
+#if defined(CORE_WITH_CUDA)
+/// topk_mask on a CUDA device, without synchronisation: NaN is not refused, it counts as below all numbers.
+CORE_EXPORT void topk_mask_cuda(core::Tensor<const float, 2> scores, std::int64_t k, core::Tensor<bool, 2> mask, core::Tensor<float, 1> kth,
+                                core::Stream stream);
+
+/// moe_route on a CUDA device, without synchronisation: pairs beyond A are not refused but left out, and offsets end at A.
+CORE_EXPORT void moe_route_cuda(core::Tensor<const bool, 2> mask, core::Tensor<std::int64_t, 1> offsets,
+                                core::Tensor<std::int64_t, 1> tokens, core::Stream stream);
+#endif
 }  // namespace core_diffusion

@@ -10,6 +10,8 @@
 #include <cstring>
 #include <memory>
 
+#include "checks.hpp"
+
 namespace core_diffusion {
 namespace {
 using core::Tensor;
@@ -210,7 +212,7 @@ void check_route(const char* op, Tensor<const int64_t, 1> tokens, Tensor<const i
   const auto bad = [&](const char* argument, const std::string& what) {
     throw core::Error("ValueError", std::string(op) + ": argument '" + argument + "' must " + what);
   };
-  if (offsets.shape[0] != E + 1) bad("offsets", "have " + std::to_string(E + 1) + " elements, got " + std::to_string(offsets.shape[0]));
+  check_offsets(op, offsets.shape[0], E);
   if (offsets(0) != 0) bad("offsets", "begin with 0, got " + std::to_string(offsets(0)));
   for (int64_t e = 0; e < E; ++e) {
     if (offsets(e + 1) < offsets(e) || offsets(e + 1) > tokens.shape[0])

@@ -10,6 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include "checks.hpp"
+
 namespace core_diffusion {
 namespace {
 using core::Tensor;
@@ -148,8 +150,7 @@ void long_row(Tensor<const T, 2> scores, int64_t row, int64_t k, Tensor<bool, 2>
 template <class T>
 void select(Tensor<const T, 2> scores, int64_t k, Tensor<bool, 2> mask, Tensor<T, 1> kth) {
   const int64_t rows = scores.shape[0], columns = scores.shape[1];
-  if (k < 0 || k > columns)
-    throw core::Error("ValueError", "topk_mask: argument 'k' must be in 0.." + std::to_string(columns) + ", got " + std::to_string(k));
+  check_k(k, columns);
   if (columns > part) {
     for (int64_t r = 0; r < rows; ++r) long_row(scores, r, k, mask, kth);
     return;
@@ -166,9 +167,7 @@ void topk_mask_f64(Tensor<const double, 2> scores, int64_t k, Tensor<bool, 2> ma
 
 void moe_route(Tensor<const bool, 2> mask, Tensor<int64_t, 1> offsets, Tensor<int64_t, 1> tokens) {
   const int64_t T = mask.shape[0], E = mask.shape[1], room = tokens.shape[0];
-  if (offsets.shape[0] != E + 1)
-    throw core::Error("ValueError", "moe_route: argument 'offsets' must have " + std::to_string(E + 1) + " elements, got " +
-                                        std::to_string(offsets.shape[0]));
+  check_offsets("moe_route", offsets.shape[0], E);
   std::vector<int64_t> next(static_cast<std::size_t>(E));
   for (int64_t t = 0; t < T; ++t)
     for (int64_t e = 0; e < E; ++e) next[static_cast<std::size_t>(e)] += mask(t, e);
