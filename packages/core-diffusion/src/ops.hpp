@@ -3,6 +3,7 @@
 #include <core/op.hpp>
 
 #include <core_diffusion/marching_cubes.hpp>
+#include <core_diffusion/moe.hpp>
 #include <core_diffusion/set_diffusion.hpp>
 
 namespace core_diffusion {
@@ -24,5 +25,19 @@ inline constexpr auto ops = core::op_set(
     core::op<"sparse_marching_cubes", &sparse_marching_cubes>(
         "The level set of a volume of which the nodes `index` are known, as an indexed mesh in world units.",
         {"index[N]", "values[N]", "shape[3]", "level", "origin[3]", "spacing[3]", "inward", "vertices[V,3]", "faces[F,3]"},
-        {.paper = "2503.16302", .ns_per_element = 20}));
+        {.paper = "2503.16302", .ns_per_element = 20}),
+    core::op<"topk_mask", &topk_mask, &topk_mask_f64 CORE_IF_CUDA(&topk_mask_cuda)>(
+        "Marks exactly the `k` largest scores of each row; ties: lower columns first.", {"scores[R,C]", "k", "mask[R,C]", "kth[R]"},
+        {.paper = "2503.16057", .ns_per_element = 2}),
+    core::op<"moe_route", &moe_route CORE_IF_CUDA(&moe_route_cuda)>("Lists the tokens of each expert from a selection mask.",
+                                                                    {"mask[T,E]", "offsets[O]", "tokens[A]"}, {.paper = "2503.16057"}),
+    core::op<"expert_ffn", &expert_ffn>("The weighted sum of the feed-forward networks of each token's experts.",
+                                        {"x[T,D]", "tokens[A]", "offsets[O]", "gates[T,E]", "up[E,H,D]", "up_bias[E,H]", "down[E,D,H]",
+                                         "down_bias[E,D]", "activation", "hidden[A,H]", "out[T,D]"},
+                                        {.paper = "2503.14487", .ns_per_element = 20}),
+    core::op<"expert_ffn_backward", &expert_ffn_backward>(
+        "The derivatives of expert_ffn.",
+        {"dout[T,D]", "x[T,D]", "tokens[A]", "offsets[O]", "gates[T,E]", "up[E,H,D]", "down[E,D,H]", "down_bias[E,D]", "hidden[A,H]",
+         "activation", "dx[T,D]", "dgates[T,E]", "dup[E,H,D]", "dup_bias[E,H]", "ddown[E,D,H]", "ddown_bias[E,D]"},
+        {.paper = "2503.14487", .ns_per_element = 20}));
 }

@@ -1,6 +1,7 @@
-"""core-diffusion: exact set diffusion, and meshes of partly known volumes."""
+"""core-diffusion: exact set diffusion, meshes of partly known volumes, mixture-of-experts layers."""
 
 from .marching_cubes import marching_cubes, sparse_marching_cubes
+from .moe import expert_ffn, moe_route, topk_mask
 from .set_diffusion import (
     FixedSumScheduler,
     FixedSumSchedulerOutput,
@@ -12,9 +13,12 @@ from .set_diffusion import (
 __all__ = [
     "FixedSumScheduler",
     "FixedSumSchedulerOutput",
+    "expert_ffn",
     "fixed_sum_bridge",
     "fixed_sum_prior",
     "fixed_sum_sample",
     "marching_cubes",
+    "moe_route",
     "sparse_marching_cubes",
+    "topk_mask",
 ]

@@ -60,3 +60,53 @@ def sparse_marching_cubes(
     faces: Any,  # out int32[F,3]
 ) -> None:
     """The level set of a volume of which the nodes `index` are known, as an indexed mesh in world units."""
+
+def topk_mask(
+    scores: Any,  # float32 | float64[R,C]
+    k: SupportsIndex,
+    mask: Any,  # out bool[R,C]
+    kth: Any,  # out float32 | float64[R]
+) -> None:
+    """Marks exactly the `k` largest scores of each row; ties: lower columns first."""
+
+def moe_route(
+    mask: Any,  # bool[T,E]
+    offsets: Any,  # out int64[O]
+    tokens: Any,  # out int64[A]
+) -> None:
+    """Lists the tokens of each expert from a selection mask."""
+
+def expert_ffn(
+    x: Any,  # float32[T,D]
+    tokens: Any,  # int64[A]
+    offsets: Any,  # int64[O]
+    gates: Any,  # float32[T,E]
+    up: Any,  # float32[E,H,D]
+    up_bias: Any | None,  # float32[E,H]
+    down: Any,  # float32[E,D,H]
+    down_bias: Any | None,  # float32[E,D]
+    activation: str,
+    hidden: Any | None,  # out float32[A,H]
+    out: Any,  # out float32[T,D]
+) -> None:
+    """The weighted sum of the feed-forward networks of each token's experts."""
+
+def expert_ffn_backward(
+    dout: Any,  # float32[T,D]
+    x: Any,  # float32[T,D]
+    tokens: Any,  # int64[A]
+    offsets: Any,  # int64[O]
+    gates: Any,  # float32[T,E]
+    up: Any,  # float32[E,H,D]
+    down: Any,  # float32[E,D,H]
+    down_bias: Any | None,  # float32[E,D]
+    hidden: Any,  # float32[A,H]
+    activation: str,
+    dx: Any,  # out float32[T,D]
+    dgates: Any,  # out float32[T,E]
+    dup: Any,  # out float32[E,H,D]
+    dup_bias: Any,  # out float32[E,H]
+    ddown: Any,  # out float32[E,D,H]
+    ddown_bias: Any,  # out float32[E,D]
+) -> None:
+    """The derivatives of expert_ffn."""

@@ -1,5 +1,6 @@
 """Case table of core-diffusion: sizes, inputs, reference and peer of each raw operator."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from . import _core_diffusion as _C
 from .reference import marching_cubes as reference_mesh
+from .reference import moe as reference_moe
 from .reference import set_diffusion as reference
 
 Args = dict[str, Any]
@@ -153,6 +155,132 @@ def reference_mesh_of(args: Args) -> Args:
     return {"vertices": vertices, "faces": faces}
 
 
+def make_topk(rng: np.random.Generator, R: int, C: int) -> Args:
+    """Scores with many ties, half of them taken."""
+    scores = rng.integers(-C, C, (R, C)).astype(np.float32) / np.float32(4)
+    return {"scores": scores, "k": (C + 1) // 2, "mask": np.zeros((R, C), bool), "kth": np.zeros(R, np.float32)}
+
+
+def reference_topk(args: Args) -> Args:
+    """Mask and k-th score by a stable sort."""
+    mask, kth = reference_moe.topk_mask(args["scores"], args["k"])
+    return {"mask": mask, "kth": kth}
+
+
+def peer_topk(args: Args) -> Callable[[], Args]:
+    """torch.topk, then scatter."""
+    import torch
+
+    scores = torch.from_numpy(args["scores"])
+
+    def run() -> Args:
+        values, columns = scores.topk(args["k"], dim=1)
+        mask = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, columns, True)
+        return {"mask": mask.numpy(), "kth": values[:, -1].numpy()}
+
+    return run
+
+
+def agree_topk(args: Args, ours: Args, peers: Args) -> float:
+    """The largest difference of the k-th scores; infinite if the counts differ (the peer takes any of equal scores)."""
+    if (ours["mask"].sum(1) != peers["mask"].sum(1)).any():
+        return float("inf")
+    return float(np.abs(ours["kth"] - peers["kth"]).max(initial=0))
+
+
+def make_route(rng: np.random.Generator, T: int, E: int) -> Args:
+    """A third of the pairs; the last expert has none."""
+    mask = rng.random((T, E)) < 1 / 3
+    mask[:, -1:] = False
+    return {"mask": mask, "offsets": np.zeros(E + 1, np.int64), "tokens": np.zeros(T * E, np.int64)}
+
+
+def reference_route(args: Args) -> Args:
+    """The lists by numpy's nonzero."""
+    offsets, tokens = reference_moe.moe_route(args["mask"], len(args["tokens"]))
+    return {"offsets": offsets, "tokens": tokens}
+
+
+def make_experts(rng: np.random.Generator, T: int, D: int, E: int, H: int) -> Args:
+    """Tokens, a route with an expert that has none, and weights as networks have them."""
+    route = make_route(rng, T, E)
+    offsets, tokens = reference_moe.moe_route(route["mask"], int(route["mask"].sum()) + 2)
+
+    def normal(*shape: int, scale: float = 1.0) -> NDArray[np.float32]:
+        return rng.standard_normal(shape, np.float32) * np.float32(scale)
+
+    return {
+        "x": normal(T, D),
+        "tokens": tokens,
+        "offsets": offsets,
+        "gates": rng.random((T, E), np.float32),
+        "up": normal(E, H, D, scale=max(D, 1) ** -0.5),
+        "up_bias": normal(E, H),
+        "down": normal(E, D, H, scale=max(H, 1) ** -0.5),
+        "down_bias": normal(E, D),
+        "activation": "gelu_tanh",
+        "hidden": np.zeros((len(tokens), H), np.float32),
+        "out": np.zeros((T, D), np.float32),
+    }
+
+
+def selection(args: Args) -> NDArray[np.bool_]:
+    """The mask [T, E] from which the lists of the arguments come."""
+    mask = np.zeros(args["gates"].shape, bool)
+    offsets = args["offsets"]
+    for e, (begin, end) in enumerate(itertools.pairwise(offsets)):
+        mask[args["tokens"][begin:end], e] = True
+    return mask
+
+
+def float64(args: Args) -> Args:
+    """The arguments with double in place of float."""
+    return {
+        k: v.astype(np.float64) if isinstance(v, np.ndarray) and v.dtype == np.float32 else v for k, v in args.items()
+    }
+
+
+def reference_experts(args: Args) -> Args:
+    """Output and stored values, one pair at a time."""
+    a = float64(args)
+    names = ("up", "up_bias", "down", "down_bias", "activation")
+    out, stored = reference_moe.expert_ffn(a["x"], selection(args), a["gates"], *(a[n] for n in names))
+    hidden = np.zeros(args["hidden"].shape)
+    hidden[: len(stored)] = stored
+    return {"hidden": hidden, "out": out}
+
+
+def make_experts_backward(rng: np.random.Generator, T: int, D: int, E: int, H: int) -> Args:
+    """The arguments of the forward pass, its stored values, and a random gradient."""
+    a = make_experts(rng, T, D, E, H)
+    _C.expert_ffn(*a.values())
+    names = ("x", "tokens", "offsets", "gates", "up", "down", "down_bias", "hidden", "activation")
+    return {
+        "dout": rng.standard_normal((T, D), np.float32),
+        **{n: a[n] for n in names},
+        **{f"d{n}": np.zeros_like(a[n]) for n in ("x", "gates", "up", "up_bias", "down", "down_bias")},
+    }
+
+
+def reference_experts_backward(args: Args) -> Args:
+    """The chain rule; the bias that the operator does not need is found from the stored values."""
+    a, mask = float64(args), selection(args)
+    offsets, tokens = args["offsets"], args["tokens"]
+    up_bias = np.zeros(a["up"].shape[:2])
+    for e, (begin, end) in enumerate(itertools.pairwise(offsets)):
+        if begin < end:
+            up_bias[e] = a["hidden"][begin] - a["up"][e] @ a["x"][tokens[begin]]
+    names = ("up", "down", "down_bias", "activation")
+    up, down, down_bias, name = (a[n] for n in names)
+    return reference_moe.expert_ffn_backward(a["dout"], a["x"], mask, a["gates"], up, up_bias, down, down_bias, name)
+
+
+def work_experts(args: Args) -> tuple[float, float]:
+    """Bytes of all arrays; two products for each selected pair."""
+    pairs, (_, hidden, width) = float(args["offsets"][-1]), args["up"].shape
+    return float(sum(v.nbytes for v in args.values() if isinstance(v, np.ndarray))), 4 * pairs * hidden * width
+
+
 SIZES = {"tiny": {"B": 2, "K": 16, "M": 5}, "bench": {"B": 8, "K": 4096, "M": 128}}
 VARY = {"B": (0, 4), "K": (12, 40), "M": (0, 12)}
 
@@ -217,5 +345,43 @@ cases = [
         tolerance={"vertices": (1e-5, 1e-5), "faces": (0, 0)},
         vary=MESH_VARY,
         work=lambda args: (args["values"].nbytes * 3, float(args["values"].size)),
+    ),
+    Case(
+        op="core_diffusion.topk_mask",
+        sizes={"tiny": {"R": 3, "C": 9}, "bench": {"R": 1, "C": 524288}},
+        make=make_topk,
+        reference=reference_topk,
+        tolerance={"mask": (0, 0), "kth": (0, 0)},
+        peer=("torch topk and scatter", peer_topk),
+        agree=agree_topk,
+        vary={"R": (0, 4), "C": (1, 40)},
+        work=lambda args: (args["scores"].nbytes + args["mask"].nbytes, float(args["scores"].size)),
+    ),
+    Case(
+        op="core_diffusion.moe_route",
+        sizes={"tiny": {"T": 7, "E": 3}, "bench": {"T": 65536, "E": 16}},
+        make=make_route,
+        reference=reference_route,
+        tolerance={"offsets": (0, 0), "tokens": (0, 0)},
+        vary={"T": (0, 20), "E": (0, 5)},
+        work=lambda args: (args["mask"].nbytes + args["tokens"].nbytes, float(args["mask"].size)),
+    ),
+    Case(
+        op="core_diffusion.expert_ffn",
+        sizes={"tiny": {"T": 9, "D": 5, "E": 3, "H": 6}, "bench": {"T": 256, "D": 64, "E": 4, "H": 128}},
+        make=make_experts,
+        reference=reference_experts,
+        tolerance={"hidden": (1e-5, 1e-5), "out": (1e-5, 1e-5)},
+        vary={"T": (0, 20), "D": (0, 20), "E": (0, 4), "H": (0, 20)},
+        work=work_experts,
+    ),
+    Case(
+        op="core_diffusion.expert_ffn_backward",
+        sizes={"tiny": {"T": 9, "D": 5, "E": 3, "H": 6}, "bench": {"T": 256, "D": 64, "E": 4, "H": 128}},
+        make=make_experts_backward,
+        reference=reference_experts_backward,
+        tolerance=dict.fromkeys(("dx", "dgates", "dup", "dup_bias", "ddown", "ddown_bias"), (0.0001, 2e-05)),
+        vary={"T": (0, 20), "D": (0, 20), "E": (0, 4), "H": (0, 20)},
+        work=work_experts,
     ),
 ]
