@@ -32,14 +32,12 @@ void transform(const Run* run, std::int64_t c, const float* basis, float* column
   for (std::int64_t t = 0; t < run->group; ++t)
     for (std::int64_t j = 0; j < n; ++j) columns[t * n + j] = run->tile[(c + j) * longest + t];
   for (std::int64_t t = 0; t < run->group; t += 4)
-    for (std::int64_t f = 0; f < step; f += lanes)
-      accumulate<4>(n, columns + t * n, n, basis + f, step, run->spectrum + t * step + f, step);
+    for (std::int64_t f = 0; f < step; f += lanes) accumulate<4>(n, columns + t * n, n, basis + f * n, run->spectrum + t * step + f, step);
 }
 void untransform(const float* spectrum, const float* basis, std::int64_t n, float* x) {
-  const std::int64_t step = round_up(n, lanes);
   for (std::int64_t j = 0; j < n; ++j) {
     float sum = 0;
-    for (std::int64_t f = 0; f < n; ++f) sum += spectrum[f] * basis[j * step + f];
+    for (std::int64_t f = 0; f < n; ++f) sum += spectrum[f] * basis[basis_at(n, j, f)];
     x[j] = sum;
   }
 }

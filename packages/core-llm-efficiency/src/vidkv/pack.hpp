@@ -36,8 +36,12 @@ inline void widen(const core::float16* p, std::int64_t step, std::int64_t n, flo
     for (std::int64_t i = 0; i < n; ++i) out[i] = widen(p[i * step].bits);
 }
 
-/// Row j, column f: channel j's weight in coefficient f of the orthonormal real Fourier transform of n channels; rows
-/// round_up(n, lanes) apart.
+/// Where channel j's weight in coefficient f is kept: panels of `lanes` coefficients, [f / lanes][j][f % lanes].
+constexpr std::size_t basis_at(std::int64_t n, std::int64_t j, std::int64_t f) {
+  return static_cast<std::size_t>((f / lanes * n + j) * lanes + f % lanes);
+}
+
+/// The orthonormal real Fourier transform of n channels.
 inline std::vector<float> fourier(std::int64_t n) {
   const std::int64_t step = round_up(n, lanes);
   std::vector<float> basis(static_cast<std::size_t>(core::checked_mul(n, step, "fourier: basis")));
@@ -52,15 +56,14 @@ inline std::vector<float> fourier(std::int64_t n) {
       const bool alone = f == 0 || (f == n - 1 && n % 2 == 0);  // the constant, and the highest frequency of an even n
       const auto turn = static_cast<std::size_t>((f + 1) / 2 * j % n);
       const double wave = f % 2 || f == 0 ? cosine[turn] : sine[turn];
-      basis[static_cast<std::size_t>(j * step + f)] = static_cast<float>(wave * std::sqrt((alone ? 1.0 : 2.0) / static_cast<double>(n)));
+      basis[basis_at(n, j, f)] = static_cast<float>(wave * std::sqrt((alone ? 1.0 : 2.0) / static_cast<double>(n)));
     }
   return basis;
 }
 
-/// c[i][j] += sum_k a[i][k] b[k][j], i < R, j < lanes.
+/// c[i][j] += sum_k a[i][k] b[k][j], i < R, j < lanes, the rows of b `lanes` apart.
 template <int R>
-inline void accumulate(std::int64_t depth, const float* a, std::int64_t a_row, const float* b, std::int64_t b_row, float* c,
-                       std::int64_t c_row) {
+inline void accumulate(std::int64_t depth, const float* a, std::int64_t a_row, const float* b, float* c, std::int64_t c_row) {
   if (depth <= 0) return;
   float sums[R][lanes];
   for (int j = 0; j < lanes; ++j) {
@@ -69,7 +72,7 @@ inline void accumulate(std::int64_t depth, const float* a, std::int64_t a_row, c
     for (int i = 0; i < R; ++i) sum[i] = 0;
     std::int64_t k = 0;
     do {
-      const float x = b[k * b_row + j];
+      const float x = b[k * lanes + j];
 #pragma GCC unroll 4
       for (int i = 0; i < R; ++i) sum[i] += a[i * a_row + k] * x;
     } while (++k < depth);

@@ -1,6 +1,7 @@
 #include <core/isa.hpp>
 
 #include <core_llm_efficiency/vidkv.hpp>
+#include <cstring>
 
 #include "pack.hpp"
 
@@ -37,26 +38,32 @@ struct Task {
 
 struct Work {
   float *logits, *weights, *panel, *tile, *out, *top, *sums, *sum;
-  std::uint8_t* bytes;
+  std::int32_t* words;
   std::int64_t e_pad, width;
 };
 
-/// The signed sums of one word of tokens: logits[i][t] = base[i] + sum_p bit(p, t) weights[i][p].
+/// logits[i][t] = base[i] + sum_p bit(p, t) weights[i][p] for one word of tokens. The sums go through a local array, which
+/// the compiler knows to be apart from what it reads.
 template <int R>
 void add_bits(std::int64_t count, const std::int32_t* words, const float* weights, const float* base, float* logits) {
-  for (int t = 0; t < word; ++t) {
-    const std::uint32_t bit = 1u << t;
-    float sum[R];
+  for (int half = 0; half < word; half += lanes) {
+    float sums[R][lanes];
+    std::int32_t bits[lanes];
+    for (int j = 0; j < lanes; ++j) bits[j] = static_cast<std::int32_t>(1u << (half + j));
+    for (int j = 0; j < lanes; ++j) {
+      float sum[R];
 #pragma GCC unroll 4
-    for (int i = 0; i < R; ++i) sum[i] = base[i];
-    std::int64_t p = 0;
-    do {
-      const std::uint32_t mask = (static_cast<std::uint32_t>(words[p]) & bit) == bit ? ~0u : 0u;
+      for (int i = 0; i < R; ++i) sum[i] = base[i];
+      std::int64_t p = 0;
+      do {
+        const float one = words[p] & bits[j] ? 1.f : 0.f;
 #pragma GCC unroll 4
-      for (int i = 0; i < R; ++i) sum[i] += std::bit_cast<float>(std::bit_cast<std::uint32_t>(weights[i * count + p]) & mask);
-    } while (++p < count);
+        for (int i = 0; i < R; ++i) sum[i] += weights[i * count + p] * one;
+      } while (++p < count);
 #pragma GCC unroll 4
-    for (int i = 0; i < R; ++i) logits[i * row_step + t] = sum[i];
+      for (int i = 0; i < R; ++i) sums[i][j] = sum[i];
+    }
+    for (int i = 0; i < R; ++i) std::copy_n(sums[i], lanes, logits + i * row_step + half);
   }
 }
 
@@ -65,7 +72,6 @@ void packed_logits(const Task& s, const Work& w, std::int64_t first, std::int64_
   const std::int64_t planes = s.d + s.c, rest = s.d - s.c;
   float* const scale = w.tile;
   float* const zero = scale + s.d;
-  auto* const words = reinterpret_cast<std::int32_t*>(w.bytes);
   float base[R];
   for (std::int64_t t = 0; t < count; t += word) {
     if ((first + t) % s.group == 0) {
@@ -90,40 +96,56 @@ void packed_logits(const Task& s, const Work& w, std::int64_t first, std::int64_
       }
     }
     const std::int32_t* row = s.planes + (first + t) / word * s.plane_row;
-    for (std::int64_t p = 0; p < planes; ++p) words[p] = row[p * s.plane_col];
-    add_bits<R>(planes, words, w.weights, base, w.logits + t);
+    for (std::int64_t p = 0; p < planes; ++p) w.words[p] = row[p * s.plane_col];
+    add_bits<R>(planes, w.words, w.weights, base, w.logits + t);
   }
 }
 
-/// tile[t][channel] = the digits of 32 tokens' bytes. The last digit's row runs over into the next token's, which follows.
-void digits(const Values& v, std::int64_t first, std::uint8_t* bytes, float* tile, std::int64_t width) {
+// ceil(256 x / 243) = (factor x >> shift) + 1 for x in 1..242: the byte as a fraction of 256 in base 3
+constexpr std::int32_t ternary_factor = 17261, ternary_shift = 14;
+
+/// tile[(p * wide + w) / lanes][t][w % lanes] = digit p of byte w of `count` tokens, wide = round_up(bytes, lanes).
+template <int Digits>
+void digits(const Values& v, std::int64_t first, std::int64_t count, float* tile) {
   const std::int64_t wide = round_up(v.bytes, lanes);
-  for (std::int64_t t = 0; t < word; ++t)
-    for (std::int64_t w = 0; w < wide; ++w) bytes[t * wide + w] = w < v.bytes ? v.codes[(first + t) * v.row + w * v.col] : std::uint8_t{0};
-  for (std::int64_t p = 0; p < v.digits; ++p)
-    for (std::int64_t t = 0; t < word; ++t) {
-      float* const to = tile + t * width + p * v.bytes;
-      std::uint8_t* const from = bytes + t * wide;
-      for (std::int64_t w = 0; w < wide; w += lanes)
+  for (std::int64_t t = 0; t < count; ++t) {
+    const std::uint8_t* const from = v.codes + (first + t) * v.row;
+    for (std::int64_t w = 0; w < v.bytes; w += lanes) {
+      const std::int64_t here = std::min<std::int64_t>(lanes, v.bytes - w);
+      std::uint8_t bytes[lanes] = {};
+      if (v.col == 1 && here == lanes)
+        std::memcpy(bytes, from + w, lanes);
+      else
+        for (std::int64_t j = 0; j < here; ++j) bytes[j] = from[(w + j) * v.col];
+      std::int32_t left[lanes];  // the byte as a fraction of 256, whose leading digit is the highest one
+      for (int j = 0; j < lanes; ++j) {
+        const std::int32_t x = bytes[j];
+        left[j] = Digits == 4 ? x : (x * ternary_factor >> ternary_shift) + (x != 0);
+      }
+      float parts[Digits][lanes];
+#pragma GCC unroll 5
+      for (int p = Digits - 1; p >= 0; --p)
         for (int j = 0; j < lanes; ++j) {
-          const unsigned byte = from[w + j], left = v.digits == 4 ? byte >> 2 : byte * 171u >> 9;
-          to[w + j] = static_cast<float>(static_cast<int>(byte - left * (v.digits == 4 ? 4u : 3u)));
-          from[w + j] = static_cast<std::uint8_t>(left);
+          const std::int32_t x = (Digits == 4 ? 4 : 3) * left[j];
+          parts[p][j] = static_cast<float>(x >> 8);
+          left[j] = x & 255;
         }
+#pragma GCC unroll 5
+      for (int p = 0; p < Digits; ++p) std::memcpy(tile + (p * wide + w) * count + t * lanes, parts[p], sizeof parts[p]);
     }
+  }
 }
 
 /// out += scale * (sum of p * digit) + zero * (sum of p), over one run that starts at token `first` of v.
 template <int R>
 void add_values(const Task& s, const Work& w, const Values& v, std::int64_t first, const float* p) {
+  const std::int64_t wide = round_up(v.bytes, lanes), columns = v.digits * wide;
   float* const sums = w.panel;
-  float* const scale = sums + R * w.e_pad;
+  float* const scale = sums + R * w.width;
   float* const zero = scale + w.e_pad;
-  std::fill_n(sums, R * w.e_pad, 0.f);
-  for (std::int64_t t = 0; t < s.group; t += word) {
-    digits(v, first + t, w.bytes, w.tile, w.width);
-    for (std::int64_t c = 0; c < w.e_pad; c += lanes) accumulate<R>(word, p + t, row_step, w.tile + c, w.width, sums + c, w.e_pad);
-  }
+  std::fill_n(sums, R * w.width, 0.f);
+  v.digits == 4 ? digits<4>(v, first, s.group, w.tile) : digits<5>(v, first, s.group, w.tile);
+  for (std::int64_t c = 0; c < columns; c += lanes) accumulate<R>(s.group, p, row_step, w.tile + c * s.group, sums + c, w.width);
   const std::int64_t run = first / s.group;
   widen(v.scales + run * v.scale_run, v.scale_step, s.e, scale);
   if (v.zeros)
@@ -134,7 +156,10 @@ void add_values(const Task& s, const Work& w, const Values& v, std::int64_t firs
     float mass = 0;
     for (std::int64_t t = 0; t < s.group; ++t) mass += p[i * row_step + t];
     float* const out = w.out + i * w.e_pad;
-    for (std::int64_t c = 0; c < s.e; ++c) out[c] += scale[c] * sums[i * w.e_pad + c] + zero[c] * mass;
+    for (std::int64_t c = 0; c < s.e; c += v.bytes) {
+      const float* const sum = sums + i * w.width + c / v.bytes * wide;
+      for (std::int64_t x = 0; x < std::min(v.bytes, s.e - c); ++x) out[c + x] += scale[c + x] * sum[x] + zero[c + x] * mass;
+    }
   }
 }
 
@@ -164,16 +189,17 @@ void recent(const Task& s, const Work& w, std::int64_t first, std::int64_t count
     for (std::int64_t x = 0; x < s.d; ++x)
       for (std::int64_t j = 0; j < lanes; ++j)
         w.panel[x * lanes + j] = t + j < count ? s.k.data[(first + t + j) * s.k.row + x * s.k.col] : 0.f;
-    accumulate<R>(s.d, s.plain_q, s.d, w.panel, lanes, w.logits + t, row_step);
+    accumulate<R>(s.d, s.plain_q, s.d, w.panel, w.logits + t, row_step);
   }
   soften<R>(s, w, s.n + first, count);
-  for (std::int64_t t = 0; t < count; t += word) {
-    const std::int64_t rows = std::min(word, count - t);
-    for (std::int64_t j = 0; j < rows; ++j)
-      for (std::int64_t c = 0; c < w.e_pad; ++c)
-        w.tile[j * w.width + c] = c < s.e ? s.v.data[(first + t + j) * s.v.row + c * s.v.col] : 0.f;
-    for (std::int64_t c = 0; c < w.e_pad; c += lanes) accumulate<R>(rows, w.logits + t, row_step, w.tile + c, w.width, w.out + c, w.e_pad);
-  }
+  for (std::int64_t c = 0; c < w.e_pad; c += lanes)
+    for (std::int64_t t = 0; t < count; t += word) {
+      const std::int64_t rows = std::min(word, count - t), here = std::min<std::int64_t>(lanes, s.e - c);
+      for (std::int64_t j = 0; j < rows; ++j)
+        for (std::int64_t x = 0; x < lanes; ++x)
+          w.tile[j * lanes + x] = x < here ? s.v.data[(first + t + j) * s.v.row + (c + x) * s.v.col] : 0.f;
+      accumulate<R>(rows, w.logits + t, row_step, w.tile, w.out + c, w.e_pad);
+    }
 }
 
 template <int R>
@@ -187,7 +213,6 @@ void attend(const Task* task, const Work* work) {
     const std::int64_t count = std::min(chunk, s.end - first);
     packed_logits<R>(s, w, first, count);
     soften<R>(s, w, first, count);
-    std::fill_n(w.tile, word * w.width, 0.f);
     for (std::int64_t t = 0; t < count; t += s.group)
       first + t < s.two ? add_values<R>(s, w, s.v2, first + t, w.logits + t) : add_values<R>(s, w, s.v3, first + t - s.two, w.logits + t);
   }
@@ -226,7 +251,7 @@ void packed_attention(core::Tensor<const float, 3> q, core::Tensor<const std::in
   if (!std::isfinite(scale)) refuse(op, "scale", "finite, got " + std::to_string(scale));
   if (out.numel() == 0) return;
 
-  const std::int64_t rest = d - c, step = round_up(rest, lanes), e_pad = round_up(e, lanes), q_heads = heads;
+  const std::int64_t rest = d - c, e_pad = round_up(e, lanes), q_heads = heads;
   const std::int64_t per_group = heads / groups, quads = ceil_div(per_group, 4);
   const std::int64_t splits = ceil_div(n, share) + (left > 0), packed_splits = ceil_div(n, share);
   const std::vector<float> basis = fourier(rest);
@@ -238,14 +263,15 @@ void packed_attention(core::Tensor<const float, 3> q, core::Tensor<const std::in
   const std::int64_t part = e_pad + 2;
   std::vector<float> parts(size(core::checked_mul(batch * groups * quads * 4, splits, "packed_attention: scratch"), part));
   core::parallel_for(batch * groups * quads * splits, 1, [&](std::int64_t begin, std::int64_t end) {
-    const std::int64_t width = round_up(e, lanes) + 2 * lanes * 4;  // a row of digits with what the last one runs over
+    const std::int64_t width = std::max(4 * round_up(ceil_div(e, 4), lanes), 5 * round_up(ceil_div(e, 5), lanes));
     std::vector<float> plain(size(4, dims)), packed(size(4, dims)), logits(static_cast<std::size_t>(4 * row_step)),
-        weights(size(4, dims + c)), panel(size(std::max(dims, e_pad), lanes)), tile(std::max(size(word + 1, width), size(2, dims))),
-        sums(static_cast<std::size_t>(4 * lanes)), outs(size(4, e_pad)), extra(static_cast<std::size_t>(4 + 4));
-    std::vector<std::uint32_t> bytes(std::max(size(word, round_up(ceil_div(e, 4), lanes)), size(dims + c, 1)));
+        weights(size(4, dims + c)), panel(std::max(size(dims, lanes), size(4, width) + size(2, e_pad))),
+        tile(std::max(size(group, width), size(2, dims))), sums(static_cast<std::size_t>(4 * lanes)), outs(size(4, e_pad)),
+        extra(static_cast<std::size_t>(4 + 4));
+    std::vector<std::int32_t> words(static_cast<std::size_t>(dims + c));
     Work w{};
     w.logits = logits.data(), w.weights = weights.data(), w.panel = panel.data(), w.tile = tile.data(), w.out = outs.data();
-    w.top = extra.data(), w.sum = extra.data() + 4, w.sums = sums.data(), w.bytes = reinterpret_cast<std::uint8_t*>(bytes.data());
+    w.top = extra.data(), w.sum = extra.data() + 4, w.sums = sums.data(), w.words = words.data();
     w.e_pad = e_pad, w.width = width;
     for (std::int64_t at = begin; at < end; ++at) {
       const std::int64_t split = at % splits, quad = at / splits % quads, g = at / splits / quads % groups,
@@ -260,7 +286,7 @@ void packed_attention(core::Tensor<const float, 3> q, core::Tensor<const std::in
         for (std::int64_t j = 0; j < c; ++j) y[j] = x[channels(b, j)];
         for (std::int64_t j = 0; j < rest; ++j) {
           const float from = x[channels(b, c + j)];
-          for (std::int64_t f = 0; f < rest; ++f) y[c + f] += from * basis[static_cast<std::size_t>(j * step + f)];
+          for (std::int64_t f = 0; f < rest; ++f) y[c + f] += from * basis[basis_at(rest, j, f)];
         }
       }
       const auto values = [&](const core::Tensor<const std::uint8_t, 4>& codes, const core::Tensor<const core::float16, 4>& s,
