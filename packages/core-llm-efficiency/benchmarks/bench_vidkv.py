@@ -1,4 +1,4 @@
-"""Packed decode attention against SDPA and quanto's 2-bit cache, one thread each: pytest -s benchmarks/bench_vidkv.py."""
+"""Packed decoding against SDPA and quanto's 2-bit cache, one thread each: pytest -s benchmarks/bench_vidkv.py."""
 
 import os
 
@@ -88,6 +88,5 @@ def test_quanto(kv) -> None:  # type: ignore[no-untyped-def]
 
     keys, values = core.pack_keys(key, *core.select_channels(key)), core.pack_values(value)
     first, second = _cpu(lambda: core.packed_attention(query, keys, values, one, one)), _cpu(theirs)
-    print(
-        f"\ndecode: ours {first:.2f} ms, quanto {second:.2f} ms, quanto/ours {second / first:.1f}; quanto packs in {pack:.1f} ms"
-    )
+    ratio = f"quanto/ours {second / first:.1f}; quanto packs in {pack:.1f} ms"
+    print(f"\ndecode: ours {first:.2f} ms, quanto {second:.2f} ms, {ratio}")
