@@ -3,6 +3,7 @@
 #include <core/op.hpp>
 
 #include <core_llm_efficiency/state_space.hpp>
+#include <core_llm_efficiency/vidkv.hpp>
 #include <core_llm_efficiency/xattention.hpp>
 
 namespace core_llm_efficiency {
@@ -38,5 +39,24 @@ inline constexpr auto ops = core::op_set(
         {"x[b,l,h,p]", "dt[b,l,h]", "A[h]", "B[b,l,g,n]", "C[b,l,g,n]", "initial_states[b,h,p,n]", "seq_idx[b,l]", "grad_out[b,l,h,p]",
          "grad_final_states[b,h,p,n]", "grad_x[b,l,h,p]", "grad_dt[b,l,h]", "grad_A[h]", "grad_B[b,l,g,n]", "grad_C[b,l,g,n]",
          "grad_initial_states[b,h,p,n]"},
-        {.paper = "2405.21060", .ns_per_element = 30}));
+        {.paper = "2405.21060", .ns_per_element = 30}),
+    core::op<"pack_keys", &pack_keys>("Packs keys: chosen channels at two bits, the signs of the others' Fourier coefficients.",
+                                      {"x[B,G,N,D]", "channels[B,D]", "group", "planes[B,G,T,P]", "scales[B,G,S,D]", "zeros[B,G,S,C]"},
+                                      {.paper = "2503.16257", .ns_per_element = 5}),
+    core::op<"unpack_keys", &unpack_keys>(
+        "The keys that pack_keys stored, in float32.",
+        {"channels[B,D]", "group", "planes[B,G,T,P]", "scales[B,G,S,D]", "zeros[B,G,S,C]", "out[B,G,N,D]"},
+        {.paper = "2503.16257", .ns_per_element = 5}),
+    core::op<"pack_values", &pack_values>("Packs values at three levels, five to a byte, or at two bits.",
+                                          {"x[B,G,N,E]", "group", "gamma", "codes[B,G,N,W]", "scales[B,G,S,E]", "zeros[B,G,S,E]"},
+                                          {.paper = "2503.16257", .ns_per_element = 5}),
+    core::op<"unpack_values", &unpack_values>("The values that pack_values stored, in float32.",
+                                              {"group", "codes[B,G,N,W]", "scales[B,G,S,E]", "zeros[B,G,S,E]", "out[B,G,N,E]"},
+                                              {.paper = "2503.16257", .ns_per_element = 5}),
+    core::op<"packed_attention", &packed_attention>(
+        "Attention of one query a head over packed keys and values, read packed, and recent ones in float32.",
+        {"q[B,H,D]", "channels[B,D]", "group", "planes[B,G,T,P]", "scales[B,G,S,D]", "zeros[B,G,S,C]", "codes2[B,G,V,W2]",
+         "scales2[B,G,S2,E]", "zeros2[B,G,S2,E]", "codes3[B,G,U,*]", "scales3[B,G,S3,E]", "recent_k[B,G,R,D]", "recent_v[B,G,R,E]",
+         "seen[B,*]", "scale", "out[B,H,E]"},
+        {.paper = "2503.16257", .ns_per_element = 100}));
 }  // namespace core_llm_efficiency

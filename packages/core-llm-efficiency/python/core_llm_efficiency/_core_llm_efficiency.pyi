@@ -97,3 +97,62 @@ def ssd_scan_backward(
     grad_initial_states: Any,  # out float32[b,h,p,n]
 ) -> None:
     """The gradients of Mamba-2's scan."""
+
+def pack_keys(
+    x: Any,  # float32[B,G,N,D]
+    channels: Any,  # int32[B,D]
+    group: SupportsIndex,
+    planes: Any,  # out int32[B,G,T,P]
+    scales: Any,  # out float16[B,G,S,D]
+    zeros: Any,  # out float16[B,G,S,C]
+) -> None:
+    """Packs keys: chosen channels at two bits, the signs of the others' Fourier coefficients."""
+
+def unpack_keys(
+    channels: Any,  # int32[B,D]
+    group: SupportsIndex,
+    planes: Any,  # int32[B,G,T,P]
+    scales: Any,  # float16[B,G,S,D]
+    zeros: Any,  # float16[B,G,S,C]
+    out: Any,  # out float32[B,G,N,D]
+) -> None:
+    """The keys that pack_keys stored, in float32."""
+
+def pack_values(
+    x: Any,  # float32[B,G,N,E]
+    group: SupportsIndex,
+    gamma: float,
+    codes: Any,  # out uint8[B,G,N,W]
+    scales: Any,  # out float16[B,G,S,E]
+    zeros: Any | None,  # out float16[B,G,S,E]
+) -> None:
+    """Packs values at three levels, five to a byte, or at two bits."""
+
+def unpack_values(
+    group: SupportsIndex,
+    codes: Any,  # uint8[B,G,N,W]
+    scales: Any,  # float16[B,G,S,E]
+    zeros: Any | None,  # float16[B,G,S,E]
+    out: Any,  # out float32[B,G,N,E]
+) -> None:
+    """The values that pack_values stored, in float32."""
+
+def packed_attention(
+    q: Any,  # float32[B,H,D]
+    channels: Any,  # int32[B,D]
+    group: SupportsIndex,
+    planes: Any,  # int32[B,G,T,P]
+    scales: Any,  # float16[B,G,S,D]
+    zeros: Any,  # float16[B,G,S,C]
+    codes2: Any,  # uint8[B,G,V,W2]
+    scales2: Any,  # float16[B,G,S2,E]
+    zeros2: Any,  # float16[B,G,S2,E]
+    codes3: Any,  # uint8[B,G,U,*]
+    scales3: Any,  # float16[B,G,S3,E]
+    recent_k: Any,  # float32[B,G,R,D]
+    recent_v: Any,  # float32[B,G,R,E]
+    seen: Any | None,  # bool[B,*]
+    scale: float,
+    out: Any,  # out float32[B,H,E]
+) -> None:
+    """Attention of one query a head over packed keys and values, read packed, and recent ones in float32."""

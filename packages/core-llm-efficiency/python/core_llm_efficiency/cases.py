@@ -10,6 +10,7 @@ from core_registry.testing import Case
 from numpy.typing import NDArray
 
 from .cases_state_space import cases as state_space_cases
+from .cases_vidkv import cases as vidkv_cases
 from .reference import xattention as reference
 
 Args = dict[str, Any]
@@ -238,4 +239,5 @@ cases: list[Case] = [
         torch_call=_torch_call("block_sparse_attention", 7),
     ),
     *state_space_cases,
+    *vidkv_cases,
 ]
