@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -71,11 +72,15 @@ def wheels() -> dict[str, Path]:
         if (ROOT / name).is_file():
             h.update(name.encode() + (ROOT / name).read_bytes())
     stamp = folder / "sources.sha256"
+    folder.parent.mkdir(exist_ok=True)
+    lock = folder.with_suffix(".lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)  # a second test run waits; the lock ends with the file
     if not stamp.exists() or stamp.read_text() != h.hexdigest():
         release = [sys.executable, str(ROOT / "tools" / "_release.py"), "--quick", "--output", str(folder)]
         done = subprocess.run(release, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         stamp.write_text(h.hexdigest())
+    lock.close()
     return by_name(folder)
 
 
