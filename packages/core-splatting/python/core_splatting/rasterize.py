@@ -151,7 +151,7 @@ def _each_scene(
                 f"{tuple(value.shape)}"
             )
     count = math.prod(batch)
-    flat = {
+    flat: dict[str, Any] = {
         name: None if v is None else v.reshape((count, *v.shape[len(batch) :]))
         for name, v in (given | {"means": means}).items()
     }

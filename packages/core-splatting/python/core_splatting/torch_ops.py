@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from core_registry import torchlib
+from torch import Tensor
 
 from . import _core_splatting as _C
-
-Tensor = torch.Tensor
 
 _SHAPE = "Tensor means, Tensor? quats, Tensor? scales, Tensor? covars, Tensor opacities"
 _SCALARS = (
@@ -91,7 +89,8 @@ _HARMONICS = (
 def _harmonics_fake(*args: Any) -> Tensor:
     dirs, coeffs, viewmats = args[2], args[3], args[4]
     cameras = coeffs.shape[0] if viewmats is None else viewmats.shape[0]
-    return dirs.new_empty((cameras, dirs.shape[0], coeffs.shape[-1]))
+    out: Tensor = dirs.new_empty((cameras, dirs.shape[0], coeffs.shape[-1]))
+    return out
 
 
 def _harmonics_impl(*args: Any) -> Tensor:
