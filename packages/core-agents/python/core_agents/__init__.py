@@ -66,9 +66,10 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "COMPARISONS", "FAILURE", "INVALID", "JARVIS_CAMERA", "RUNNING", "SUCCESS", "VPT_CAMERA", "Action",
-    "ActionTokenizer", "BatchedTree", "CameraBins", "Condition", "Definition", "Failure", "FailureIsRunning", "FailureIsSuccess", "ForceFailure", "ForceSuccess",
-    "Inverter", "Kind", "Node", "OneShot", "OneShotPolicy", "Parallel", "ParallelPolicy", "ParseError", "Program",
-    "Repeat", "Retry", "Running", "RunningIsFailure", "RunningIsSuccess", "Selector", "Sequence", "Status",
-    "SubTree", "Success", "SuccessIsFailure", "SuccessIsRunning", "TickCounter", "TickLog", "Timeout", "Wait", "compile", "decode_actions",
-    "encode_actions", "feature_names", "from_dsl", "from_py_trees", "stack_buttons", "to_dsl", "to_py_trees",
+    "ActionTokenizer", "BatchedTree", "CameraBins", "Condition", "Definition", "Failure", "FailureIsRunning",
+    "FailureIsSuccess", "ForceFailure", "ForceSuccess", "Inverter", "Kind", "Node", "OneShot", "OneShotPolicy",
+    "Parallel", "ParallelPolicy", "ParseError", "Program", "Repeat", "Retry", "Running", "RunningIsFailure",
+    "RunningIsSuccess", "Selector", "Sequence", "Status", "SubTree", "Success", "SuccessIsFailure",
+    "SuccessIsRunning", "TickCounter", "TickLog", "Timeout", "Wait", "compile", "decode_actions", "encode_actions",
+    "feature_names", "from_dsl", "from_py_trees", "stack_buttons", "to_dsl", "to_py_trees",
 ]  # fmt: skip
