@@ -4,6 +4,7 @@
 
 #include <core_splatting/harmonics.hpp>
 #include <core_splatting/rasterize.hpp>
+#include <core_splatting/train.hpp>
 
 namespace core_splatting {
 inline constexpr auto ops = core::op_set(
@@ -35,5 +36,16 @@ inline constexpr auto ops = core::op_set(
         "The gradient of spherical_harmonics by directions, coefficients, cameras and phases.",
         {"degree", "time_degree", "dirs[N,3]", "coeffs[*,N,K,D]", "viewmats[C,4,4]", "phases[N]", "masks[C,N]", "as_color", "v_out[C,N,D]",
          "v_dirs[N,3]", "v_coeffs[*,N,K,D]", "v_viewmats[C,4,4]", "v_phases[N]"},
-        {.paper = "2310.10642"}));
+        {.paper = "2310.10642"}),
+    core::op<"ssim", &ssim CORE_IF_CUDA(&ssim_cuda)>(
+        "The structural similarity of two images at each pixel, 11x11 Gaussian window, and its partial derivatives.",
+        {"image[B,C,H,W]", "target[B,C,H,W]", "out[B,C,H,W]", "partials[3,B,C,H,W]"}, {.paper = "2308.04079", .ns_per_element = 10}),
+    core::op<"ssim_backward", &ssim_backward CORE_IF_CUDA(&ssim_backward_cuda)>(
+        "The gradient of ssim by the image.",
+        {"image[B,C,H,W]", "target[B,C,H,W]", "partials[3,B,C,H,W]", "v_out[B,C,H,W]", "v_image[B,C,H,W]"},
+        {.paper = "2308.04079", .ns_per_element = 10}),
+    core::op<"selective_adam", &selective_adam CORE_IF_CUDA(&selective_adam_cuda)>(
+        "One step of Adam on the rows that are visible, with a count of steps for each row.",
+        {"param[N,K]", "grad[N,K]", "exp_avg[N,K]", "exp_avg_sq[N,K]", "steps[N]", "visible[N]", "lr", "beta1", "beta2", "eps"},
+        {.paper = "2308.04079", .ns_per_element = 2}));
 }

@@ -9,6 +9,7 @@ import numpy as np
 from core_registry.testing import Case
 
 from .cases_harmonics import harmonics_cases
+from .cases_train import cases as train_cases
 from .reference.rasterize import project_gaussians, rasterize, rasterize_backward, rasterize_torch
 
 
@@ -162,4 +163,5 @@ cases: list[Case] = [
         devices=("cpu", "cuda"),
     ),
     *harmonics_cases,
+    *train_cases,
 ]

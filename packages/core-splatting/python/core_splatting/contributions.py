@@ -84,6 +84,6 @@ def contributions(
             (cameras, count, 4),
         )
         gradients = [empty(shape, "float32", like=means) for shape in shapes]
-        _C.rasterize_backward(*inputs, *pictures, *gradients[:3], None, *gradients[3:])
+        _C.rasterize_backward(*(*inputs, *pictures, *gradients[:3], None, *gradients[3:]))
         sums = gradients[4]
     return sums[..., 0]

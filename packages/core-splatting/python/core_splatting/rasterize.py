@@ -227,7 +227,7 @@ def _one_scene(
     else:
         out = empty((cameras, height, width, colors.shape[-1]), "float32", like=means)
         alphas = empty((cameras, height, width), "float32", like=means)
-        _C.rasterize(*shape, colors, viewmats, Ks, backgrounds, *scalars, out, alphas)
+        _C.rasterize(*(*shape, colors, viewmats, Ks, backgrounds, *scalars, out, alphas))
     alphas = alphas[..., None]
     if render_mode.endswith("ED"):
         expected = out[..., -1:] / alphas.clip(1e-10)

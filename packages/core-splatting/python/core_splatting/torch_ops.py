@@ -28,7 +28,7 @@ def _fake(*args: Any) -> tuple[Tensor, Tensor]:
 
 def _impl(*args: Any) -> tuple[Tensor, Tensor]:
     out, alphas = _fake(*args)
-    _C.rasterize(*args[:9], *args[12:19], out, alphas)
+    _C.rasterize(*(*args[:9], *args[12:19], out, alphas))
     return out, alphas
 
 
@@ -95,7 +95,7 @@ def _harmonics_fake(*args: Any) -> Tensor:
 
 def _harmonics_impl(*args: Any) -> Tensor:
     out = _harmonics_fake(*args)
-    _C.spherical_harmonics(*args, out)
+    _C.spherical_harmonics(*(*args, out))
     return out
 
 
