@@ -59,7 +59,8 @@ def _fake_gradients(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, T
 
 def _gradients(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     gradients = _fake_gradients(*args)
-    _C.block_sparse_attention_backward(*args, *gradients)
+    every: list[Any] = [*args, *gradients]
+    _C.block_sparse_attention_backward(*every)
     return gradients
 
 
