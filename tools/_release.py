@@ -59,9 +59,10 @@ def check_metadata(archive: Path) -> list[str]:
 def check_exports(library: Path, name: str) -> list[str]:
     """A plugin exports core_plugin_query and its own C++ API, and knows nothing of Python."""
     problems = []
+    own = re.compile(rf"(?:\w[\w:<>*&, ]* )?{name}::")  # a template's symbol begins with its return type
     for line in run("nm", "-DC", "--defined-only", library).splitlines():
         _, kind, symbol = line.split(" ", 2)
-        if symbol == "core_plugin_query" or symbol.startswith(f"{name}::") or (kind in "WVu" and STD.match(symbol)):
+        if symbol == "core_plugin_query" or own.match(symbol) or (kind in "WVu" and STD.match(symbol)):
             continue
         problems.append(f"{library.name} exports {symbol}")
     needed = run("nm", "-D", "--undefined-only", library).splitlines()
