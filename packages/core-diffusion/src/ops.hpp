@@ -2,6 +2,7 @@
 #pragma once
 #include <core/op.hpp>
 
+#include <core_diffusion/codebook.hpp>
 #include <core_diffusion/marching_cubes.hpp>
 #include <core_diffusion/moe.hpp>
 #include <core_diffusion/set_diffusion.hpp>
@@ -26,6 +27,14 @@ inline constexpr auto ops = core::op_set(
         "The level set of a volume of which the nodes `index` are known, as an indexed mesh in world units.",
         {"index[N]", "values[N]", "shape[3]", "level", "origin[3]", "spacing[3]", "inward", "vertices[V,3]", "faces[F,3]"},
         {.paper = "2503.16302", .ns_per_element = 20}),
+    core::op<"nearest_codes", &nearest_codes>("The nearest code of each vector, and its squared distance.",
+                                              {"x[N,D]", "codes[K,D]", "index[N]", "distance[N]"},
+                                              {.paper = "2503.16194", .ns_per_element = 20}),
+    core::op<"kmeans_init", &kmeans_init>("First centers of k-means: rows of `x` drawn by greedy k-means++.",
+                                          {"x[N,D]", "trials", "seed", "centers[K,D]"}, {.paper = "2503.16194", .ns_per_element = 20}),
+    core::op<"kmeans", &kmeans>("Lloyd's k-means without empty clusters, the same for any number of threads.",
+                                {"x[N,D]", "init[K,D]", "max_iter", "tol", "centers[K,D]", "labels[N]", "inertia[1]", "rounds[1]"},
+                                {.paper = "2503.16194", .ns_per_element = 100}),
     core::op<"topk_mask", &topk_mask, &topk_mask_f64 CORE_IF_CUDA(&topk_mask_cuda)>(
         "Marks exactly the `k` largest scores of each row; ties: lower columns first.", {"scores[R,C]", "k", "mask[R,C]", "kth[R]"},
         {.paper = "2503.16057", .ns_per_element = 2}),

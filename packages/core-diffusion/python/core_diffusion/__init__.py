@@ -1,5 +1,6 @@
-"""core-diffusion: exact set diffusion, meshes of partly known volumes, mixture-of-experts layers."""
+"""core-diffusion: exact set diffusion, codebooks, meshes of partly known volumes, mixture-of-experts layers."""
 
+from .codebook import CoarseToFine, KMeans, k_means, nearest_codes
 from .marching_cubes import marching_cubes, sparse_marching_cubes
 from .moe import expert_ffn, moe_route, topk_mask
 from .set_diffusion import (
@@ -11,6 +12,10 @@ from .set_diffusion import (
 )
 
 __all__ = [
+    "CoarseToFine",
+    "KMeans",
+    "k_means",
+    "nearest_codes",
     "FixedSumScheduler",
     "FixedSumSchedulerOutput",
     "expert_ffn",

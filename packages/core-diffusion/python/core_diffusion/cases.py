@@ -9,6 +9,7 @@ from core_registry.testing import Case
 from numpy.typing import NDArray
 
 from . import _core_diffusion as _C
+from .cases_codebook import cases as codebook_cases
 from .reference import marching_cubes as reference_mesh
 from .reference import moe as reference_moe
 from .reference import set_diffusion as reference
@@ -384,4 +385,5 @@ cases = [
         vary={"T": (0, 20), "D": (0, 20), "E": (0, 4), "H": (0, 20)},
         work=work_experts,
     ),
+    *codebook_cases,
 ]

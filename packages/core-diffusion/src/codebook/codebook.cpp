@@ -1,0 +1,405 @@
+// Nearest codes and k-means; see include/core_diffusion/codebook.hpp.
+#include <core/isa.hpp>
+#include <core/parallel.hpp>
+#include <core_diffusion/codebook.hpp>
+#include <core_diffusion/philox.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+namespace core_diffusion {
+namespace {
+using core::Tensor;
+using std::int64_t;
+using Matrix = Tensor<const float, 2>;
+
+constexpr int lanes = 16;
+constexpr int64_t tile_rows = 12, block_rows = 48;
+constexpr int64_t sum_rows = 1024;     // rows whose shares are added as one number: sums do not depend on threads
+constexpr double largest_norm = 1e37;  // of a row, squared; float32 holds four times as much
+constexpr int64_t most_trials = 1000;
+constexpr float infinity = std::numeric_limits<float>::infinity();
+
+std::size_t index_of(int64_t i) { return static_cast<std::size_t>(i); }
+int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+
+void check_values(const char* op, const char* name, Matrix x) {
+  core::parallel_for(x.shape[0], sum_rows, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      double norm = 0;
+      for (int64_t d = 0; d < x.shape[1]; ++d) norm += static_cast<double>(x(i, d)) * static_cast<double>(x(i, d));
+      if (norm <= largest_norm) continue;
+      int64_t d = 0;
+      while (d + 1 < x.shape[1] && std::isfinite(x(i, d))) ++d;
+      throw core::Error("ValueError", std::string(op) + ": argument '" + name +
+                                          "' must have finite values whose squares fit into float32, got " + std::to_string(x(i, d)) +
+                                          " in row " + std::to_string(i) + ", column " + std::to_string(d));
+    }
+  });
+}
+
+void check_clusters(const char* op, const char* name, int64_t clusters, int64_t rows) {
+  if (clusters < 1 || clusters > rows)
+    throw core::Error("ValueError", std::string(op) + ": argument '" + name + "' must have 1.." + std::to_string(rows) +
+                                        " rows, as many as 'x' at most, got " + std::to_string(clusters));
+}
+
+double squared_distance(Matrix x, int64_t i, Matrix y, int64_t k) {
+  double sum = 0;
+  for (int64_t d = 0; d < x.shape[1]; ++d) {
+    const double difference = static_cast<double>(x(i, d)) - static_cast<double>(y(k, d));
+    sum += difference * difference;
+  }
+  return sum;
+}
+
+/// Codes less their mean, sixteen beside each other: panel p has [depth + 1][lanes] floats, the last row half the squared norms.
+struct Panels {
+  int64_t codes, dim, depth;
+  std::vector<float> mean, data;
+
+  explicit Panels(Matrix c) : codes(c.shape[0]), dim(c.shape[1]), depth(std::max<int64_t>(1, dim)), mean(index_of(depth)) {
+    for (int64_t d = 0; d < dim; ++d) {
+      double sum = 0;
+      for (int64_t k = 0; k < codes; ++k) sum += static_cast<double>(c(k, d));
+      mean[index_of(d)] = static_cast<float>(sum / static_cast<double>(codes));
+    }
+    data.resize(index_of(core::checked_mul(count() * lanes, depth + 1, "nearest_codes: scratch")));
+    core::parallel_for(count(), 1 + 4096 / (depth * lanes), [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin * lanes; k < end * lanes; ++k) {
+        float* out = data.data() + k / lanes * lanes * (depth + 1) + k % lanes;
+        double norm = 0;
+        for (int64_t d = 0; d < dim && k < codes; ++d) {
+          const float v = out[d * lanes] = c(k, d) - mean[index_of(d)];
+          norm += static_cast<double>(v) * static_cast<double>(v);
+        }
+        out[depth * lanes] = k < codes ? static_cast<float>(norm / 2) : infinity;
+      }
+    });
+  }
+  int64_t count() const { return ceil_div(codes, lanes); }
+};
+
+struct Best {
+  float value[block_rows * lanes];
+  std::int32_t panel[block_rows * lanes];
+};
+
+/// The best of R rows and sixteen codes. The loop over lanes is the one that is vectorised, so that all sums stay in registers.
+template <int R>
+inline void tile(int64_t depth, const float* x, const float* panel, std::int32_t which, float* best, std::int32_t* at) {
+  float sums[R][lanes];
+  for (int j = 0; j < lanes; ++j) {
+    float sum[R];
+#pragma GCC unroll 12
+    for (int i = 0; i < R; ++i) sum[i] = 0;
+    int64_t k = 0;
+    do {  // a test before the first pass would keep the compiler from vectorising the loop over j
+      const float c = panel[k * lanes + j];
+#pragma GCC unroll 12
+      for (int i = 0; i < R; ++i) sum[i] += x[i * depth + k] * c;
+    } while (++k < depth);
+#pragma GCC unroll 12
+    for (int i = 0; i < R; ++i) sums[i][j] = sum[i];
+  }
+  const float* half = panel + depth * lanes;
+  for (int i = 0; i < R; ++i)
+    for (int j = 0; j < lanes; ++j) {
+      const float value = half[j] - sums[i][j], old = best[i * lanes + j];
+      const std::int32_t mark = at[i * lanes + j];
+      best[i * lanes + j] = value < old ? value : old;
+      at[i * lanes + j] = value < old ? which : mark;
+    }
+}
+
+/// The nearest codes of rows [first, first + block_rows) of x. work: room for block_rows * depth floats.
+void nearest_block(const Panels* codes, const Matrix* rows, int64_t first, float* work, Best* best, int64_t* nearest) {
+  const Matrix& x = *rows;
+  const int64_t n = std::min(block_rows, x.shape[0] - first), depth = codes->depth, size = lanes * (depth + 1);
+  std::fill_n(work, block_rows * depth, 0.f);
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t d = 0; d < codes->dim; ++d) work[i * depth + d] = x(first + i, d) - codes->mean[index_of(d)];
+  std::fill_n(best->value, block_rows * lanes, infinity);
+  std::fill_n(best->panel, block_rows * lanes, 0);
+  const float* panel = codes->data.data();
+  for (int64_t p = 0; p < codes->count(); ++p, panel += size)
+    for (int64_t i = 0; i < n; i += tile_rows)
+      tile<tile_rows>(depth, work + i * depth, panel, static_cast<std::int32_t>(p), best->value + i * lanes, best->panel + i * lanes);
+  for (int64_t i = 0; i < n; ++i) {
+    float least = infinity;
+    int64_t code = std::numeric_limits<int64_t>::max();
+    for (int64_t j = 0; j < lanes; ++j) {
+      const float value = best->value[i * lanes + j];
+      const int64_t k = static_cast<int64_t>(best->panel[i * lanes + j]) * lanes + j;
+      if (value < least || (value == least && k < code)) least = value, code = k;
+    }
+    nearest[first + i] = code;
+  }
+}
+
+/// Index of and squared distance to the nearest code of each row.
+void assign(Matrix x, Matrix codes, std::vector<int64_t>& nearest, std::vector<double>& distance) {
+  const Panels panels(codes);
+  core::parallel_for(ceil_div(x.shape[0], block_rows), 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> work(index_of(block_rows * panels.depth));
+    Best best;
+    for (int64_t b = begin; b < end; ++b)
+      core::multiversion<&nearest_block>(&panels, &x, b * block_rows, work.data(), &best, nearest.data());
+    for (int64_t i = begin * block_rows; i < std::min(end * block_rows, x.shape[0]); ++i)
+      distance[index_of(i)] = squared_distance(x, i, codes, nearest[index_of(i)]);
+  });
+}
+
+/// The sum of f(i) over all rows, the same for any number of threads.
+template <class F>
+double sum_over(int64_t rows, F&& f) {
+  std::vector<double> parts(index_of(ceil_div(rows, sum_rows)));
+  core::parallel_for(static_cast<int64_t>(parts.size()), 4, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p)
+      for (int64_t i = p * sum_rows; i < std::min(rows, (p + 1) * sum_rows); ++i) parts[index_of(p)] += f(i);
+  });
+  return std::accumulate(parts.begin(), parts.end(), 0.0);
+}
+
+// ---- k-means++
+
+/// Rows of x sixteen beside each other, [block][dim][lanes]; the last block repeats the last row.
+std::vector<float> transpose_blocks(Matrix x) {
+  const int64_t dim = x.shape[1];
+  std::vector<float> out(index_of(core::checked_mul(ceil_div(x.shape[0], lanes) * lanes, dim, "kmeans_init: scratch")));
+  core::parallel_for(ceil_div(x.shape[0], lanes), 64, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b)
+      for (int64_t d = 0; d < dim; ++d)
+        for (int64_t j = 0; j < lanes; ++j) out[index_of((b * dim + d) * lanes + j)] = x(std::min(b * lanes + j, x.shape[0] - 1), d);
+  });
+  return out;
+}
+
+/// Squared distances of blocks [begin, end) to one candidate, and what is left of `least` if it becomes a center.
+void try_candidate(const float* blocks, int64_t dim, int64_t begin, int64_t end, const float* candidate, const float* least, float* left) {
+  for (int64_t b = begin; b < end; ++b) {
+    const float* x = blocks + b * dim * lanes;
+    float sum[lanes] = {};
+    for (int64_t d = 0; d < dim; ++d)
+      for (int j = 0; j < lanes; ++j) {
+        const float difference = x[d * lanes + j] - candidate[d];
+        sum[j] += difference * difference;
+      }
+    for (int j = 0; j < lanes; ++j) left[b * lanes + j] = sum[j] < least[b * lanes + j] ? sum[j] : least[b * lanes + j];
+  }
+}
+
+class PlusPlus {
+ public:
+  explicit PlusPlus(Matrix x)
+      : x_(x),
+        rows_(x.shape[0]),
+        blocks_(transpose_blocks(x)),
+        least_(index_of(ceil_div(rows_, lanes) * lanes), infinity),
+        left_(least_.size()),
+        best_(least_.size()),
+        parts_(index_of(ceil_div(rows_, sum_rows))),
+        candidate_(index_of(x.shape[1])) {}
+
+  /// Makes the row the next center, if it is better than those tried since the last call of `take`.
+  void offer(int64_t row) {
+    for (int64_t d = 0; d < x_.shape[1]; ++d) candidate_[index_of(d)] = x_(row, d);
+    std::vector<double> parts(parts_.size());
+    core::parallel_for(static_cast<int64_t>(parts.size()), 8, [&](int64_t begin, int64_t end) {
+      const int64_t first = begin * (sum_rows / lanes), last = std::min(end * (sum_rows / lanes), ceil_div(rows_, lanes));
+      core::multiversion<&try_candidate>(static_cast<const float*>(blocks_.data()), x_.shape[1], first, last,
+                                         static_cast<const float*>(candidate_.data()), static_cast<const float*>(least_.data()),
+                                         left_.data());
+      for (int64_t p = begin; p < end; ++p)
+        for (int64_t i = p * sum_rows; i < std::min(rows_, (p + 1) * sum_rows); ++i)
+          parts[index_of(p)] += static_cast<double>(left_[index_of(i)]);
+    });
+    const double total = std::accumulate(parts.begin(), parts.end(), 0.0);
+    if (chosen_ >= 0 && total >= total_) return;
+    chosen_ = row;
+    total_ = total;
+    best_parts_.swap(parts);
+    best_.swap(left_);
+  }
+  /// The row chosen of those on offer.
+  int64_t take() {
+    least_.swap(best_);
+    parts_.swap(best_parts_);
+    return std::exchange(chosen_, -1);
+  }
+  /// The row at share u of the sum of squared distances; the first row if that is 0.
+  int64_t draw(double u) const {
+    double target = u * std::accumulate(parts_.begin(), parts_.end(), 0.0);
+    std::size_t p = 0;
+    while (p + 1 < parts_.size() && target >= parts_[p]) target -= parts_[p++];
+    int64_t last = 0;
+    for (int64_t i = static_cast<int64_t>(p) * sum_rows; i < std::min(rows_, static_cast<int64_t>(p + 1) * sum_rows); ++i) {
+      const auto share = static_cast<double>(least_[index_of(i)]);
+      if (share > 0) {
+        last = i;
+        if (target < share) return i;
+      }
+      target -= share;
+    }
+    return last;
+  }
+
+ private:
+  Matrix x_;
+  int64_t rows_;
+  std::vector<float> blocks_, least_, left_, best_;
+  std::vector<double> parts_, best_parts_;
+  std::vector<float> candidate_;
+  double total_ = 0;
+  int64_t chosen_ = -1;
+};
+
+// ---- Lloyd's rounds
+
+/// Rows by cluster: those of k are member[begin[k]] .. member[begin[k+1] - 1], ascending.
+struct Members {
+  std::vector<int64_t> begin, member;
+  Members(const std::vector<int64_t>& labels, int64_t clusters) : begin(index_of(clusters) + 1), member(labels.size()) {
+    for (const int64_t k : labels) ++begin[index_of(k) + 1];
+    std::partial_sum(begin.begin(), begin.end(), begin.begin());
+    std::vector<int64_t> next(begin.begin(), begin.end() - 1);
+    for (std::size_t i = 0; i < labels.size(); ++i) member[index_of(next[index_of(labels[i])]++)] = static_cast<int64_t>(i);
+  }
+};
+
+/// Gives each empty cluster the farthest row of a cluster that has several; returns these rows, in the order of the empty clusters.
+std::vector<std::pair<int64_t, int64_t>> fill_empty(std::vector<int64_t>& labels, std::vector<double>& distance, int64_t clusters) {
+  std::vector<int64_t> size(index_of(clusters)), order;
+  for (const int64_t k : labels) ++size[index_of(k)];
+  const auto empty = std::count(size.begin(), size.end(), 0);
+  std::vector<std::pair<int64_t, int64_t>> moved;
+  if (empty == 0) return moved;
+  order.resize(labels.size());
+  std::iota(order.begin(), order.end(), int64_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return distance[index_of(a)] > distance[index_of(b)]; });
+  auto next = order.begin();
+  for (int64_t k = 0; k < clusters; ++k) {
+    if (size[index_of(k)]) continue;
+    while (size[index_of(labels[index_of(*next)])] < 2) ++next;
+    const int64_t row = *next++;
+    --size[index_of(std::exchange(labels[index_of(row)], k))];
+    size[index_of(k)] = 1;
+    distance[index_of(row)] = 0;
+    moved.emplace_back(k, row);
+  }
+  return moved;
+}
+
+/// Means of the clusters; returns the squared length by which all centers moved.
+double update(Matrix x, const std::vector<int64_t>& labels, Tensor<float, 2> centers) {
+  const int64_t clusters = centers.shape[0], dim = centers.shape[1];
+  const Members of(labels, clusters);
+  std::vector<double> moved(index_of(clusters));
+  core::parallel_for(clusters, 1 + 4096 / (1 + dim * (x.shape[0] / clusters)), [&](int64_t begin, int64_t end) {
+    std::vector<double> sum(index_of(dim));
+    for (int64_t k = begin; k < end; ++k) {
+      std::fill(sum.begin(), sum.end(), 0.0);
+      const int64_t first = of.begin[index_of(k)], last = of.begin[index_of(k) + 1];
+      for (int64_t m = first; m < last; ++m)
+        for (int64_t d = 0; d < dim; ++d) sum[index_of(d)] += static_cast<double>(x(of.member[index_of(m)], d));
+      for (int64_t d = 0; d < dim; ++d) {
+        const auto mean = static_cast<float>(sum[index_of(d)] / static_cast<double>(last - first));
+        const double difference = static_cast<double>(mean) - static_cast<double>(centers(k, d));
+        moved[index_of(k)] += difference * difference;
+        centers(k, d) = mean;
+      }
+    }
+  });
+  return std::accumulate(moved.begin(), moved.end(), 0.0);
+}
+
+double mean_variance(Matrix x) {
+  double sum = 0;
+  for (int64_t d = 0; d < x.shape[1]; ++d) {
+    const double mean = sum_over(x.shape[0], [&](int64_t i) { return static_cast<double>(x(i, d)); }) / static_cast<double>(x.shape[0]);
+    sum += sum_over(x.shape[0], [&](int64_t i) {
+      const double difference = static_cast<double>(x(i, d)) - mean;
+      return difference * difference;
+    });
+  }
+  return sum / static_cast<double>(std::max<int64_t>(1, x.shape[0] * x.shape[1]));
+}
+
+Matrix read_only(Tensor<float, 2> t) {
+  Matrix m;
+  m.data = t.data;
+  m.shape = t.shape;
+  m.stride = t.stride;
+  return m;
+}
+}  // namespace
+
+void nearest_codes(Matrix x, Matrix codes, Tensor<int64_t, 1> index, Tensor<float, 1> distance) {
+  if (codes.shape[0] < 1) throw core::Error("ValueError", "nearest_codes: argument 'codes' must have at least one row, got none");
+  check_values("nearest_codes", "x", x);
+  check_values("nearest_codes", "codes", codes);
+  std::vector<int64_t> nearest(index_of(x.shape[0]));
+  std::vector<double> squared(nearest.size());
+  assign(x, codes, nearest, squared);
+  for (int64_t i = 0; i < x.shape[0]; ++i) {
+    index(i) = nearest[index_of(i)];
+    distance(i) = static_cast<float>(squared[index_of(i)]);
+  }
+}
+
+void kmeans_init(Matrix x, int64_t trials, int64_t seed, Tensor<float, 2> centers) {
+  check_clusters("kmeans_init", "centers", centers.shape[0], x.shape[0]);
+  if (trials < 1 || trials > most_trials)
+    throw core::Error("ValueError",
+                      "kmeans_init: argument 'trials' must be in 1.." + std::to_string(most_trials) + ", got " + std::to_string(trials));
+  check_values("kmeans_init", "x", x);
+  PlusPlus seeds(x);
+  for (int64_t k = 0; k < centers.shape[0]; ++k) {
+    if (k == 0)
+      seeds.offer(static_cast<int64_t>(uniform(seed, 0, 0) * static_cast<double>(x.shape[0])));
+    else
+      for (int64_t t = 0; t < trials; ++t) seeds.offer(seeds.draw(uniform(seed, k, t)));
+    const int64_t row = seeds.take();
+    for (int64_t d = 0; d < x.shape[1]; ++d) centers(k, d) = x(row, d);
+  }
+}
+
+void kmeans(Matrix x, Matrix init, int64_t max_iter, double tol, Tensor<float, 2> centers, Tensor<int64_t, 1> labels,
+            Tensor<double, 1> inertia, Tensor<int64_t, 1> rounds) {
+  const int64_t rows = x.shape[0], clusters = init.shape[0];
+  check_clusters("kmeans", "init", clusters, rows);
+  if (max_iter < 0) throw core::Error("ValueError", "kmeans: argument 'max_iter' must be >= 0, got " + std::to_string(max_iter));
+  if (!(tol >= 0)) throw core::Error("ValueError", "kmeans: argument 'tol' must be >= 0, got " + std::to_string(tol));
+  check_values("kmeans", "x", x);
+  check_values("kmeans", "init", init);
+  for (int64_t k = 0; k < clusters; ++k)
+    for (int64_t d = 0; d < init.shape[1]; ++d) centers(k, d) = init(k, d);
+
+  std::vector<int64_t> nearest(index_of(rows)), before;
+  std::vector<double> distance(nearest.size());
+  const double least_move = tol > 0 ? tol * mean_variance(x) : 0;
+  int64_t round = 0;
+  for (double move = infinity; round < max_iter && move > least_move; ++round) {
+    assign(x, read_only(centers), nearest, distance);
+    fill_empty(nearest, distance, clusters);
+    if (nearest == before) break;
+    before = nearest;
+    move = update(x, nearest, centers);
+  }
+  for (int64_t attempt = 0; attempt <= clusters; ++attempt) {
+    assign(x, read_only(centers), nearest, distance);
+    const auto moved = fill_empty(nearest, distance, clusters);
+    for (const auto& [k, row] : moved)
+      for (int64_t d = 0; d < x.shape[1]; ++d) centers(k, d) = x(row, d);
+    if (moved.empty()) break;
+  }
+  for (int64_t i = 0; i < rows; ++i) labels(i) = nearest[index_of(i)];
+  inertia(0) = sum_over(rows, [&](int64_t i) { return distance[index_of(i)]; });
+  rounds(0) = round;
+}
+
+}  // namespace core_diffusion
