@@ -29,7 +29,7 @@ class Setting:
     bits: float | None
     levels: int | None
     group: int = 32
-    gamma: float = 0.75
+    gamma: float = 0.5
     scaled: bool = True
 
     def unpacked(self, key: Any, value: Any) -> tuple[Any, Any, float]:
@@ -55,8 +55,8 @@ SETTINGS = {
     "keys 2, values 4 levels": Setting(2.0, 4),
     "keys 1.5 alone": Setting(1.5, None),
     "values 3 levels alone": Setting(None, 3),
-    "values 3 levels alone, gamma 0.5": Setting(None, 3, gamma=0.5),
-    "values 3 levels alone, no scale (released code)": Setting(None, 3, gamma=0.5, scaled=False),
+    "values 3 levels alone, gamma 0.75": Setting(None, 3, gamma=0.75),
+    "values 3 levels alone, no scale (released code)": Setting(None, 3, scaled=False),
     "keys 2, values 3 levels": Setting(2.0, 3),
     "keys 1.75, values 3 levels": Setting(1.75, 3),
     MAIN: Setting(1.5, 3),
