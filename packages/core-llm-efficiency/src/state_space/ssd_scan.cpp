@@ -65,24 +65,19 @@ float dot(std::int64_t n, const float* a, const float* b) {
   return sum;
 }
 
-void multiply_add(bool wide, std::int64_t count, std::int64_t depth, std::int64_t cols, const float* a, const float* b, float keep,
-                  float* c) {
-  float keeps[rows_of_tall_tile];
-  std::fill_n(keeps, rows_of_tall_tile, keep);
-  for (std::int64_t j = 0; j < cols; j += 2 * lanes)
+void multiply_add(std::int64_t count, std::int64_t depth, std::int64_t cols, const float* a, const float* b, float keep, float* c) {
+  float keeps[rows_of_tile];
+  std::fill_n(keeps, rows_of_tile, keep);
+  for (std::int64_t j = 0; j < cols; j += lanes)
     for (std::int64_t i = 0; i < count;) {
-      const int height = tall_rows(count - i);
-      const std::int64_t panels = cols - j > lanes ? 2 : 1;
-      with_tall_rows(height, [&]<int R> {
-        multiply_panels<R, true>(wide, panels, depth, a + i * row_step, b + j * depth, depth * lanes, c + i * row_step + j, row_step,
-                                 keeps);
-      });
+      const int height = tile_rows(count - i);
+      with_rows(height, [&]<int R> { multiply<R>(depth, a + i * row_step, b + j * depth, c + i * row_step + j, row_step, keeps); });
       i += height;
     }
 }
 /// c = keep c + a b, of `count` rows and `cols` columns; in memory rounded up to 4 and 16. keep is 1 where depth is 0.
 void add_product(std::int64_t count, std::int64_t depth, std::int64_t cols, const float* a, const float* b, float keep, float* c) {
-  if (depth) core::multiversion<&multiply_add>(core::isa() == core::Isa::v4, count, depth, cols, a, b, keep, c);
+  if (depth) core::multiversion<&multiply_add>(count, depth, cols, a, b, keep, c);
 }
 /// c = a b.
 void product(std::int64_t count, std::int64_t depth, std::int64_t cols, const float* a, const float* b, float* c) {
