@@ -12,7 +12,7 @@ class Config:
     2308.04079), and for strategy "mcmc" those of 3DGS-MCMC (arXiv 2404.09591).
 
     Rates are per step; that of the means is times the scene's extent and falls a hundredfold over the run. `for_steps`
-    shortens the schedule (`*_every`, `*_start`, `*_stop`) with a run of less than 7,000 steps. `visible_only` moves a
+    shortens the schedule (`sh_every`, `refine_*`) with a run of less than 7,000 steps. `visible_only` moves a
     Gaussian only in steps that see it. `most` bounds their number; `noise` and the penalties are of MCMC.
     """
 
@@ -66,7 +66,8 @@ class Config:
         """The settings of a run of `steps`, its schedule shortened if that is less than 7,000."""
         whole, part = Config(), min(steps / 7000, 1)
         schedule = {k: max(round(getattr(whole, k) * part), 1) for k in _SCHEDULE}
+        schedule["refine_every"] = max(schedule["refine_every"], 25)
         return Config(**({"steps": steps} | schedule | changes))
 
 
-_SCHEDULE = ("sh_every", "refine_start", "refine_stop", "refine_every", "reset_every")
+_SCHEDULE = ("sh_every", "refine_start", "refine_stop", "refine_every")

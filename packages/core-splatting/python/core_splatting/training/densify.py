@@ -115,8 +115,8 @@ class Default:
 
 
 class MCMC:
-    """3DGS-MCMC (arXiv 2404.09591): dead Gaussians move onto live ones so that the picture stays, 5 % are added at a time
-    up to a number, and noise along their covariance lets transparent ones explore."""
+    """3DGS-MCMC (arXiv 2404.09591): dead Gaussians move onto live ones so that the picture stays, 5 % are added at
+    a time up to a number, and noise along their covariance lets transparent ones explore."""
 
     def __init__(self, config: Config, extent: float, generator: torch.Generator) -> None:
         self.config, self.generator = config, generator
@@ -157,7 +157,7 @@ class MCMC:
         return among[torch.searchsorted(total, draws).clamp(max=len(total) - 1).to(among.device)]
 
     def _place(self, model: Model, sources: Tensor, onto: Tensor | None = None) -> None:
-        """Copies of `sources`, in the place of `onto` or beside all others; each group of copies renders like its one."""
+        """Copies of `sources`, in the place of `onto` or beside all others; they render like the one did."""
         copies = torch.bincount(sources, minlength=len(model))[sources] + 1
         with torch.no_grad():
             opacities, factors = relocated(torch.sigmoid(model.logit_opacities[sources]), copies)

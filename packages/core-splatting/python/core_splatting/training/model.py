@@ -17,7 +17,7 @@ NAMES = ("means", "quats", "log_scales", "logit_opacities", "sh0", "shN")
 
 
 class Model:
-    """Parameters by name (those of `Gaussians`, with `sh` as sh0 (N, 1, 3) and shN (N, K - 1, 3)) and their optimiser."""
+    """Parameters by name (those of `Gaussians`, `sh` as sh0 (N, 1, 3) and shN (N, K - 1, 3)) and their optimiser."""
 
     def __init__(self, values: dict[str, Tensor], config: Config, extent: float) -> None:
         rates = (

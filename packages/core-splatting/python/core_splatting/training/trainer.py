@@ -76,13 +76,14 @@ class Trainer:
 
     def render(self, picture: Picture, background: Tensor | None = None, meta: bool = False) -> tuple[Tensor, Any]:
         """The (H, W, 3) image of a picture's camera, and the rasteriser's third result."""
-        m, height, width = self.model, *picture.pixels.shape[:2]
+        m, (height, width) = self.model, picture.pixels.shape[:2]
+        mode = "antialiased" if self.config.antialiased else "classic"
         sh = torch.cat([m.sh0, m.shN], 1)
         image, _, information = rasterization(
             m.means, m.quats, m.log_scales.exp(), torch.sigmoid(m.logit_opacities), sh, picture.viewmat[None],
             picture.K[None], width, height, sh_degree=min(self.step // self.config.sh_every, self.config.sh_degree),
             backgrounds=None if background is None else background[None], meta=meta,
-            absgrad=meta and self.config.absgrad, rasterize_mode="antialiased" if self.config.antialiased else "classic",
+            absgrad=meta and self.config.absgrad, rasterize_mode=mode,
         )  # fmt: skip
         return image[0], information
 
