@@ -53,14 +53,13 @@ struct Agent {
   std::uint8_t& row(std::int32_t r) const { return state[r * state_step]; }
   bool running(const Step& s) const { return s.may_run && row(s.row) & 1; }
   bool condition(const Step& s) const { return holds(columns[s.column], s.comparison, s.threshold); }
+  std::uint8_t test(const Step& s) const { return condition(s) ? SUCCESS : FAILURE; }
 
   void halt(std::int32_t first, std::int32_t last) const {
     for (std::int32_t r = first; r < last; ++r) row(r) &= static_cast<std::uint8_t>(~1);
   }
-  void halt(std::int32_t node) const {
-    const Step& s = nodes[node];
-    halt(s.row >= 0 ? s.row : s.below, s.row_end);
-  }
+  static std::int32_t first_row(const Step& s) { return s.row >= 0 ? s.row : s.below; }
+  void halt(std::int32_t node) const { halt(first_row(nodes[node]), nodes[node].row_end); }
 
   /// The node's counter, restarted if the node was not RUNNING, plus `more`.
   std::int32_t count(const Step& s, bool more) const {
@@ -80,19 +79,19 @@ struct Agent {
     const Step& s = nodes[node];
     bool waits = (s.kind == SEQUENCE_MEMORY || s.kind == SELECTOR_MEMORY) && running(s);  // for its RUNNING child
     bool pending = !waits;
-    std::uint8_t result = 0;
     for (std::int32_t c = node + 1; c < ends[node]; c = ends[c]) {
       if (waits && running(nodes[c])) waits = false, pending = true;
       if (!pending) {
         halt(c);
         continue;
       }
-      const std::uint8_t r = visit(c);
+      const std::uint8_t r = child(c);
       if (r == onward) continue;
-      result = r, pending = false;
+      if (s.below < s.row_end && ends[c] < ends[node]) halt(first_row(nodes[ends[c]]), s.row_end);
+      return r;
     }
     if (pending) return onward;
-    return waits ? static_cast<std::uint8_t>(FAILURE) : result;  // only a state that tick did not write still waits
+    return FAILURE;  // only a state that tick did not write still waits
   }
 
   std::uint8_t all(std::int32_t node) {
@@ -136,6 +135,16 @@ struct Agent {
     }
   }
 
+  /// Ticks a child; leaves without memory need no call.
+  std::uint8_t child(std::int32_t node) {  // NOLINT(misc-no-recursion)
+    const Step& s = nodes[node];
+    if (s.kind > ACTION || log) return visit(node);
+    if (s.kind == CONDITION) return test(s);
+    if (s.kind != ACTION || s.may_run) return visit(node);
+    if (s.action >= 0) action = s.action;
+    return s.result;
+  }
+
   /// Ticks a node; trees are at most max_depth deep.
   std::uint8_t visit(std::int32_t node) {  // NOLINT(misc-no-recursion)
     const Step& s = nodes[node];
@@ -145,7 +154,7 @@ struct Agent {
       case SEQUENCE_MEMORY: result = in_order(node, SUCCESS); break;
       case SELECTOR:
       case SELECTOR_MEMORY: result = in_order(node, FAILURE); break;
-      case CONDITION: result = condition(s) ? SUCCESS : FAILURE; break;
+      case CONDITION: result = test(s); break;
       case ACTION:
       case ACTION_WHILE: result = act(s); break;
       default:
