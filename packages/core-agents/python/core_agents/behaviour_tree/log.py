@@ -51,6 +51,10 @@ class TickLog:
     def __len__(self) -> int:
         return len(self._packed)
 
+    @property
+    def _width(self) -> int:
+        return -(-len(self.nodes) * len(self.agents) // 4)
+
     def append(self, statuses: np.ndarray, actions: np.ndarray) -> None:
         """Adds a tick: uint8 [nodes, all agents] and int32 [all agents], of which the log keeps its own."""
         flat = statuses[:, self.agents].reshape(-1)
@@ -64,8 +68,8 @@ class TickLog:
     def statuses(self) -> np.ndarray:
         """uint8 [ticks, nodes, agents]: with which status the node ended the tick; 0: it was not ticked."""
         nodes, agents = len(self.nodes), len(self.agents)
-        packed = np.array(self._packed, np.uint8).reshape(len(self), -(-nodes * agents // 4))
-        flat = (packed[:, :, None] >> np.array([0, 2, 4, 6], np.uint8) & 3).reshape(len(self), -1)
+        packed = np.array(self._packed, np.uint8).reshape(len(self), self._width)
+        flat = (packed[:, :, None] >> np.array([0, 2, 4, 6], np.uint8) & 3).reshape(len(self), 4 * self._width)
         return flat[:, : nodes * agents].reshape(len(self), nodes, agents)
 
     @property
@@ -81,7 +85,7 @@ class TickLog:
                 format=np.int64(1),
                 nodes=np.array(json.dumps(self.nodes)),
                 agents=self.agents,
-                statuses=np.array(self._packed, np.uint8).reshape(len(self), -1),
+                statuses=np.array(self._packed, np.uint8).reshape(len(self), self._width),
                 actions=self.actions,
             )
 
@@ -100,10 +104,9 @@ class TickLog:
                 log.nodes = json.loads(str(file["nodes"]))
                 log.agents = file["agents"]
                 packed, actions = file["statuses"], file["actions"]
-            width = -(-len(log.nodes) * len(log.agents) // 4)
             for name, array, shape, dtype in (
                 ("agents", log.agents, log.agents.shape[:1], np.int32),
-                ("statuses", packed, (len(actions), width), np.uint8),
+                ("statuses", packed, (len(actions), log._width), np.uint8),
                 ("actions", actions, (len(packed), len(log.agents)), np.int32),
             ):
                 if array.shape != shape or array.dtype != dtype:
