@@ -64,7 +64,7 @@ def pattern(
         angle = math.degrees(2 * theta)
         peak = bins.setdefault(round(angle / 1e-5), [angle, 0.0])
         peak[1] += abs(total) ** 2 * lorentz
-    most = max((p[1] for p in bins.values()), default=0.0)
+    most = max((p[1] for p in bins.values()), default=0.0) or 1.0
     kept = [(t, 100 * i / most) for t, i in (bins[k] for k in sorted(bins)) if 100 * i / most > 1e-3]
     return [t for t, _ in kept], [i for _, i in kept], count // 2
 
