@@ -96,7 +96,7 @@ def _peaks(rng: np.random.Generator, B: int) -> Args:
 def _patterns(rng: np.random.Generator, B: int, N: int) -> Args:
     a = _crystals(rng, B, N)
     counts = np.empty(B, np.int64)
-    _C.pxrd_count(a["lattices"], *XRD.values(), counts)
+    _C.pxrd_count(a["lattices"], XRD["wavelength"], XRD["low"], XRD["high"], counts)
     room = _offsets(counts)
     total = int(room[-1])
     return {

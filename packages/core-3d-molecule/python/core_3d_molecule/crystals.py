@@ -14,7 +14,7 @@ from .octree import Structures, _offsets
 
 if TYPE_CHECKING:
     from ase import Atoms
-    from pymatgen.core import Structure
+    from pymatgen.core.structure import Structure
 
 WAVELENGTHS = {"CuKa": 1.54184, "CuKa1": 1.54056, "CuKa2": 1.54439, "MoKa": 0.71073, "CoKa": 1.79026}
 """Angstroms."""
@@ -60,7 +60,7 @@ class Crystals:
 
     def to_pymatgen(self) -> list[Structure]:
         """One `pymatgen.core.Structure` for each crystal."""
-        from pymatgen.core import Structure
+        from pymatgen.core.structure import Structure
 
         return [Structure(lattice, numbers, fractional) for numbers, fractional, lattice in self]
 
@@ -149,7 +149,8 @@ def pxrd_patterns(
             raise ValueError(f"argument 'wavelength' must be one of {', '.join(WAVELENGTHS)}, got {wavelength!r}")
         wavelength = WAVELENGTHS[wavelength]
     numbers, fractional, lattices, offsets = _arrays(crystals)
-    span = (float(wavelength), *map(float, two_theta_range))
+    low, high = two_theta_range
+    span = (float(wavelength), float(low), float(high))
     counts = np.empty(len(crystals), np.int64)
     _C.pxrd_count(lattices, *span, counts)
     room = _offsets(counts)
