@@ -26,7 +26,8 @@ CORE_EXPORT void neighbor_count(core::Tensor<const double, 2> fractional, core::
 
 /// These neighbours, in rows neighbor_offsets[i]..neighbor_offsets[i+1] for atom i.
 ///
-/// pairs[P,2]: rows i and j of the batch; shifts[P,3]: the lattice vectors to add to j; distances[P]. Ordered by i, j, then shift with the last index first.
+/// pairs[P,2]: rows i and j of the batch; shifts[P,3]: the lattice vectors to add to j; distances[P]. Ordered by i, j, then shift with the
+/// last index first.
 CORE_EXPORT void neighbor_list(core::Tensor<const double, 2> fractional, core::Tensor<const double, 3> lattices,
                                core::Tensor<const std::int64_t, 1> offsets, double cutoff,
                                core::Tensor<const std::int64_t, 1> neighbor_offsets, core::Tensor<std::int64_t, 2> pairs,
@@ -50,8 +51,8 @@ CORE_EXPORT void pxrd_count(core::Tensor<const double, 3> lattices, double wavel
 ///
 /// numbers[A]: 1..98; capacities[B+1]: running sums of pxrd_count; two_theta[P] in degrees and intensity[P]: the first
 /// counts[b] rows from capacities[b], ascending, the rest 0. Reflections whose angles round to the same 1e-5 degrees are
-/// one peak, at the least of them; peaks of 1e-3 or less are left out. Scattering factors: four Gaussians an element (Doyle and Turner 1968; Smith and Burge 1962) by the
-/// Mott-Bethe relation.
+/// one peak, at the least of them; peaks of 1e-3 or less are left out. Scattering factors: four Gaussians an element (Doyle and Turner
+/// 1968; Smith and Burge 1962) by the Mott-Bethe relation.
 CORE_EXPORT void pxrd_patterns(core::Tensor<const std::int32_t, 1> numbers, core::Tensor<const double, 2> fractional,
                                core::Tensor<const double, 3> lattices, core::Tensor<const std::int64_t, 1> offsets,
                                core::Tensor<const std::int64_t, 1> capacities, double wavelength, double low, double high,
