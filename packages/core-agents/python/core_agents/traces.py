@@ -14,7 +14,7 @@ import os
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +190,7 @@ def read(
     path: str | os.PathLike[str],
     format: str | None = None,  # noqa: A002
     *,
+    messages: bool = True,
     keep_damaged: bool = False,
     max_bytes: int = MAX_BYTES,
 ) -> Traces:
@@ -197,6 +198,7 @@ def read(
 
     format: one of :data:`FORMATS`; None: found from the content. A file may hold one JSON value or one a line. An archive
     may have members that are stored, deflated or compressed by zstandard (needs the package zstandard).
+    messages: False gives the runs without their messages; of an archive only its summary is then read, which is faster.
     max_bytes: the most bytes of text, unpacked.
 
     Spans of models give their history each time: a message of an input counts if it occurs there more often than it was
@@ -210,7 +212,7 @@ def read(
         raise ValueError(f"{path} is larger than {max_bytes} bytes, see argument 'max_bytes'")
     data = Path(path).read_bytes()
     try:
-        return loads(data, format, keep_damaged=keep_damaged, max_bytes=max_bytes)
+        return loads(data, format, messages=messages, keep_damaged=keep_damaged, max_bytes=max_bytes)
     except TraceError as e:
         raise TraceError([f"{path}: {p}" for p in e.problems], e.traces) from None
 
@@ -219,6 +221,7 @@ def loads(
     data: bytes,
     format: str | None = None,  # noqa: A002
     *,
+    messages: bool = True,
     keep_damaged: bool = False,
     max_bytes: int = MAX_BYTES,
 ) -> Traces:
@@ -227,13 +230,15 @@ def loads(
         raise ValueError(f"argument 'format' must be one of {', '.join(FORMATS)}, got {format!r}")
     problems: list[str] = []
     if data[:2] == b"PK" and format in (None, "inspect"):
-        names, texts = _unpack(data, problems, max_bytes)
+        names, texts = _unpack(data, problems, max_bytes, messages)
         traces = _parse(texts, names, "inspect", False, problems)
     else:
         if len(data) > max_bytes:
-            raise ValueError(f"argument 'data' must be of at most {max_bytes} bytes, got {len(data)}")
+            raise ValueError(f"argument 'data' must be of at most 'max_bytes', {max_bytes} bytes, got {len(data)}")
         lines = _has_lines(data)
         traces = _parse([data], [""], format or _sniff(data), lines, problems)
+    if not messages:
+        traces = replace(traces, rows=traces.rows[:, :0])
     if traces.problems and not keep_damaged:
         raise TraceError(traces.problems, traces)
     return traces
@@ -297,18 +302,21 @@ def _members(data: bytes) -> tuple[Array, bool]:
             return members[:, : sizes[0]], bool(sizes[1])
 
 
-def _unpack(data: bytes, problems: list[str], max_bytes: int) -> tuple[list[str], list[bytes]]:
-    """The samples of an archive; what is wrong goes to `problems`."""
+SUMMARY = "summaries.json"
+
+
+def _unpack(data: bytes, problems: list[str], max_bytes: int, messages: bool) -> tuple[list[str], list[bytes]]:
+    """The samples of an archive, or its summary if there is one; what is wrong goes to `problems`."""
     members, damaged = _members(data)
+    listed = [(data[m[0] : m[1]].decode(errors="replace"), m[2:]) for m in members.T.tolist()]
+    wanted = [] if messages else [one for one in listed if one[0] == SUMMARY]
+    wanted = wanted or [one for one in listed if re.fullmatch(r"samples/.*\.json", one[0], re.DOTALL)]
     if damaged:
         problems.append("the archive has no valid directory; its members were found one after the other")
     names, texts, left = [], [], max_bytes
-    for member in members.T.tolist():
-        name = data[member[0] : member[1]].decode(errors="replace")
-        if not (name.startswith("samples/") and name.endswith(".json")):
-            continue
+    for name, fields in wanted:
         try:
-            texts.append(_member(data, *member[2:], left))
+            texts.append(_member(data, *fields, left))
         except (ValueError, zlib.error) as e:
             problems.append(f"{name}: {e}")
             continue

@@ -58,6 +58,8 @@ class Sample {
       values().working_seconds = r_.number();
     } else if (key == "error" && next == '{') {
       r_.object([&](std::string_view name) { name == "message" ? void(run().error = t_.string(r_)) : void(r_.skip()); });
+    } else if (key == "error" && next == '"') {
+      run().error = t_.string(r_);
     } else if (key == "events" && next == '[') {
       r_.array([&] { r_.peek() == '{' ? event() : void(r_.skip()); });
     } else if (key == "attachments" && next == '{') {
@@ -270,7 +272,9 @@ class Conversation {
 
 }  // namespace
 
-void read_inspect(Reader& r, Table& t) {
+void read_inspect(Reader& r, Table& t, int nested) {
+  if (r.peek() == '[' && nested < 2) return r.array([&] { read_inspect(r, t, nested + 1); });
+  if (r.peek() != '{' && nested) return void(r.skip());
   std::optional<Sample> sample;
   r.object([&](std::string_view key) {
     if (key == "samples" && r.peek() == '[') {

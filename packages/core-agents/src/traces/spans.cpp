@@ -10,7 +10,7 @@
 namespace core_agents::traces {
 namespace {
 
-constexpr int max_flatten = 16;
+constexpr int max_flatten = 16, max_outputs = 8;
 constexpr Index max_path = 512;
 
 SpanKind kind_of(std::string_view name) {
@@ -291,8 +291,8 @@ void langsmith_messages(Reader& r, Table& t, std::vector<Message>& to, int neste
 }
 
 void langsmith_outputs(Reader& r, Table& t, Work& work, int nested = 0) {
-  if (r.peek() == '[' && nested < 4) return r.array([&] { langsmith_outputs(r, t, work, nested + 1); });
-  if (r.peek() != '{' || nested == 4) return void(r.skip());
+  if (r.peek() == '[' && nested < max_outputs) return r.array([&] { langsmith_outputs(r, t, work, nested + 1); });
+  if (r.peek() != '{' || nested == max_outputs) return void(r.skip());
   if (has_member(r, {"role", "kwargs", "tool_calls"})) return read_message(r, t, work.outputs.emplace_back());
   const bool chat = has_member(r, {"message"});
   r.object([&](std::string_view key) {
@@ -339,11 +339,29 @@ Span tool_result(Reader& r, Table& t, Span& call_id, int nested = 0) {
   return found;
 }
 
+/// A hash of a call that white space between its JSON values does not change.
+std::uint64_t call_hash(const Table& t, Span name, Span arguments, std::uint64_t seed = 0) {
+  std::string dense;
+  bool inside = false, escaped = false;
+  for (const char c : t.view(arguments)) {
+    if (!inside && (c == ' ' || c == '\n' || c == '\r' || c == '\t')) continue;
+    if (c == '"' && !escaped) inside = !inside;
+    escaped = c == '\\' && !escaped;
+    dense += c;
+  }
+  return hash(dense, hash(t.view(name), seed));
+}
+
 std::uint64_t content_hash(const Table& t, const Message& m) {
   std::uint64_t h = hash(t.view(m.text), static_cast<std::uint64_t>(m.role));
-  for (const Call& c : m.calls) h = hash(t.view(c.content), hash(t.view(c.name), h));
-  for (const Call& c : m.results) h = hash(t.view(c.content), h + 1);
+  for (const Call& c : m.calls) h = call_hash(t, c.name, c.content, h);
   return h;
+}
+
+Message result_message(const Call& result) {
+  Message m;
+  m.role = tool_role, m.text = result.content, m.tool = result.name, m.call_id = result.id;
+  return m;
 }
 
 /// Brings the work of one trace into a conversation.
@@ -393,18 +411,24 @@ class Thread {
   }
 
   void say(const Message& m) {
-    for (const Call& c : m.calls) ++called_[hash(t_.view(c.content), hash(t_.view(c.name)))];
+    for (const Call& c : m.calls) ++called_[call_hash(t_, c.name, c.content)];
     emit(t_, m, run_, step_);
   }
 
   void llm(const Work& work) {
     std::unordered_map<std::uint64_t, int> here;
-    for (const Message& m : work.inputs) {
+    const auto hear = [&](const Message& m) {
       const std::uint64_t h = content_hash(t_, m);
       const int k = ++here[h];
-      if (k <= seen_[h]) continue;
+      if (k <= seen_[h]) return;
       seen_[h] = k;
       say(m);
+    };
+    for (Message m : work.inputs) {
+      for (const Call& result : m.results) hear(result_message(result));
+      if (!m.results.empty() && !m.text && m.calls.empty()) continue;
+      m.results.clear();
+      hear(m);
     }
     bool first = true;
     for (Message m : work.outputs) {
@@ -422,7 +446,7 @@ class Thread {
 
   void tool(const Work& work) {
     const Span name = work.tool ? work.tool : work.name;
-    auto& open = called_[hash(t_.view(work.arguments), hash(t_.view(name)))];
+    auto& open = called_[call_hash(t_, name, work.arguments)];
     if (open > 0) {
       --open;
     } else {
@@ -432,8 +456,7 @@ class Thread {
       ++seen_[content_hash(t_, call)];
       emit(t_, call, run_, step_);
     }
-    Message result;
-    result.role = tool_role, result.text = work.result ? work.result : work.error, result.tool = name, result.call_id = work.call_id;
+    const Message result = result_message({work.call_id, name, work.result ? work.result : work.error});
     ++seen_[content_hash(t_, result)];
     const Index at = emit(t_, result, run_, step_);
     t_.rows[at].start = work.start, t_.rows[at].end = work.end;

@@ -133,7 +133,7 @@ void read_usage(Reader& r, Usage& usage, int nested = 0);
 Index emit(Table& t, const Message& m, std::int64_t run, std::int64_t& step);
 
 /// One value of each format, into the table.
-void read_inspect(Reader& r, Table& t);
+void read_inspect(Reader& r, Table& t, int nested = 0);
 void read_openai(Reader& r, Table& t, int nested = 0);
 
 enum class SpanKind { other, llm, tool, agent };
