@@ -1,7 +1,7 @@
 """Reading an inspect-ai log of 500 samples: ours, inspect-ai's own data frames, and unzipping with orjson.
 
-Run with `CORE_NUM_THREADS=1 pytest packages/core-agents/benchmarks/bench_traces.py -s`. The log is written by inspect-ai
-itself with its scripted model, once as inspect-ai writes it (zstandard) and once deflated.
+Run with `CORE_NUM_THREADS=1 pytest packages/core-agents/benchmarks/bench_traces.py -s`. The log is written by
+inspect-ai itself with its scripted model, once as inspect-ai writes it (zstandard) and once deflated.
 """
 
 import random
@@ -101,7 +101,9 @@ def test_against_samples_df(log):
     order = dict(zip(runs.run_strings("id"), range(500), strict=True))
     assert len(order) == 500
     assert len(frame) == sum(map(len, read.to_messages()))
-    assert sorted(frame["content"]) == sorted(t for t, c in zip(read.strings("text"), read["call"], strict=True) if not c)
+    assert sorted(frame["content"]) == sorted(
+        t for t, c in zip(read.strings("text"), read["call"], strict=True) if not c
+    )
     print(f"all messages: ours {ours * 1e3:.0f} ms, messages_df {theirs * 1e3:.0f} ms, ratio {theirs / ours:.0f}")
 
 

@@ -15,7 +15,7 @@ from core_agents import evaluation, mast, traces
 CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"x": 1}'}}
 CHAT = [
     {"role": "system", "content": "You add."},
-    {"role": "user", "content": "What is 1 + 1? \"naïve\" 日本 \\ \n 😀"},
+    {"role": "user", "content": 'What is 1 + 1? "naïve" 日本 \\ \n 😀'},
     {"role": "assistant", "content": None, "tool_calls": [CALL]},
     {"role": "tool", "tool_call_id": "c1", "content": "2"},
     {"role": "assistant", "content": "It is 2. TERMINATE", "name": "adder"},
@@ -24,10 +24,11 @@ CHAT = [
 
 def said(run):
     """What a conversation says, whatever its format."""
-    return [
-        (m["role"], m["content"] or "", [(c["function"]["name"], json.loads(c["function"]["arguments"])) for c in m.get("tool_calls", ())])
-        for m in run
-    ]
+
+    def calls(m):
+        return [(c["function"]["name"], json.loads(c["function"]["arguments"])) for c in m.get("tool_calls", ())]
+
+    return [(m["role"], m["content"] or "", calls(m)) for m in run]
 
 
 def dump(value):
@@ -40,9 +41,15 @@ def sample(i=0):
     messages[3] = {**messages[3], "function": "add"}
     messages[4] = {k: v for k, v in messages[4].items() if k != "name"} | {"content": "attachment://aa"}
     usage = {"input_tokens": 10, "output_tokens": 3}
-    model = {"event": "model", "span_id": "s1", "timestamp": "2026-01-02T03:04:05.5+00:00", "completed": "2026-01-02T03:04:06Z"}
+    model = {
+        "event": "model",
+        "span_id": "s1",
+        "timestamp": "2026-01-02T03:04:05.5+00:00",
+        "completed": "2026-01-02T03:04:06Z",
+    }
     return {
-        "id": f"task {i}", "epoch": 2, "messages": messages, "scores": {"includes": {"value": "C"}, "other": {"value": float("nan")}},
+        "id": f"task {i}", "epoch": 2, "messages": messages,
+        "scores": {"includes": {"value": "C"}, "other": {"value": float("nan")}},
         "model_usage": {"m/one": usage}, "total_time": 1.5, "started_at": "2026-01-02T03:04:05+00:00", "error": None,
         "events": [
             {"event": "span_begin", "id": "s0", "type": "agent", "name": "adder", "span_id": "s0"},
@@ -82,7 +89,9 @@ def otlp(spans):
     made = []
     for i, (attributes, parent) in enumerate(spans):
         listed = [{"key": k, "value": any_value(v)} for k, v in attributes.items()]
-        made.append({"traceId": "t1", "spanId": f"s{i}", "parentSpanId": parent, "name": f"span {i}", "attributes": listed})
+        made.append(
+            {"traceId": "t1", "spanId": f"s{i}", "parentSpanId": parent, "name": f"span {i}", "attributes": listed}
+        )
         made[-1] |= {"startTimeUnixNano": str((i + 1) * 10**18), "endTimeUnixNano": str((i + 1) * 10**18 + 5)}
     random.Random(0).shuffle(made)
     return dump({"resourceSpans": [{"resource": {}, "scopeSpans": [{"scope": {}, "spans": made}]}]})
@@ -158,11 +167,24 @@ def langsmith():
             kwargs["tool_calls"] = [{"name": "add", "args": {"x": 1}, "id": "c1", "type": "tool_call"}]
         if m["role"] == "tool":
             kwargs |= {"tool_call_id": "c1", "name": "add"}
-        return {"lc": 1, "type": "constructor", "id": ["langchain", "schema", "messages", names[m["role"]]], "kwargs": kwargs}
+        return {
+            "lc": 1,
+            "type": "constructor",
+            "id": ["langchain", "schema", "messages", names[m["role"]]],
+            "kwargs": kwargs,
+        }
 
     def run(i, kind, inputs, outputs, **more):
         at = f"2026-01-01T00:00:0{i}.000000"
-        return {"outputs": outputs, "inputs": inputs, "id": f"r{i}", "trace_id": "t1", "run_type": kind, "start_time": at, **more}
+        return {
+            "outputs": outputs,
+            "inputs": inputs,
+            "id": f"r{i}",
+            "trace_id": "t1",
+            "run_type": kind,
+            "start_time": at,
+            **more,
+        }
 
     def chat(i, inputs, outputs, **more):
         generated = {"generations": [[{"text": "", "message": constructor(m)} for m in outputs]]}
@@ -178,14 +200,19 @@ def langsmith():
     return b"\n".join(map(dump, reversed(rows)))
 
 
+ANSWER = {"choices": [{"message": CHAT[-1]}]}
 FILES = {
     "inspect, deflated": lambda: archive([sample()]),
     "inspect, stored": lambda: archive([sample()], zipfile.ZIP_STORED),
     "inspect, json": lambda: dump({"version": 2, "eval": {}, "samples": [sample()]}),
     "openai, list": lambda: dump(CHAT),
     "openai, a line each": lambda: dump(CHAT) + b"\n",
-    "openai, record": lambda: json.dumps({"messages": CHAT[:-1], "choices": [{"message": CHAT[-1]}]}, indent=1).encode(),
-    "openai, batch": lambda: dump({"response": {"body": {"choices": [{"message": CHAT[-1]}]}}, "request": {"messages": CHAT[:-1]}}),
+    "openai, record": lambda: json.dumps(
+        {"messages": CHAT[:-1], "choices": [{"message": CHAT[-1]}]}, indent=1
+    ).encode(),
+    "openai, batch": lambda: dump(
+        {"response": {"body": {"choices": [{"message": CHAT[-1]}]}}, "request": {"messages": CHAT[:-1]}}
+    ),
     "otel": otel,
     "openinference": lambda: otlp(openinference()),
     "openinference, phoenix": phoenix,
@@ -221,10 +248,17 @@ def test_numbers_and_times():
     assert spans.run("start").astype(np.int64) == 10**18
     assert (spans.run("input_tokens"), spans.run("output_tokens")) == (10, 4)
     assert spans.run_strings("model") == ["m"]
-    for text in ("2026-01-02T03:04:05.123456789+05:30", "1999-12-31 23:59:59", "2024-02-29T00:00:00-00:30", "1970-01-01T00:00:00Z"):
+    for text in (
+        "2026-01-02T03:04:05.123456789+05:30",
+        "1999-12-31 23:59:59",
+        "2024-02-29T00:00:00-00:30",
+        "1970-01-01T00:00:00Z",
+    ):
         got = traces.loads(dump([{**sample(), "started_at": text}]), "inspect").run("start")[0]
         want = datetime.fromisoformat(text if "T0" in text else text + "+00:00")
-        assert abs((got - np.datetime64("1970-01-01T00:00:00")) / np.timedelta64(1, "ns") - want.timestamp() * 1e9) < 1000
+        assert (
+            abs((got - np.datetime64("1970-01-01T00:00:00")) / np.timedelta64(1, "ns") - want.timestamp() * 1e9) < 1000
+        )
     assert np.isnat(traces.loads(dump([{**sample(), "started_at": "2026-13-01T00:00:00Z"}]), "inspect").run("start")[0])
 
 
@@ -242,7 +276,10 @@ def test_what_a_model_says_twice_stays_twice():
     attributes = []
     for k in range(3):
         history = [one] + [two] * k
-        messages = {"gen_ai.input.messages": json.dumps([parts(m) for m in history]), "gen_ai.output.messages": json.dumps([parts(two)])}
+        messages = {
+            "gen_ai.input.messages": json.dumps([parts(m) for m in history]),
+            "gen_ai.output.messages": json.dumps([parts(two)]),
+        }
         attributes.append(({"gen_ai.operation.name": "chat", **messages}, ""))
     (run,) = traces.loads(otlp(attributes)).to_messages()
     assert [m["content"] for m in run] == [one["content"]] + ["the same words"] * 3
@@ -271,7 +308,11 @@ def test_truncated_archive_gives_the_valid_part():
 def test_hostile_archives():
     data = bytearray(archive([sample(i) for i in range(3)]))
     at = data.index(b"PK\1\2", data.index(b"PK\1\2") + 4)
-    for offset, value, why in ((10, 99, "compression method 99"), (24, 5, "size or checksum"), (16, 0, "size or checksum")):
+    for offset, value, why in (
+        (10, 99, "compression method 99"),
+        (24, 5, "size or checksum"),
+        (16, 0, "size or checksum"),
+    ):
         bad = data.copy()
         struct.pack_into("<H" if offset == 10 else "<I", bad, at + offset, value)
         with pytest.raises(traces.TraceError, match=why) as error:
@@ -279,7 +320,7 @@ def test_hostile_archives():
         assert len(error.value.traces) == 2
     huge = data.copy()
     struct.pack_into("<I", huge, at + 24, 0xFFFFFFF0)
-    with pytest.raises(traces.TraceError, match="max_bytes|size or checksum"):
+    with pytest.raises(traces.TraceError, match=r"max_bytes|size or checksum"):
         traces.loads(bytes(huge), max_bytes=1 << 20)
     bomb = archive([{"id": "0" * 5_000_000}])
     with pytest.raises(traces.TraceError, match="max_bytes"):
@@ -289,8 +330,9 @@ def test_hostile_archives():
 
 
 REFUSED = [
-    b"", b"[", b"nul", b"[1,]", b'{"a" 1}', b'{"a":1,}', b"[01]", b"[1.]", b"[1e]", b"[-]", b'["\\x"]', b'["\\u12g4"]', b'["\n"]',
-    b'["\xff"]', b'["\xc0\xaf"]', b'["\xed\xa0\x80"]', b'["\xf4\x90\x80\x80"]', b'["a]', b"[1] 2", b"{1:2}", b"[tru]", b"'a'", b"3",
+    b"", b"[", b"nul", b"[1,]", b'{"a" 1}', b'{"a":1,}', b"[01]", b"[1.]", b"[1e]", b"[-]", b'["\\x"]', b'["\\u12g4"]',
+    b'["\n"]',     b'["\xff"]', b'["\xc0\xaf"]', b'["\xed\xa0\x80"]', b'["\xf4\x90\x80\x80"]',
+    b'["a]', b"[1] 2", b"{1:2}", b"[tru]", b"'a'", b"3",
 ]  # fmt: skip
 
 
@@ -304,7 +346,12 @@ def test_what_is_not_json_is_refused(text):
 
 
 def test_deep_input_is_an_error():
-    for text in (b"[" * 100_000, b'[{"role":"user","content":' * 50_000, b'{"request":' * 100_000, b'{"spans":[' * 100_000):
+    for text in (
+        b"[" * 100_000,
+        b'[{"role":"user","content":' * 50_000,
+        b'{"request":' * 100_000,
+        b'{"spans":[' * 100_000,
+    ):
         for kind in traces.FORMATS:
             with pytest.raises(traces.TraceError):
                 traces.loads(text, kind)
@@ -331,7 +378,11 @@ def test_zstandard_members():
     packed = zstandard.compress(raw)
     name = b"samples/0_epoch_1.json"
     crc = struct.unpack_from("<I", data, data.index(name) - 16)[0]
-    local = struct.pack("<4sHHHHHIIIHH", b"PK\3\4", 20, 0, 93, 0, 0, crc, len(packed), len(raw), len(name), 0) + name + packed
+    local = (
+        struct.pack("<4sHHHHHIIIHH", b"PK\3\4", 20, 0, 93, 0, 0, crc, len(packed), len(raw), len(name), 0)
+        + name
+        + packed
+    )
     assert said(traces.loads(local, keep_damaged=True).to_messages()[0]) == said(CHAT)
     damaged = local[:-5] + b"12345"
     assert len(traces.loads(damaged, keep_damaged=True)) == 0
@@ -341,7 +392,23 @@ def mutations(seed, count):
     """Damaged files: bytes changed, cut out, doubled, cut off."""
     rng = random.Random(seed)
     files = [(name, make()) for name, make in FILES.items()]
-    words = [b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b"null", b"\xff", b"1e999", b"-", b"PK\1\2", b"\0\0\0\0", b"\xff\xff\xff\xff"]
+    words = [
+        b'"',
+        b"\\",
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b",",
+        b":",
+        b"null",
+        b"\xff",
+        b"1e999",
+        b"-",
+        b"PK\1\2",
+        b"\0\0\0\0",
+        b"\xff\xff\xff\xff",
+    ]
     for _ in range(count):
         name, data = rng.choice(files)
         out = bytearray(data)
@@ -393,3 +460,19 @@ def test_bad_arguments(tmp_path):
         traces.read(tmp_path / "nowhere")
     with pytest.raises(KeyError):
         traces.loads(b"[]")["colour"]
+
+
+def test_jobs_take_any_traces(tmp_path):
+    import typer
+    from core_agents import jobs
+    from typer.testing import CliRunner
+
+    for job, name, out in ((jobs.judge, "otel", "found.jsonl"), (jobs.evaluate, "inspect, deflated", "report.html")):
+        app = typer.Typer()
+        app.command()(job)
+        (tmp_path / "file").write_bytes(FILES[name]())
+        done = CliRunner().invoke(app, [str(tmp_path / "file"), "-o", str(tmp_path / out)])
+        assert done.exit_code == 0, done.output
+    (row,) = map(json.loads, (tmp_path / "found.jsonl").read_text().splitlines())
+    assert (row["id"], row["detected"]) == ("t1", [])
+    assert json.loads((tmp_path / "report.json").read_text())["systems"]["file"]["success"]["value"] == 1

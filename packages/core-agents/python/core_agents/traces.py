@@ -1,9 +1,9 @@
 """Recorded traces of agents as columns: who said what, which tools were called, how many tokens and how long it took.
 
-:func:`read` takes inspect-ai logs (`.eval`, `.json`), OpenAI messages, spans of OpenTelemetry (GenAI conventions, OTLP JSON) and
-OpenInference, and LangSmith's run exports, and gives one :class:`Traces` for all of them. Files are read as hostile: strict
-JSON of limited depth, archives whose ranges and sizes are checked, nothing unpickled, nothing fetched. What is damaged is an
-error that carries what could be read.
+:func:`read` takes inspect-ai logs (`.eval`, `.json`), OpenAI messages, spans of OpenTelemetry (GenAI conventions, OTLP
+JSON) and OpenInference, and LangSmith's run exports, and gives one :class:`Traces` for all of them. Files are read as
+hostile: strict JSON of limited depth, archives whose ranges and sizes are checked, nothing unpickled, nothing fetched.
+What is damaged is an error that carries what could be read.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ ROWS = (
     "run", "step", "call", "role", *(f"{name}_{end}" for name in TEXTS for end in ("begin", "end")),
     "input_tokens", "output_tokens", "start", "end",
 )  # fmt: skip
-"""Columns of messages and tool calls, int64. `step` counts a run's messages, a tool call has that of its message and `call`
-1; `role` is a place in :data:`ROLES`; tokens are -1, times (nanoseconds since 1970, UTC) numpy's NaT where they are missing."""
+"""Columns of messages and tool calls, int64. `step` counts a run's messages, a tool call has that of its message and
+`call` 1; `role` is a place in :data:`ROLES`; tokens are -1, times (nanoseconds since 1970, UTC) numpy's NaT where they
+are missing."""
 RUN_TEXTS = ("id", "name", "model", "error")
 RUNS = (
     *(f"{name}_{end}" for name in RUN_TEXTS for end in ("begin", "end")),
@@ -77,7 +78,7 @@ class Traces:
 
     def __len__(self) -> int:
         """The number of runs."""
-        return self.runs.shape[1]
+        return int(self.runs.shape[1])
 
     def __getitem__(self, name: str) -> Array:
         """A column of the messages by its name; `start` and `end` as datetime64[ns]. KeyError if there is none."""
@@ -101,7 +102,7 @@ class Traces:
         return [data[a:b].decode() if a >= 0 else None for a, b in pairs]
 
     def to_dict(self) -> dict[str, Any]:
-        """The messages as columns by name: arrays of numbers and times, lists of texts (role as text, run by its id)."""
+        """The messages as columns by name: arrays of numbers and times, lists of texts (roles by name, runs by id)."""
         ids = self.run_strings("id")
         return {
             "run": [ids[i] for i in self["run"].tolist()],
@@ -167,7 +168,12 @@ class Traces:
         """
         names = self.run_strings("name")
         ids, errors = self.run_strings("id"), self.run_strings("error")
-        numbers = {"cost": "cost", "latency": "seconds", "input_tokens": "input_tokens", "output_tokens": "output_tokens"}
+        numbers = {
+            "cost": "cost",
+            "latency": "seconds",
+            "input_tokens": "input_tokens",
+            "output_tokens": "output_tokens",
+        }
         columns = {name: self.run(source).tolist() for name, source in numbers.items()}
         messages, scores, found = self.to_messages(), self.run("score").tolist(), []
         for i, score in enumerate(scores):
@@ -182,7 +188,7 @@ class Traces:
 def _column(table: Array, names: Sequence[str], name: str) -> Array:
     if name not in names:
         raise KeyError(name)
-    column = table[names.index(name)]
+    column: Array = table[names.index(name)]
     return column.view("datetime64[ns]") if name in ("start", "end") else column
 
 
@@ -196,14 +202,14 @@ def read(
 ) -> Traces:
     """Reads a file of traces.
 
-    format: one of :data:`FORMATS`; None: found from the content. A file may hold one JSON value or one a line. An archive
-    may have members that are stored, deflated or compressed by zstandard (needs the package zstandard).
+    format: one of :data:`FORMATS`; None: found from the content. A file may hold one JSON value or one a line. An
+    archive may have members that are stored, deflated or compressed by zstandard (needs the package zstandard).
     messages: False gives the runs without their messages; of an archive only its summary is then read, which is faster.
     max_bytes: the most bytes of text, unpacked.
 
-    Spans of models give their history each time: a message of an input counts if it occurs there more often than it was
-    said before in its trace, by role and text. What a model put out always counts. A tool's span gives the tool's answer,
-    and its call, if no model made it.
+    Spans of models give their history each time: a message of an input counts if it occurs there more often than it
+    was said before in its trace, by role and text. What a model put out always counts. A tool's span gives the tool's
+    answer, and its call, if no model made it.
 
     Raises TraceError for anything that is damaged, with the rest in its `traces`; with `keep_damaged` that is returned
     instead, with its `problems`. Raises OSError if the file cannot be read, ValueError for an unknown format.
@@ -236,7 +242,7 @@ def loads(
         if len(data) > max_bytes:
             raise ValueError(f"argument 'data' must be of at most 'max_bytes', {max_bytes} bytes, got {len(data)}")
         lines = _has_lines(data)
-        traces = _parse([data], [""], format or _sniff(data), lines, problems)
+        traces = _parse([data], [""], format or sniff(data), lines, problems)
     if not messages:
         traces = replace(traces, rows=traces.rows[:, :0])
     if traces.problems and not keep_damaged:
@@ -256,8 +262,10 @@ def _has_lines(data: bytes) -> bool:
     return True
 
 
-def _sniff(data: bytes) -> str:
-    """The format of JSON text, by keys that only one of them has."""
+def sniff(data: bytes) -> str:
+    """The format of a file's content, by keys that only one of them has; "openai" where there are none."""
+    if data[:2] == b"PK":
+        return "inspect"
     head = data[: 1 << 20]
     if re.search(rb'"run_type"\s*:', head):
         return "langsmith"
@@ -316,7 +324,7 @@ def _unpack(data: bytes, problems: list[str], max_bytes: int, messages: bool) ->
     names, texts, left = [], [], max_bytes
     for name, fields in wanted:
         try:
-            texts.append(_member(data, *fields, left))
+            texts.append(_member(data, fields, left))
         except (ValueError, zlib.error) as e:
             problems.append(f"{name}: {e}")
             continue
@@ -327,8 +335,9 @@ def _unpack(data: bytes, problems: list[str], max_bytes: int, messages: bool) ->
     return names, texts
 
 
-def _member(data: bytes, method: int, flags: int, crc: int, begin: int, compressed: int, size: int, left: int) -> bytes:
+def _member(data: bytes, fields: Sequence[int], left: int) -> bytes:
     """A member's content. ValueError, zlib.error if it is not what its header says."""
+    method, flags, crc, begin, compressed, size = fields
     if flags & 1:
         raise ValueError("is encrypted")
     if size > left:
@@ -353,7 +362,9 @@ def _zstandard(packed: memoryview, size: int) -> bytes:
     except ImportError:
         raise ValueError("is compressed by zstandard; install the package zstandard to read it") from None
     try:
-        with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(packed, read_across_frames=True) as reader:
+        with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(
+            packed, read_across_frames=True
+        ) as reader:
             found: bytes = reader.read(size + 1)
     except zstandard.ZstdError as e:
         raise ValueError(str(e)) from None

@@ -30,8 +30,8 @@ inline const char* plain_end(const char* p, const char* end) {
   for (; end - p >= 8; p += 8) {
     std::uint64_t word;
     std::memcpy(&word, p, 8);
-    const std::uint64_t stops = zero_bytes(word ^ repeat('"')) | zero_bytes(word ^ repeat('\\')) | ((word - repeat(0x20)) & ~word & repeat(0x80)) |
-                                (word & repeat(0x80));
+    const std::uint64_t stops = zero_bytes(word ^ repeat('"')) | zero_bytes(word ^ repeat('\\')) |
+                                ((word - repeat(0x20)) & ~word & repeat(0x80)) | (word & repeat(0x80));
     if (stops) {
       if constexpr (std::endian::native == std::endian::little) return p + std::countr_zero(stops) / 8;
       break;

@@ -143,12 +143,27 @@ std::int64_t read_time(Reader& r) {
 }
 
 Role role_of(std::string_view name) {
-  static constexpr std::array<std::pair<std::string_view, Role>, 21> names{{
-      {"system", system_role}, {"user", user_role}, {"assistant", assistant_role}, {"tool", tool_role}, {"developer", developer_role},
-      {"human", user_role}, {"ai", assistant_role}, {"model", assistant_role}, {"function", tool_role}, {"AIMessageChunk", assistant_role},
-      {"SystemMessage", system_role}, {"HumanMessage", user_role}, {"AIMessage", assistant_role}, {"ToolMessage", tool_role},
-      {"FunctionMessage", tool_role}, {"HumanMessageChunk", user_role}, {"SystemMessageChunk", system_role}, {"ToolMessageChunk", tool_role},
-      {"SYSTEM", system_role}, {"USER", user_role}, {"ASSISTANT", assistant_role}}};
+  static constexpr std::array<std::pair<std::string_view, Role>, 21> names{{{"system", system_role},
+                                                                            {"user", user_role},
+                                                                            {"assistant", assistant_role},
+                                                                            {"tool", tool_role},
+                                                                            {"developer", developer_role},
+                                                                            {"human", user_role},
+                                                                            {"ai", assistant_role},
+                                                                            {"model", assistant_role},
+                                                                            {"function", tool_role},
+                                                                            {"AIMessageChunk", assistant_role},
+                                                                            {"SystemMessage", system_role},
+                                                                            {"HumanMessage", user_role},
+                                                                            {"AIMessage", assistant_role},
+                                                                            {"ToolMessage", tool_role},
+                                                                            {"FunctionMessage", tool_role},
+                                                                            {"HumanMessageChunk", user_role},
+                                                                            {"SystemMessageChunk", system_role},
+                                                                            {"ToolMessageChunk", tool_role},
+                                                                            {"SYSTEM", system_role},
+                                                                            {"USER", user_role},
+                                                                            {"ASSISTANT", assistant_role}}};
   for (const auto& [known, role] : names)
     if (known == name) return role;
   return other_role;
@@ -156,7 +171,8 @@ Role role_of(std::string_view name) {
 
 std::string member(Reader r, std::string_view name) {
   std::string found;
-  if (r.peek() == '{') r.object([&](std::string_view key) {
+  if (r.peek() == '{')
+    r.object([&](std::string_view key) {
       if (key != name || r.peek() != '"') return void(r.skip());
       found.clear();
       r.string(found);
@@ -166,7 +182,8 @@ std::string member(Reader r, std::string_view name) {
 
 bool has_member(Reader r, std::initializer_list<std::string_view> names) {
   bool found = false;
-  if (r.peek() == '{') r.object([&](std::string_view key) {
+  if (r.peek() == '{')
+    r.object([&](std::string_view key) {
       for (const auto name : names) found |= key == name;
       r.skip();
     });

@@ -533,7 +533,8 @@ void read_langsmith(Reader& r, Table& t, Works& works) {
   });
   const Usage counted = work.usage;
   if (work.kind == SpanKind::llm) {
-    if (inputs && inputs->peek() == '{') inputs->object([&](std::string_view key) {
+    if (inputs && inputs->peek() == '{')
+      inputs->object([&](std::string_view key) {
         key == "messages" || key == "prompts" || key == "input" ? langsmith_messages(*inputs, t, work.inputs) : void(inputs->skip());
       });
     if (outputs) langsmith_outputs(*outputs, t, work);
