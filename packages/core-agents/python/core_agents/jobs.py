@@ -216,8 +216,8 @@ def judge(
         raise typer.BadParameter(str(e)) from None
     try:
         found_runs = traces.read(recorded, keep_damaged=True)
-        if found_runs.problems and not len(found_runs):
-            raise ValueError(f"{recorded}: {found_runs.problems[0]}")
+        if not found_runs.rows.size:
+            raise ValueError(f"{recorded}: {(*found_runs.problems, 'there are no messages')[0]}")
     except (OSError, ValueError) as e:
         raise typer.BadParameter(str(e)) from None
     for problem in found_runs.problems:
