@@ -1,7 +1,7 @@
 """The claims hold and are reported."""
 
 import pytest
-from core_agents.claims import action_tokens, complexity, mast
+from core_agents.claims import action_tokens, complexity, evaluation, mast
 from core_agents.reference.mast import fault_counts as counts
 
 
@@ -30,3 +30,11 @@ def test_answers_are_read_and_faults_are_found(tmp_path, monkeypatch):
     assert claim.measured["the same, by the first yes or no after a code"][0] > 0
     monkeypatch.setattr(mast, "f1_score", lambda _: 0.5)
     assert not mast.claim("cpu", 0, tmp_path).holds
+
+
+def test_reliability_differs_from_success(tmp_path, monkeypatch):
+    pytest.importorskip("gymnasium")
+    claim = evaluation.claim("cpu", 0, tmp_path)
+    assert claim.holds
+    monkeypatch.setattr(evaluation, "trials", lambda *_: [{"task": str(i), "success": 1.0} for i in range(50)] * 16)
+    assert not evaluation.claim("cpu", 0, tmp_path).holds
