@@ -46,9 +46,10 @@ def claim(size: str, seed: int, out: Path) -> Claim:
     return Claim(
         paper="2503.16416",
         claim="One success rate is not enough to judge an agent: reliability over trials differs from it.",
-        protocol=f"a behaviour tree for {ENV} of whose actions {noise:.0%} are random, {TASKS} start states, "
-        f"{TRIALS} trials each, success is standing for {STEPS} steps; pass@8 (one of eight succeeds) and pass^8 (all do) "
-        "against the mean success, spread: half the interval of 95 % over tasks. The survey has no experiment of its own",
+        protocol=f"a behaviour tree for {ENV}, {noise:.0%} of whose actions are random, {TASKS} start states, "
+        f"{TRIALS} trials each, success is standing for {STEPS} steps; pass@8 (one of eight succeeds) and pass^8 (all "
+        "do) against the mean success, spread: half the interval of 95 % over tasks. The survey has no experiment of "
+        "its own",
         measured={
             name: (float(e.value), float(e.high - e.low) / 2)
             for name, e in (("success", single), ("pass@8", often), ("pass^8", always))
