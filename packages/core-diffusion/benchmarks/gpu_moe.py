@@ -24,6 +24,7 @@ from core_diffusion import moe_route, topk_mask
 from core_diffusion.torch_moe import expert_ffn
 
 TOKENS, EXPERTS, WIDTH, INNER = 65536, 16, 1024, 4096
+COLUMNS = ["what", "ours_ms", "peer_ms", "ratio", "difference"]
 Row = dict[str, Any]
 
 
@@ -117,11 +118,13 @@ def main() -> int:
     rows += layer(True)
     for row in rows:
         print(row)
+    rows = [dict.fromkeys(COLUMNS, "") | row for row in rows]
     if out:
         head = {
             "date": datetime.date.today().isoformat(),
             "device": torch.cuda.get_device_name(),
             "torch": torch.__version__,
+            "columns": COLUMNS,
         }
         out.write_text(json.dumps({**head, "rows": rows}, indent=2) + "\n")
     return 0 if all(row.get("same", True) for row in rows) else 1
