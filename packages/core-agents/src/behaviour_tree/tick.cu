@@ -3,9 +3,9 @@
 // walked 32 agents at a time and brought into words by ballots. The walk over the steps is that of tick.cpp.
 #include <core/cuda.hpp>
 
+#include <algorithm>
 #include <cstddef>
-#include <cstdlib>
-#include <string>
+#include <vector>
 
 #include "checks.hpp"
 #include "program.hpp"
@@ -34,7 +34,39 @@ struct Agents {
   Tensor<int32_t, 2> counters;
   Tensor<int32_t, 1> actions;
   Tensor<uint8_t, 1> statuses;
+  uint8_t* log;  // null: none
+  int64_t log_step, log_agent;
 };
+
+/// What all tiles walk, in device memory. A column below the number of features is an observation's, from there on an
+/// instruction's.
+struct Walk {
+  const Step* steps;
+  const Instruction* code;
+  int num_steps, num_instructions, num_nodes, num_rows, depth;
+};
+
+__device__ float result_of(uint8_t op, float x, float y) {
+  switch (op) {
+    case ADD: return __fadd_rn(x, y);
+    case SUB: return __fsub_rn(x, y);
+    case MUL: return __fmul_rn(x, y);
+    case DIV: return __fdiv_rn(x, y);
+    case MINIMUM: return y < x ? y : x;
+    case MAXIMUM: return x < y ? y : x;
+    case IS_LT: return x < y;
+    case IS_LE: return x <= y;
+    case IS_GT: return x > y;
+    case IS_GE: return x >= y;
+    case IS_EQ: return x == y;
+    case IS_NE: return x != y;
+    case AND: return x != 0 && y != 0;
+    case OR: return x != 0 || y != 0;
+    case NOT: return x == 0;
+    case NEGATE: return -x;
+    default: return fabsf(x);
+  }
+}
 
 template <int groups>
 struct Tile {
@@ -42,6 +74,7 @@ struct Tile {
   Frame* frames;
   int32_t* emitted;  // [groups][32]
   uint32_t* rows;    // [state rows][planes_of_row][32]
+  float* made;       // [instructions][groups][32]
   int64_t first, last;
   int lane;
 
@@ -52,7 +85,7 @@ struct Tile {
   template <class Says>
   __device__ uint32_t gather(Says says) const {
     uint32_t mine = 0;
-#pragma unroll 8
+#pragma unroll
     for (int g = 0; g < groups; ++g) {
       const uint32_t word = __ballot_sync(all, says(g));
       if (lane == g) mine = word;
@@ -61,8 +94,29 @@ struct Tile {
   }
   __device__ bool bit(uint32_t word, int g) const { return __shfl_sync(all, word, g) >> lane & 1; }
 
+  __device__ float operand(int column, float constant, int g) const {
+    if (column < 0) return constant;
+    if (column < a.observations.shape[1])
+      return a.observations.data[agent(g) * a.observations.stride[0] + column * a.observations.stride[1]];
+    return made[((column - a.observations.shape[1]) * groups + g) * 32 + lane];
+  }
+  __device__ void evaluate(const Walk& w) const {
+    for (int k = 0; k < w.num_instructions; ++k) {
+      const Instruction c = w.code[k];
+      for (int g = 0; g < groups; ++g)
+        made[(k * groups + g) * 32 + lane] = result_of(c.op, operand(c.left, c.value, g), operand(c.right, c.value, g));
+    }
+  }
+  __device__ void record(int node, uint32_t low, uint32_t high) const {
+    for (int g = 0; g < groups; ++g) {
+      const auto status = static_cast<uint8_t>(bit(low, g) | bit(high, g) << 1);
+      if (first + g * 32 + lane <= last) a.log[node * a.log_step + agent(g) * a.log_agent] = status;
+    }
+  }
+
   template <class Holds>
   __device__ uint32_t compare(const Step& s, Holds holds) const {
+    if (s.column >= a.observations.shape[1]) return gather([&](int g) { return holds(operand(s.column, 0, g), s.threshold); });
     const float* column = a.observations.data + s.column * a.observations.stride[1];
     return gather([&](int g) { return holds(column[agent(g) * a.observations.stride[0]], s.threshold); });
   }
@@ -155,9 +209,7 @@ struct Tile {
         break;
       case PARALLEL_ALL:
       case PARALLEL_ONE: g.active[lane] = active; return true;
-      case PARALLEL_ALL_SYNC:
-        g.active[lane] = active & ~(pending & plane(s.row, 1));
-        return __any_sync(all, g.active[lane] != 0);
+      case PARALLEL_ALL_SYNC: g.active[lane] = active & ~(pending & plane(s.row, 1)); return __any_sync(all, g.active[lane] != 0);
       default: break;
     }
     halt(s.below, s.row_end, active & ~pending);
@@ -283,24 +335,26 @@ struct Tile {
 
 template <int groups>
 __global__ void __launch_bounds__(32)
-    tick_tiles(const Step* steps, int num_steps, int depth, int num_rows, __grid_constant__ const Agents agents, uint32_t* scratch) {
+    tick_tiles(__grid_constant__ const Walk walk, __grid_constant__ const Agents agents, uint32_t* far_rows, float* made) {
   extern __shared__ uint32_t shared[];
   auto* const frames = reinterpret_cast<Frame*>(shared);
-  auto* const emitted = reinterpret_cast<int32_t*>(frames + depth + 1);
+  auto* const emitted = reinterpret_cast<int32_t*>(frames + walk.depth + 1);
   const int64_t count = agents.observations.shape[0];
   for (int64_t tile = blockIdx.x; tile * groups * 32 < count; tile += gridDim.x) {
     const int lane = static_cast<int>(threadIdx.x);
-    uint32_t* const rows = scratch ? scratch + static_cast<int64_t>(blockIdx.x) * num_rows * planes_of_row * 32
-                                   : reinterpret_cast<uint32_t*>(emitted + groups * 32);
-    const Tile<groups> t{agents, frames, emitted, rows, tile * groups * 32, count - 1, lane};
-    t.load_rows(num_rows);
-    const uint32_t ticks = t.gather([&](int g) {
-      return t.first + g * 32 + lane <= t.last && (!agents.mask || agents.mask[t.agent(g) * agents.mask_step] != 0);
-    });
+    uint32_t* const rows = far_rows ? far_rows + static_cast<int64_t>(blockIdx.x) * walk.num_rows * planes_of_row * 32
+                                    : reinterpret_cast<uint32_t*>(emitted + groups * 32);
+    float* const columns = made + static_cast<int64_t>(blockIdx.x) * walk.num_instructions * groups * 32;
+    const Tile<groups> t{agents, frames, emitted, rows, columns, tile * groups * 32, count - 1, lane};
+    t.load_rows(walk.num_rows);
+    t.evaluate(walk);
+    const uint32_t ticks = t.gather(
+        [&](int g) { return t.first + g * 32 + lane <= t.last && (!agents.mask || agents.mask[t.agent(g) * agents.mask_step] != 0); });
     for (int g = 0; g < groups; ++g) emitted[g * 32 + lane] = -1;
+    for (int n = 0; agents.log && n < walk.num_nodes; ++n) t.record(n, 0, 0);
     frames[0].active[lane] = ticks;
-    for (int at = 0; at < num_steps; ++at) {
-      const Step s = steps[at];
+    for (int at = 0; at < walk.num_steps; ++at) {
+      const Step s = walk.steps[at];
       Frame& f = frames[s.depth];
       Frame& g = frames[s.depth + 1];
       switch (s.code) {
@@ -315,8 +369,9 @@ __global__ void __launch_bounds__(32)
         case Code::join: t.join(s, f, g); break;
         case Code::end: t.end(s, f, g); break;
       }
+      if (agents.log && (s.code == Code::leaf || s.code == Code::end)) t.record(s.node, f.low[lane], f.high[lane]);
     }
-    t.store_rows(num_rows, ticks);
+    t.store_rows(walk.num_rows, ticks);
     for (int g = 0; g < groups; ++g) {
       const auto status = static_cast<uint8_t>(t.bit(frames[0].low[lane], g) | t.bit(frames[0].high[lane], g) << 1);
       if (!t.bit(ticks, g)) continue;
@@ -326,78 +381,93 @@ __global__ void __launch_bounds__(32)
   }
 }
 
-/// The program's arrays one after the other, those of four bytes first.
-__global__ void pack(ProgramView p, int64_t nodes, unsigned char* to) {
-  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < nodes; i += int64_t{gridDim.x} * blockDim.x) {
-    auto* const words = reinterpret_cast<int32_t*>(to);
-    words[i] = p.ends.data[i * p.ends.stride[0]];
-    words[nodes + i] = p.features.data[i * p.features.stride[0]];
-    words[2 * nodes + i] = __float_as_int(p.thresholds.data[i * p.thresholds.stride[0]]);
-    words[3 * nodes + i] = p.action_ids.data[i * p.action_ids.stride[0]];
-    words[4 * nodes + i] = p.params.data[i * p.params.stride[0]];
-    unsigned char* const bytes = to + 20 * nodes;
-    bytes[i] = p.kinds.data[i * p.kinds.stride[0]];
-    bytes[nodes + i] = p.comparisons.data[i * p.comparisons.stride[0]];
-    bytes[2 * nodes + i] = p.results.data[i * p.results.stride[0]];
+/// The elements of a program's arrays, one array after the other.
+struct Packed {
+  struct {
+    const void* data;
+    int64_t count, stride, size, offset;
+  } arrays[12];
+};
+
+__global__ void pack(__grid_constant__ const Packed p, unsigned char* to) {
+  const auto& a = p.arrays[blockIdx.y];
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < a.count; i += int64_t{gridDim.x} * blockDim.x) {
+    if (a.size == 4)
+      reinterpret_cast<uint32_t*>(to + a.offset)[i] = static_cast<const uint32_t*>(a.data)[i * a.stride];
+    else
+      to[a.offset + i] = static_cast<const uint8_t*>(a.data)[i * a.stride];
   }
-}
-
-constexpr int bytes_of_node = 23;
-
-template <class T>
-Tensor<const T, 1> host_view(const void* data, int64_t n) {
-  Tensor<const T, 1> t;
-  t.data = static_cast<const T*>(data);
-  t.shape[0] = n;
-  t.stride[0] = 1;
-  return t;
 }
 
 /// The checked program. Its arrays come to the host: a program is small, and so is the check the same as on the CPU.
-Compiled fetch(const ProgramView& p, int64_t num_features, int device, cudaStream_t stream) {
-  const int64_t nodes = p.kinds.shape[0];
-  std::vector<unsigned char> host(static_cast<std::size_t>(core::checked_mul(nodes, bytes_of_node, "tick: the program's size")));
-  if (nodes > 0) {
-    const core::DeviceScratch packed("tick", device, stream, nodes * bytes_of_node);
-    pack<<<static_cast<unsigned>(std::min<int64_t>((nodes + 255) / 256, 1024)), 256, 0, stream>>>(p, nodes, packed.get<unsigned char>());
+Compiled fetch(ProgramView p, int64_t num_features, int device, cudaStream_t stream) {
+  Packed packed{};
+  int used = 0;
+  int64_t bytes = 0;
+  const auto each = [](ProgramView& v, auto f) {
+    f(v.ends), f(v.features), f(v.thresholds), f(v.action_ids), f(v.params), f(v.code_lefts), f(v.code_rights), f(v.code_values);
+    f(v.kinds), f(v.comparisons), f(v.results), f(v.code_ops);
+  };
+  each(p, [&](auto& t) {
+    const auto size = static_cast<int64_t>(sizeof(*t.data));
+    packed.arrays[used++] = {t.data, t.shape[0], t.stride[0], size, bytes};
+    bytes += core::checked_mul(t.shape[0], size, "tick: the program's size");
+  });
+  std::vector<unsigned char> host(static_cast<std::size_t>(bytes));
+  if (bytes > 0) {
+    const core::DeviceScratch there("tick", device, stream, bytes);
+    const auto blocks = static_cast<unsigned>(std::clamp<int64_t>(bytes / 4096, 1, 256));
+    pack<<<dim3(blocks, 12), 256, 0, stream>>>(packed, there.get<unsigned char>());
     core::check_cuda("tick", cudaGetLastError(), "packing the program");
-    core::check_cuda("tick", cudaMemcpyAsync(host.data(), packed.get<void>(), host.size(), cudaMemcpyDeviceToHost, stream),
+    core::check_cuda("tick", cudaMemcpyAsync(host.data(), there.get<void>(), host.size(), cudaMemcpyDeviceToHost, stream),
                      "reading the program");
     core::check_cuda("tick", cudaStreamSynchronize(stream), "reading the program");
   }
-  const unsigned char* const words = host.data();
-  const unsigned char* const bytes = words + 20 * nodes;
-  ProgramView here;
-  here.kinds = host_view<uint8_t>(bytes, nodes);
-  here.ends = host_view<int32_t>(words, nodes);
-  here.features = host_view<int32_t>(words + 4 * nodes, nodes);
-  here.comparisons = host_view<uint8_t>(bytes + nodes, nodes);
-  here.thresholds = host_view<float>(words + 8 * nodes, nodes);
-  here.action_ids = host_view<int32_t>(words + 12 * nodes, nodes);
-  here.results = host_view<uint8_t>(bytes + 2 * nodes, nodes);
-  here.params = host_view<int32_t>(words + 16 * nodes, nodes);
-  Compiled c = compile("tick", here, num_features);
-  for (Step& s : c.steps)
-    if (s.column >= 0) s.column = c.columns[static_cast<std::size_t>(s.column)];
+  used = 0;
+  each(p, [&](auto& t) {
+    t.data = reinterpret_cast<decltype(t.data)>(host.data() + packed.arrays[used++].offset);
+    t.stride[0] = 1;
+  });
+  Compiled c = compile("tick", p, num_features);
+  const auto column = [&](int32_t& at) {
+    const auto loaded = static_cast<int32_t>(c.columns.size());
+    if (at >= 0) at = at < loaded ? c.columns[static_cast<std::size_t>(at)] : static_cast<int32_t>(num_features) + at - loaded;
+  };
+  for (Step& s : c.steps) column(s.column);
+  for (Instruction& i : c.code) column(i.left), column(i.right);
   return c;
 }
 
 template <int groups>
-void launch(const Compiled& c, const Agents& agents, int device, cudaStream_t stream) {
+void launch(const Compiled& c, const Agents& agents, int64_t num_nodes, int device, cudaStream_t stream) {
   const int64_t tiles = (agents.observations.shape[0] + groups * 32 - 1) / (groups * 32);
   const auto frames = static_cast<int64_t>(sizeof(Frame)) * (c.depth + 1) + groups * 32 * 4;
-  const int64_t rows = int64_t{c.rows} * planes_of_row * 32 * 4;
+  const int64_t rows = int64_t{c.rows} * planes_of_row * 32 * 4, made = static_cast<int64_t>(c.code.size()) * groups * 32 * 4;
   const bool fits = frames + rows <= 96 * 1024;
   const int64_t shared = frames + (fits ? rows : 0);
-  const int64_t blocks = std::min<int64_t>(tiles, fits ? 1 << 20 : 512);
-  const auto bytes = static_cast<int64_t>(c.steps.size() * sizeof(Step));
-  const core::DeviceScratch steps("tick", device, stream, bytes), scratch("tick", device, stream, fits ? 0 : blocks * rows);
-  core::check_cuda("tick", cudaMemcpyAsync(steps.get<void>(), c.steps.data(), static_cast<std::size_t>(bytes), cudaMemcpyHostToDevice, stream),
-                   "sending the program");
+  const int64_t blocks = std::min<int64_t>(tiles, fits && made == 0 ? 1 << 20 : 1024);
+  const auto steps = static_cast<int64_t>(c.steps.size() * sizeof(Step)), code = static_cast<int64_t>(c.code.size() * sizeof(Instruction));
+  const core::DeviceScratch program("tick", device, stream, steps + code), far_rows("tick", device, stream, fits ? 0 : blocks * rows),
+      columns("tick", device, stream, blocks * made);
+  const auto send = [&](int64_t offset, const void* from, int64_t bytes) {
+    core::check_cuda(
+        "tick",
+        cudaMemcpyAsync(program.get<unsigned char>() + offset, from, static_cast<std::size_t>(bytes), cudaMemcpyHostToDevice, stream),
+        "sending the program");
+  };
+  send(0, c.steps.data(), steps);
+  if (code) send(steps, c.code.data(), code);
+  const Walk walk{program.get<Step>(),
+                  reinterpret_cast<const Instruction*>(program.get<unsigned char>() + steps),
+                  static_cast<int>(c.steps.size()),
+                  static_cast<int>(c.code.size()),
+                  static_cast<int>(num_nodes),
+                  c.rows,
+                  c.depth};
   core::check_cuda("tick", cudaFuncSetAttribute(tick_tiles<groups>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
                    "asking for shared memory");
   tick_tiles<groups><<<static_cast<unsigned>(blocks), 32, static_cast<std::size_t>(shared), stream>>>(
-      steps.get<Step>(), static_cast<int>(c.steps.size()), c.depth, c.rows, agents, scratch.get<uint32_t>());
+      walk, agents, far_rows.get<uint32_t>(), columns.get<float>());
   core::check_cuda("tick", cudaGetLastError(), "launching the kernel");
 }
 
@@ -405,27 +475,33 @@ void launch(const Compiled& c, const Agents& agents, int device, cudaStream_t st
 
 void tick_cuda(Tensor<const uint8_t, 1> kinds, Tensor<const int32_t, 1> ends, Tensor<const int32_t, 1> features,
                Tensor<const uint8_t, 1> comparisons, Tensor<const float, 1> thresholds, Tensor<const int32_t, 1> action_ids,
-               Tensor<const uint8_t, 1> results, Tensor<const int32_t, 1> params, Tensor<const float, 2> observations,
-               std::optional<Tensor<const bool, 1>> mask, Tensor<uint8_t, 2> state, Tensor<int32_t, 2> counters,
-               Tensor<int32_t, 1> actions, Tensor<uint8_t, 1> statuses, core::Stream stream) {
+               Tensor<const uint8_t, 1> results, Tensor<const int32_t, 1> params, Tensor<const uint8_t, 1> code_ops,
+               Tensor<const int32_t, 1> code_lefts, Tensor<const int32_t, 1> code_rights, Tensor<const float, 1> code_values,
+               Tensor<const float, 2> observations, std::optional<Tensor<const bool, 1>> mask, Tensor<uint8_t, 2> state,
+               Tensor<int32_t, 2> counters, Tensor<int32_t, 1> actions, Tensor<uint8_t, 1> statuses, std::optional<Tensor<uint8_t, 2>> log,
+               core::Stream stream) {
   const int device = observations.device_id;
   const core::OnDevice here("tick", device);
   auto* const on = static_cast<cudaStream_t>(stream.handle);
   const Compiled c =
-      fetch({kinds, ends, features, comparisons, thresholds, action_ids, results, params}, observations.shape[1], device, on);
+      fetch({kinds, ends, features, comparisons, thresholds, action_ids, results, params, code_ops, code_lefts, code_rights, code_values},
+            observations.shape[1], device, on);
   check_rows(state.shape[0], c.rows, counters.shape[0], c.counters);
-  const int64_t count = observations.shape[0];
-  if (count == 0) return;
-  const Agents agents{observations, mask ? reinterpret_cast<const uint8_t*>(mask->data) : nullptr, mask ? mask->stride[0] : 0,
-                      state, counters, actions, statuses};
-  const char* forced = std::getenv("CORE_TICK_GROUPS");
-  const int groups = forced ? std::atoi(forced) : 32;
-  if (groups == 8)
-    launch<8>(c, agents, device, on);
-  else if (groups == 16)
-    launch<16>(c, agents, device, on);
+  if (observations.shape[0] == 0) return;
+  const Agents agents{observations,
+                      mask ? reinterpret_cast<const uint8_t*>(mask->data) : nullptr,
+                      mask ? mask->stride[0] : 0,
+                      state,
+                      counters,
+                      actions,
+                      statuses,
+                      log ? log->data : nullptr,
+                      log ? log->stride[0] : 0,
+                      log ? log->stride[1] : 0};
+  if (observations.shape[0] >= 1 << 19)
+    launch<32>(c, agents, kinds.shape[0], device, on);
   else
-    launch<32>(c, agents, device, on);
+    launch<16>(c, agents, kinds.shape[0], device, on);
 }
 
 }  // namespace core_agents

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from .contributions import contributions
 from .rasterize import rasterization
+from .ssim import ssim
 
-__all__ = ["contributions", "rasterization"]
+__all__ = ["contributions", "rasterization", "ssim"]

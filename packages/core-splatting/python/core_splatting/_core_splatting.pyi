@@ -46,3 +46,34 @@ def rasterize_backward(
     v_means2d: Any,  # out float32[C,N,4]
 ) -> None:
     """The gradient of rasterize by Gaussians, colours, cameras and projected centres."""
+
+def ssim(
+    image: Any,  # float32[B,C,H,W]
+    target: Any,  # float32[B,C,H,W]
+    out: Any,  # out float32[B,C,H,W]
+    partials: Any | None,  # out float32[3,B,C,H,W]
+) -> None:
+    """The structural similarity of two images at each pixel, 11x11 Gaussian window, and its partial derivatives."""
+
+def ssim_backward(
+    image: Any,  # float32[B,C,H,W]
+    target: Any,  # float32[B,C,H,W]
+    partials: Any,  # float32[3,B,C,H,W]
+    v_out: Any,  # float32[B,C,H,W]
+    v_image: Any,  # out float32[B,C,H,W]
+) -> None:
+    """The gradient of ssim by the image."""
+
+def selective_adam(
+    param: Any,  # out float32[N,K]
+    grad: Any,  # float32[N,K]
+    exp_avg: Any,  # out float32[N,K]
+    exp_avg_sq: Any,  # out float32[N,K]
+    steps: Any,  # out int32[N]
+    visible: Any,  # bool[N]
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    """One step of Adam on the rows that are visible, with a count of steps for each row."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from core_registry.testing import Case
 
+from .cases_train import cases as train_cases
 from .reference.rasterize import rasterize, rasterize_backward, rasterize_torch
 
 
@@ -128,4 +129,5 @@ cases: list[Case] = [
         vary={"N": (0, 14), "W": (0, 20), "H": (0, 20), "C": (0, 2), "D": (0, 9)},
         devices=("cpu", "cuda"),
     ),
+    *train_cases,
 ]
