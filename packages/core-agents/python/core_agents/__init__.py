@@ -54,6 +54,8 @@ from .behaviour_tree import (
     feature_names,
 )
 from .dsl import ParseError, from_dsl, to_dsl
+from .json_format import from_json, to_json
+from .xml_format import from_xml, to_xml
 
 
 def __getattr__(name: str) -> Any:
@@ -71,5 +73,6 @@ __all__ = [
     "Parallel", "ParallelPolicy", "ParseError", "Program", "Repeat", "Retry", "Running", "RunningIsFailure",
     "RunningIsSuccess", "Selector", "Sequence", "Status", "SubTree", "Success", "SuccessIsFailure",
     "SuccessIsRunning", "TickCounter", "TickLog", "Timeout", "Wait", "compile", "decode_actions", "encode_actions",
-    "feature_names", "from_dsl", "from_py_trees", "stack_buttons", "to_dsl", "to_py_trees",
+    "feature_names", "from_dsl", "from_json", "from_py_trees", "from_xml", "stack_buttons", "to_dsl", "to_json",
+    "to_py_trees", "to_xml",
 ]  # fmt: skip

@@ -36,7 +36,7 @@ import numpy as np
 from . import behaviour_tree as bt
 from .behaviour_tree import expressions
 from .behaviour_tree.expressions import RESERVED, ExpressionError, suggest
-from .behaviour_tree.subtrees import Argument
+from .behaviour_tree.subtrees import NAME, Argument
 
 MAX_DEPTH = 256
 """Levels of a tree at most, as in the machine."""
@@ -45,7 +45,6 @@ MAX_LENGTH = 1 << 24
 MAX_CALLS = 64
 """Sub-trees that call each other nest at most so deep."""
 _HEAD = re.compile(r"([A-Za-z_]\w*)[ ]*(?:\(([^()]*)\))?[ ]*(:?)[ ]*")
-_NAME = re.compile(r"[^\W\d]\w*")
 
 
 class ParseError(ValueError):
@@ -241,7 +240,7 @@ class _Reader:
         for line in trees:
             words = [w.strip() for w in line.argument.split(",")]
             for word in words:
-                if not _NAME.fullmatch(word) or word in RESERVED or words.count(word) > 1:
+                if not NAME.fullmatch(word) or word in RESERVED or words.count(word) > 1:
                     raise line.error(
                         line.argument_at,
                         f"'{word}' cannot name a sub-tree or a port" if words.count(word) < 2 else f"'{word}' twice",

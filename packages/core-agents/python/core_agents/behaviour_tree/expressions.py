@@ -148,13 +148,13 @@ def evaluate(x: Expression, observation: np.ndarray) -> np.float32:
 def text(x: Expression, c_style: bool = False, above: int = 0) -> str:
     """The text of an expression; :meth:`Parser.expression` is the inverse.
 
-    ``c_style`` writes the script language of BehaviorTree.CPP, which has ``obs_3`` for ``obs[3]`` and ``{port}``
-    without braces; it has no functions, for them ValueError is raised.
+    ``c_style`` writes the script language of BehaviorTree.CPP, with ``obs_3`` for ``obs[3]`` and brackets around every
+    operand that is an operation; it has no functions, for them ValueError is raised.
     """
     if isinstance(x, Feature):
         return f"obs_{x.index}" if c_style else f"obs[{x.index}]"
     if isinstance(x, Constant):
-        return repr(float(x.value))
+        return f"({float(x.value)!r})" if c_style and above and x.value < 0 else repr(float(x.value))
     if isinstance(x, Port):
         return x.name
     if x.op in ("min", "max", "abs"):
@@ -170,9 +170,9 @@ def text(x: Expression, c_style: bool = False, above: int = 0) -> str:
         written = f"!({inner})" if c_style else f"not {inner}"
     else:
         word = {"and": "&&", "or": "||"}.get(x.op, x.op) if c_style else x.op
-        left = text(x.operands[0], c_style, binds + (x.op in COMPARISONS))
-        written = f"{left} {word} {text(x.operands[1], c_style, binds + 1)}"
-    return f"({written})" if binds < above else written
+        left = text(x.operands[0], c_style, 9 if c_style else binds + (x.op in COMPARISONS))
+        written = f"{left} {word} {text(x.operands[1], c_style, 9 if c_style else binds + 1)}"
+    return f"({written})" if binds < above else written  # no operator binds more than 7
 
 
 class ExpressionError(ValueError):
@@ -357,7 +357,7 @@ def condition_text(feature: int | Expression, op: str, threshold: float, c_style
     x = Feature(feature) if isinstance(feature, int) else feature
     if is_truth(x):
         return text(x, c_style)
-    return f"{text(x, c_style, _BINDS[op] + 1)} {op} {float(threshold)!r}"
+    return f"{text(x, c_style, 9 if c_style else _BINDS[op] + 1)} {op} {text(Constant(threshold), c_style, 9)}"
 
 
 class Code:

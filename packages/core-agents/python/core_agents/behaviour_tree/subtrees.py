@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -10,8 +11,11 @@ from . import expressions
 from .expressions import Constant, Expression, Feature, Port
 from .nodes import Action, Condition, Node
 
-MAX_NODES = 1 << 20
+MAX_NODES = 1 << 17
 """Trees that grow larger when their sub-trees are put in are refused."""
+
+NAME = re.compile(r"[A-Za-z_][A-Za-z_0-9]*")
+"""What can name a sub-tree or a port."""
 
 Argument = Feature | Constant | Port | int
 """What a port is given: a feature, a number, a port of the caller, or (a plain int) an action id."""
@@ -68,6 +72,9 @@ class Definition:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ports", tuple(self.ports))
+        for word in (self.id, *self.ports):
+            if not NAME.fullmatch(word) or word in expressions.RESERVED:
+                raise ValueError(f"Definition: '{word}' cannot name a sub-tree or a port: use letters, digits and _")
         object.__setattr__(self, "kinds", used_ports(self.body))
         unknown = sorted(self.kinds.keys() - set(self.ports))
         if unknown or len(set(self.ports)) != len(self.ports):
@@ -168,4 +175,4 @@ def expand(tree: Node) -> Node:
     return built[0]
 
 
-__all__ = ["MAX_NODES", "Argument", "Definition", "Expression", "SubTree", "definitions", "expand", "preorder"]
+__all__ = ["MAX_NODES", "NAME", "Argument", "Definition", "Expression", "SubTree", "definitions", "expand", "preorder"]

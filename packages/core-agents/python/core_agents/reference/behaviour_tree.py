@@ -309,3 +309,37 @@ def random_tree(rng: np.random.Generator, nodes: int, features: int, stateless: 
         return bt.Parallel(name, policies[rng.integers(3)], children)
 
     return grow(nodes, 0)
+
+
+def random_forest(rng: np.random.Generator, nodes: int, features: int) -> bt.Node:
+    """A random tree that calls random sub-trees, which call each other, with features, numbers and actions as ports."""
+    made: list[bt.Definition] = []
+
+    def call(name: str, ports: tuple[str, ...]) -> bt.Node:
+        chosen = made[int(rng.integers(len(made)))]
+        given: dict[str, Any] = {}
+        for port in chosen.ports:
+            kind = chosen.kinds.get(port, "value")
+            inherited = [p for p in ports if p.startswith(kind)]
+            if inherited and rng.random() < 0.5:
+                given[port] = bt.Port(str(rng.choice(inherited)))
+            elif kind == "action":
+                given[port] = int(rng.integers(-1, 5))
+            else:
+                given[port] = random_expression(rng, features, 0, False)
+        return bt.SubTree(name, chosen, tuple(given.items()))
+
+    for i in range(int(rng.integers(1, 4))):
+        ports = tuple(f"{kind}{k}" for kind in ("value", "action") for k in range(int(rng.integers(3))))
+        children = [random_tree(rng, nodes // 4, features)]
+        if made:
+            children.append(call("nested", ports))
+        for port in ports:
+            if port.startswith("action"):
+                children.append(bt.Action(f"do {port}", bt.Port(port)))
+            else:
+                compared = bt.Operation("<", (random_expression(rng, features, 1, False), bt.Port(port)))
+                children.append(bt.Condition(f"test {port}", compared, "!=", 0.0))
+        made.append(bt.Definition(f"part{i}", ports, bt.Selector(f"body{i}", bool(i % 2), children)))
+    parts = [random_tree(rng, nodes // 2, features), call("first", ()), call("second", ())]
+    return bt.Sequence("root", False, [parts[i] for i in rng.permutation(3)])
