@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from core_agents import _core_agents as _C
 from core_agents import behaviour_tree as bt
+from core_agents import from_dsl
 from core_agents.cases import combat_tree
 from core_agents.reference.behaviour_tree import random_tree
 
@@ -27,9 +28,12 @@ def both(program, agents, ticks, rng, period=None):
         mask = None if t % 3 == 0 else rng.random(agents) < 0.7
         sent = torch.from_numpy(observations).cuda()
         sent = sent.T.contiguous().T if t % 2 else sent
-        here.tick(observations, mask)
-        there.tick(sent, None if mask is None else torch.from_numpy(mask).cuda())
+        logs = [bt.TickLog(program, range(agents)) for _ in range(2)] if agents < 5000 else [None, None]
+        here.tick(observations, mask, logs[0])
+        there.tick(sent, None if mask is None else torch.from_numpy(mask).cuda(), logs[1])
         same(here, there)
+        if agents < 5000:
+            np.testing.assert_array_equal(logs[0].statuses, logs[1].statuses)
         if t == ticks // 2:
             gone = rng.random(agents) < 0.2
             here.reset(gone)
@@ -42,6 +46,21 @@ def test_random_trees(seed):
     rng = np.random.default_rng()
     program = bt.compile(random_tree(rng, 3 + seed, 4), 4)
     both(program, int(rng.integers(1, 2500)), 8, rng, None if seed % 2 else rng.integers(1, 4, 1)[0])
+
+
+def test_expressions():
+    rng = np.random.default_rng()
+    tree = from_dsl("""
+Selector: root
+    Condition: obs[0] * 3 - obs[1] / obs[2] > abs(obs[3]) + 0.1
+        Action: 1 for 2
+    Condition: min(obs[0], obs[1]) < 0 and not (obs[2] == obs[3] or obs[0] != 0.5)
+        Action: 2
+    Condition: max(obs[1], -obs[2]) >= obs[0] * obs[0] * 1e-20 * 1e-20
+        Action: 3
+    Action: 4 while obs[0] <= obs[1] then FAILURE
+""")
+    both(bt.compile(tree, 4), 2500, 6, rng)
 
 
 def test_periods_by_agent():
@@ -97,7 +116,7 @@ def test_no_agents_and_bad_programs():
     batched.tick(torch.zeros(5, 8, device="cuda"))
     arguments = list(batched._arguments)
     arguments[1] = torch.full_like(arguments[1], 7)
-    rest = (None, batched._state, batched._counters, batched.actions, batched.status)
+    rest = (None, batched._state, batched._counters, batched.actions, batched.status, None)
     with pytest.raises(ValueError, match="argument 'ends' at node 0 must be 50, got 7"):
         _C.tick(*arguments, torch.zeros(5, 8, device="cuda"), *rest)
     with pytest.raises(ValueError, match="state"):

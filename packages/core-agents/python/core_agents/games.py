@@ -119,8 +119,26 @@ def gym(name: str, steps: int = 500) -> GymGame:
 
 
 ENEMIES = frozenset(
-    "Zombieman ShotgunGuy ChaingunGuy MarineChainsaw MarineChainsawVzd DoomImp Demon Spectre HellKnight BaronOfHell "
-    "LostSoul Cacodemon Arachnotron Fatso Revenant Archvile PainElemental WolfensteinSS".split()
+    [
+        "Zombieman",
+        "ShotgunGuy",
+        "ChaingunGuy",
+        "MarineChainsaw",
+        "MarineChainsawVzd",
+        "DoomImp",
+        "Demon",
+        "Spectre",
+        "HellKnight",
+        "BaronOfHell",
+        "LostSoul",
+        "Cacodemon",
+        "Arachnotron",
+        "Fatso",
+        "Revenant",
+        "Archvile",
+        "PainElemental",
+        "WolfensteinSS",
+    ]
 )
 """The names by which VizDoom's labels buffer calls what shoots or bites."""
 

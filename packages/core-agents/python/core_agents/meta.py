@@ -72,7 +72,7 @@ class MetaPolicy:
     def train(
         self, scenario: Callable[[], np.ndarray], play: Callable[[np.ndarray, int], float], episodes: int
     ) -> np.ndarray:
-        """That many episodes: ``scenario()`` gives features, ``play(features, tree)`` a return. The returns [episodes]."""
+        """Plays ``episodes``: ``scenario()`` gives features, ``play(features, tree)`` a return. The returns."""
         returns = np.zeros(episodes)
         for e in range(episodes):
             features = scenario()
@@ -83,8 +83,7 @@ class MetaPolicy:
 
     def _row(self, features: np.ndarray) -> np.ndarray:
         x = np.asarray(features, np.float64)
-        if x.shape[-1:] != (self.weights.shape[1] - 1,) or not np.isfinite(x).all():
-            raise ValueError(
-                f"MetaPolicy: argument 'features' must be finite numbers [..., {self.weights.shape[1] - 1}], got {x.shape}"
-            )
+        if x.shape[-1:] != (self._sums.shape[1] - 1,) or not np.isfinite(x).all():
+            want = self._sums.shape[1] - 1
+            raise ValueError(f"MetaPolicy: argument 'features' must be finite numbers [..., {want}], got {x.shape}")
         return np.concatenate([x, np.ones((*x.shape[:-1], 1))], -1)

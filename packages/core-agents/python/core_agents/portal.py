@@ -3,8 +3,8 @@
 A generation is a number of candidate trees. Each is asked for with a message that holds the language, the game, the
 best trees so far with their metrics and the written analysis on the paper's five tactical axes, and the reflexion on
 the generation before. What comes back is parsed; an error goes back with its line, column and hint, a few times. The
-policy is anything with :meth:`core_agents.judge.Judge.ask`: a language model behind :class:`core_agents.judge.ChatJudge`,
-or :class:`Mutator`, which changes the best trees at random and needs no model.
+policy is anything with ``ask`` as in :class:`core_agents.judge.Judge`: a model behind
+:class:`core_agents.judge.ChatJudge`, or :class:`Mutator`, which changes the best trees at random and needs no model.
 """
 
 from __future__ import annotations
@@ -70,9 +70,10 @@ class Search:
     def best(self, count: int = 1) -> list[Candidate]:
         """The best candidates so far, different texts, the earlier of equals first."""
         played = [c for g in self.generations for c in g.candidates if not c.error]
-        unique = {c.text: c for c in reversed(played)}
-        order = sorted(reversed(unique.values()), key=lambda c: -c.metrics[self.goal])
-        return order[:count]
+        unique: dict[str, Candidate] = {}
+        for c in played:
+            unique.setdefault(c.text, c)
+        return sorted(unique.values(), key=lambda c: -c.metrics[self.goal])[:count]
 
     def means(self) -> list[float]:
         """The mean of the goal over the candidates of each generation that could be played; NaN if there were none."""
@@ -172,8 +173,9 @@ def reflect(game: Game, generation: Generation) -> str:
         return said + "Nothing could be played."
     best, worst = played[0], played[-1]
     mean = np.mean([c.metrics[game.goal] for c in played])
+    high, low = best.metrics[game.goal], worst.metrics[game.goal]
     return (
-        f"{said}{game.goal}: best {best.metrics[game.goal]:.2f}, mean {mean:.2f}, worst {worst.metrics[game.goal]:.2f}. "
+        f"{said}{game.goal}: best {high:.2f}, mean {mean:.2f}, worst {low:.2f}. "
         f"The best: {' '.join(best.analysis.values())} The worst: {' '.join(worst.analysis.values())}"
     )
 
@@ -258,7 +260,7 @@ class Mutator:
         return ["    " + self._test(rng), "        " + self._action(rng)]
 
     def _change(self, rng: np.random.Generator, lines: list[str]) -> list[str]:
-        """One change of a selector of guarded actions: a number, a test, an action, or a branch put in, out or first."""
+        """One change of a selector of guarded actions: a number, a test, an action, a branch in, out or moved."""
         heads = [i for i, line in enumerate(lines) if re.match(r"    \S", line)]
         ends = [*heads[1:], len(lines)]
         blocks = [lines[a:b] for a, b in zip(heads, ends, strict=True)]
@@ -273,7 +275,7 @@ class Mutator:
         elif kind == "order":
             blocks.insert(int(rng.integers(len(blocks))), blocks.pop(pick))
         else:
-            chosen = [line for line in blocks[pick]]
+            chosen = list(blocks[pick])
             for i, line in enumerate(chosen):
                 indent = line[: len(line) - len(line.lstrip())]
                 if "Action:" in line and kind == "action":
