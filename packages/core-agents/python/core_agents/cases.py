@@ -377,6 +377,7 @@ cases = [
     ),
     Case(
         op="core_agents.tick",
+        devices=("cpu", "cuda"),
         sizes={
             "tiny": {"nodes": 30, "agents": 9, "features": 4},
             "bench": {"nodes": 50, "agents": 1000, "features": 8},

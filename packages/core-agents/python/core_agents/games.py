@@ -7,8 +7,9 @@ episode for each seed (:meth:`Game.play`). VizDoom needs the wheel ``vizdoom``; 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -188,9 +189,11 @@ class DoomGame(Game):
         import vizdoom
 
         games: list[Any] = []
-        try:
+        with TemporaryDirectory() as folder, ExitStack() as open_games:
             for seed in seeds:
                 game = vizdoom.DoomGame()
+                open_games.callback(game.close)
+                game.set_doom_config_path(f"{folder}/{len(games)}.ini")
                 game.load_config(f"{vizdoom.scenarios_path}/{self.name}.cfg")
                 game.set_window_visible(False)
                 game.set_labels_buffer_enabled(True)
@@ -201,9 +204,6 @@ class DoomGame(Game):
                 game.init()
                 games.append(game)
             yield games
-        finally:
-            for game in games:
-                game.close()
 
 
 def _see(state: Any) -> tuple[float, ...]:
