@@ -7,10 +7,10 @@
 namespace core_agents {
 
 /// Throws ValueError unless `state` and `counters` have the program's numbers of rows.
-inline void check_rows(std::int64_t state, std::int64_t state_rows, std::int64_t counters, std::int64_t counter_rows) {
-  const auto check = [](const char* argument, const char* what, std::int64_t got, std::int64_t want) {
+inline void check_rows(const char* op, std::int64_t state, std::int64_t state_rows, std::int64_t counters, std::int64_t counter_rows) {
+  const auto check = [&](const char* argument, const char* what, std::int64_t got, std::int64_t want) {
     if (got != want)
-      throw core::Error("ValueError", std::string("tick: argument '") + argument + "' must have " + std::to_string(want) +
+      throw core::Error("ValueError", std::string(op) + ": argument '" + argument + "' must have " + std::to_string(want) +
                                           " rows, one per node that " + what + " (see check_program), got " + std::to_string(got));
   };
   check("state", "can be RUNNING or is remembered", state, state_rows);

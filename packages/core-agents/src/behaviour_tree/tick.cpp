@@ -446,7 +446,7 @@ void tick(core::Tensor<const std::uint8_t, 1> kinds, core::Tensor<const std::int
   const Compiled c = compile(
       "tick", {kinds, ends, features, comparisons, thresholds, action_ids, results, params, code_ops, code_lefts, code_rights, code_values},
       observations.shape[1]);
-  check_rows(state.shape[0], c.rows, counters.shape[0], c.counters);
+  check_rows("tick", state.shape[0], c.rows, counters.shape[0], c.counters);
 
   const std::int64_t agents = observations.shape[0], blocks = (agents + width - 1) / width;
   core::parallel_for(blocks, 8, [&](std::int64_t first_block, std::int64_t last_block) {

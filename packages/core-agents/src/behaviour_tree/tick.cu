@@ -486,7 +486,7 @@ void tick_cuda(Tensor<const uint8_t, 1> kinds, Tensor<const int32_t, 1> ends, Te
   const Compiled c =
       fetch({kinds, ends, features, comparisons, thresholds, action_ids, results, params, code_ops, code_lefts, code_rights, code_values},
             observations.shape[1], device, on);
-  check_rows(state.shape[0], c.rows, counters.shape[0], c.counters);
+  check_rows("tick", state.shape[0], c.rows, counters.shape[0], c.counters);
   if (observations.shape[0] == 0) return;
   const Agents agents{observations,
                       mask ? reinterpret_cast<const uint8_t*>(mask->data) : nullptr,
