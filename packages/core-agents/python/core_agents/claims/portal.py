@@ -12,13 +12,15 @@ from core_registry.files import replace
 from ..games import Game, doom, gym
 from ..portal import Mutator, Search, search
 
+SEARCHES, GENERATIONS, CANDIDATES = 3, 5, 8
+
 
 def claim(size: str, seed: int, out: Path) -> Claim:
-    """Three searches by the scripted policy; the best tree of each plays ten episodes that it has not seen."""
+    """Some searches by the scripted policy; the best tree of each plays ten episodes that it has not seen."""
     game: Game = doom() if find_spec("vizdoom") else gym("CartPole-v1")
     searches, unseen = [], []
-    for k in range(3):
-        found = search(game, Mutator(game, 3 * seed + k), range(3), 5, 8)
+    for k in range(SEARCHES):
+        found = search(game, Mutator(game, SEARCHES * seed + k), range(3), GENERATIONS, CANDIDATES)
         searches.append(found)
         best = game.parse(found.best()[0].text)
         unseen.append(game.play(best, range(1000, 1010)).metrics[game.goal].mean())
@@ -27,9 +29,10 @@ def claim(size: str, seed: int, out: Path) -> Claim:
     return Claim(
         paper="2503.13356",
         claim="Behaviour trees rewritten with the games' metrics and a reflexion play better with each generation.",
-        protocol=f"{game.name}: 3 searches of 5 generations of 8 trees on 3 seeds, written by a scripted policy that "
-        "changes the best trees at random (the paper: a language model of 32 B); the best tree plays 10 other seeds; "
-        "the spread is the standard deviation over the searches. The paper has no table to compare with",
+        protocol=f"{game.name}: {SEARCHES} searches of {GENERATIONS} generations of {CANDIDATES} trees on 3 seeds, "
+        "written by a scripted policy that changes the best trees at random (the paper: a language model of 32 B); the "
+        "best tree plays 10 other seeds; the spread is the standard deviation over the searches. The paper has no "
+        "table to compare with",
         measured={
             f"mean {game.goal}, first generation": (float(first.mean()), float(first.std())),
             f"mean {game.goal}, last generation": (float(last.mean()), float(last.std())),
