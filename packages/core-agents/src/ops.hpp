@@ -55,5 +55,13 @@ inline constexpr auto ops = core::op_set(
         {"text[T]", "offsets[M+1]", "sketches[M,K]"}, {.paper = "2503.13657", .ns_per_element = 2}),
     core::op<"near_duplicates", &near_duplicates>(
         "For each message the first earlier one of the same agent that says nearly the same, or -1.",
-        {"sketches[M,K]", "agents[M]", "threshold", "earlier[M]"}, {.paper = "2503.13657", .ns_per_element = 20}));
+        {"sketches[M,K]", "agents[M]", "threshold", "earlier[M]"}, {.paper = "2503.13657", .ns_per_element = 20}),
+    core::op<"read_traces", &read_traces>(
+        "Recorded traces (inspect-ai, OpenAI messages, OpenTelemetry, OpenInference, LangSmith) to columns; `sizes` tells how many "
+        "rows, runs, bytes of text and failures there are, what does not fit is left out.",
+        {"text[T]", "offsets[D+1]", "format", "lines", "rows[18,M]", "runs[14,R]", "values[4,R]", "buffer[B]", "failures[3,F]", "sizes[4]"},
+        {.paper = "2503.16416"}),
+    core::op<"zip_members", &zip_members>(
+        "The members of a zip archive, by its directory or, where that is damaged, by their own headers; all ranges lie within it.",
+        {"archive[T]", "members[8,E]", "sizes[2]"}));
 }  // namespace core_agents

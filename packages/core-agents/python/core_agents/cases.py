@@ -11,6 +11,7 @@ from core_registry.testing import Case
 
 from . import behaviour_tree as bt
 from .action_tokens import INVENTORY, JARVIS_CAMERA
+from .cases_traces import trace_cases
 from .reference import action_tokens as tokens_reference
 from .reference import behaviour_tree as reference
 from .reference import statistics as statistics_reference
@@ -295,6 +296,7 @@ TICK = Case(
 )
 
 cases = [
+    *trace_cases,
     Case(
         op="core_agents.text_sketches",
         sizes={"tiny": {"messages": 6, "words": 9}, "bench": {"messages": 2000, "words": 400}},
