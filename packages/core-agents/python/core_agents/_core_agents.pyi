@@ -43,6 +43,29 @@ def tick(
 ) -> None:
     """Ticks one behaviour tree for A agents at once: conditions read `observations`, actions write an id into `actions`, `statuses` is the root's status, `log` every node's. Semantics of py_trees' tick_once. Agents that `mask` leaves out keep everything."""
 
+def tick_scalar(
+    kinds: Any,  # uint8[P]
+    ends: Any,  # int32[P]
+    features: Any,  # int32[P]
+    comparisons: Any,  # uint8[P]
+    thresholds: Any,  # float32[P]
+    action_ids: Any,  # int32[P]
+    results: Any,  # uint8[P]
+    params: Any,  # int32[P]
+    code_ops: Any,  # uint8[K]
+    code_lefts: Any,  # int32[K]
+    code_rights: Any,  # int32[K]
+    code_values: Any,  # float32[K]
+    observations: Any,  # float32[A,F]
+    mask: Any | None,  # bool[A]
+    state: Any,  # out uint8[R,A]
+    counters: Any,  # out int32[C,A]
+    actions: Any,  # out int32[A]
+    statuses: Any,  # out uint8[A]
+    log: Any | None,  # out uint8[P,A]
+) -> None:
+    """What `tick` does, one agent at a time and only the nodes that it reaches: faster for a few agents."""
+
 def encode_actions(
     buttons: Any,  # bool[N,20]
     camera: Any,  # float32[N,2]
@@ -125,3 +148,24 @@ def near_duplicates(
     earlier: Any,  # out int32[M]
 ) -> None:
     """For each message the first earlier one of the same agent that says nearly the same, or -1."""
+
+def read_traces(
+    text: Any,  # uint8[T]
+    offsets: Any,  # int64[D+1]
+    format: str,
+    lines: bool,
+    rows: Any,  # out int64[18,M]
+    runs: Any,  # out int64[14,R]
+    values: Any,  # out float64[4,R]
+    buffer: Any,  # out uint8[B]
+    failures: Any,  # out int64[3,F]
+    sizes: Any,  # out int64[4]
+) -> None:
+    """Recorded traces (inspect-ai, OpenAI messages, OpenTelemetry, OpenInference, LangSmith) to columns; `sizes` tells how many rows, runs, bytes of text and failures there are, what does not fit is left out."""
+
+def zip_members(
+    archive: Any,  # uint8[T]
+    members: Any,  # out int64[8,E]
+    sizes: Any,  # out int64[2]
+) -> None:
+    """The members of a zip archive, by its directory or, where that is damaged, by their own headers; all ranges lie within it."""
