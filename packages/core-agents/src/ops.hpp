@@ -14,7 +14,7 @@ inline constexpr auto ops = core::op_set(
         {"kinds[P]", "ends[P]", "features[P]", "comparisons[P]", "thresholds[P]", "action_ids[P]", "results[P]", "params[P]", "code_ops[K]",
          "code_lefts[K]", "code_rights[K]", "code_values[K]", "num_features", "rows[P]", "sizes[2]"},
         {.paper = "2503.13356"}),
-    core::op<"tick", &tick>(
+    core::op<"tick", &tick CORE_IF_CUDA(&tick_cuda)>(
         "Ticks one behaviour tree for A agents at once: conditions read `observations`, actions write an id into `actions`, "
         "`statuses` is the root's status, `log` every node's. Semantics of py_trees' tick_once. Agents that `mask` leaves out keep "
         "everything.",

@@ -282,6 +282,7 @@ def make_sketches(rng: np.random.Generator, messages: int, width: int) -> Args:
 
 TICK = Case(
     op="core_agents.tick",
+    devices=("cpu", "cuda"),
     sizes={
         "tiny": {"nodes": 30, "agents": 9, "features": 4},
         "bench": {"nodes": 50, "agents": 1000, "features": 8},
@@ -393,5 +394,5 @@ cases = [
         vary={"nodes": (1, 60)},
     ),
     TICK,
-    dataclasses.replace(TICK, op="core_agents.tick_scalar"),
+    dataclasses.replace(TICK, op="core_agents.tick_scalar", devices=("cpu",)),
 ]

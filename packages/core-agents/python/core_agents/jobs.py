@@ -16,14 +16,8 @@ from core_registry.files import replace
 from . import evaluation, mast, traces
 from .behaviour_tree import BatchedTree, Node, compile  # noqa: A004
 from .dsl import ParseError, from_dsl
+from .games import NAMES
 from .judge import ChatJudge, JudgeError
-
-NAMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "CartPole-v1": (("position", "velocity", "angle", "spin"), ("left", "right")),
-    "MountainCar-v0": (("position", "velocity"), ("left", "none", "right")),
-    "Acrobot-v1": (("cos1", "sin1", "cos2", "sin2", "spin1", "spin2"), ("negative", "zero", "positive")),
-}
-"""The names by which trees call the features and actions of Gymnasium's environments; others: obs[0], 0."""
 
 
 def parse(text: str, env: str) -> Node:
