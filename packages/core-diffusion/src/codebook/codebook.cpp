@@ -167,7 +167,7 @@ double sum_over(int64_t rows, F&& f) {
 
 // ---- k-means++
 
-/// Rows of x sixteen beside each other, [block][dim][lanes]; the last block repeats the last row.
+/// Rows of x sixteen beside each other, [block][dim][lanes]; the last block is filled up with the last row.
 std::vector<float> transpose_blocks(Matrix x) {
   const int64_t dim = x.shape[1];
   std::vector<float> out(index_of(core::checked_mul(ceil_div(x.shape[0], lanes) * lanes, dim, "kmeans_init: scratch")));
@@ -179,8 +179,10 @@ std::vector<float> transpose_blocks(Matrix x) {
   return out;
 }
 
-/// Squared distances of blocks [begin, end) to one candidate, and what is left of `least` if it becomes a center.
-void try_candidate(const float* blocks, int64_t dim, int64_t begin, int64_t end, const float* candidate, const float* least, float* left) {
+/// What is left of `least` in blocks [begin, end) if the candidate becomes a center; returns its sum.
+double try_candidate(const float* blocks, int64_t dim, int64_t begin, int64_t end, const float* candidate, const float* least,
+                     float* left) {
+  double total[lanes] = {};
   for (int64_t b = begin; b < end; ++b) {
     const float* x = blocks + b * dim * lanes;
     float sum[lanes] = {};
@@ -189,8 +191,11 @@ void try_candidate(const float* blocks, int64_t dim, int64_t begin, int64_t end,
         const float difference = x[d * lanes + j] - candidate[d];
         sum[j] += difference * difference;
       }
-    for (int j = 0; j < lanes; ++j) left[b * lanes + j] = sum[j] < least[b * lanes + j] ? sum[j] : least[b * lanes + j];
+    for (int j = 0; j < lanes; ++j) sum[j] = std::min(sum[j], least[b * lanes + j]);
+    for (int j = 0; j < lanes; ++j) left[b * lanes + j] = sum[j];
+    for (int j = 0; j < lanes; ++j) total[j] += static_cast<double>(sum[j]);
   }
+  return std::accumulate(total, total + lanes, 0.0);
 }
 
 class PlusPlus {
@@ -203,20 +208,20 @@ class PlusPlus {
         left_(least_.size()),
         best_(least_.size()),
         parts_(index_of(ceil_div(rows_, sum_rows))),
-        candidate_(index_of(x.shape[1])) {}
+        candidate_(index_of(x.shape[1])) {
+    std::fill(least_.begin() + rows_, least_.end(), 0.f);  // rows that are not there have no share
+  }
 
   /// Makes the row the next center, if it is better than those tried since the last call of `take`.
   void offer(int64_t row) {
     for (int64_t d = 0; d < x_.shape[1]; ++d) candidate_[index_of(d)] = x_(row, d);
     std::vector<double> parts(parts_.size());
     core::parallel_for(static_cast<int64_t>(parts.size()), 8, [&](int64_t begin, int64_t end) {
-      const int64_t first = begin * (sum_rows / lanes), last = std::min(end * (sum_rows / lanes), ceil_div(rows_, lanes));
-      core::multiversion<&try_candidate>(static_cast<const float*>(blocks_.data()), x_.shape[1], first, last,
-                                         static_cast<const float*>(candidate_.data()), static_cast<const float*>(least_.data()),
-                                         left_.data());
+      constexpr int64_t step = sum_rows / lanes;
       for (int64_t p = begin; p < end; ++p)
-        for (int64_t i = p * sum_rows; i < std::min(rows_, (p + 1) * sum_rows); ++i)
-          parts[index_of(p)] += static_cast<double>(left_[index_of(i)]);
+        parts[index_of(p)] = core::multiversion<&try_candidate>(
+            static_cast<const float*>(blocks_.data()), x_.shape[1], p * step, std::min((p + 1) * step, ceil_div(rows_, lanes)),
+            static_cast<const float*>(candidate_.data()), static_cast<const float*>(least_.data()), left_.data());
     });
     const double total = std::accumulate(parts.begin(), parts.end(), 0.0);
     if (chosen_ >= 0 && total >= total_) return;
