@@ -53,7 +53,8 @@ inline constexpr auto ops = core::op_set(
     core::op<"unpack_values", &unpack_values>("The values that pack_values stored, in float32.",
                                               {"group", "codes[B,G,N,W]", "scales[B,G,S,E]", "zeros[B,G,S,E]", "out[B,G,N,E]"},
                                               {.paper = "2503.16257", .ns_per_element = 5}),
-    core::op<"packed_attention", &packed_attention>(
+    core::op<"packed_attention",
+             &packed_attention CORE_IF_CUDA(&packed_attention_fp32, &packed_attention_fp16, &packed_attention_bf16)>(
         "Attention of one query a head over packed keys and values, read packed, and recent ones in float32.",
         {"q[B,H,D]", "channels[B,D]", "group", "planes[B,G,T,P]", "scales[B,G,S,D]", "zeros[B,G,S,C]", "codes2[B,G,V,W2]",
          "scales2[B,G,S2,E]", "zeros2[B,G,S2,E]", "codes3[B,G,U,*]", "scales3[B,G,S3,E]", "recent_k[B,G,R,D]", "recent_v[B,G,R,E]",

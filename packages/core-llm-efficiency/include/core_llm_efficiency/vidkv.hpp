@@ -54,4 +54,35 @@ CORE_EXPORT void packed_attention(core::Tensor<const float, 3> q, core::Tensor<c
                                   core::Tensor<const float, 4> recent_k, core::Tensor<const float, 4> recent_v,
                                   std::optional<core::Tensor<const bool, 2>> seen, double scale, core::Tensor<float, 3> out);
 
+#if defined(CORE_WITH_CUDA)
+// On CUDA (compute capability 8.0 and above), packed_attention with q, recent_k, recent_v and out all float32, float16 or
+// bfloat16, D and E at most 256. Sums are float32. With 16-bit q, the scaled query's coefficients and the weights are
+// rounded to float16; with float32 they are two float16 numbers each. The order of channels is not read by the host: out of
+// range, the query becomes NaN. Work is queued on `stream` and the host does not wait.
+CORE_EXPORT void packed_attention_fp32(core::Tensor<const float, 3> q, core::Tensor<const std::int32_t, 2> channels, std::int64_t group,
+                                       core::Tensor<const std::int32_t, 4> planes, core::Tensor<const core::float16, 4> scales,
+                                       core::Tensor<const core::float16, 4> zeros, core::Tensor<const std::uint8_t, 4> codes2,
+                                       core::Tensor<const core::float16, 4> scales2, core::Tensor<const core::float16, 4> zeros2,
+                                       core::Tensor<const std::uint8_t, 4> codes3, core::Tensor<const core::float16, 4> scales3,
+                                       core::Tensor<const float, 4> recent_k, core::Tensor<const float, 4> recent_v,
+                                       std::optional<core::Tensor<const bool, 2>> seen, double scale, core::Tensor<float, 3> out,
+                                       core::Stream stream);
+CORE_EXPORT void packed_attention_fp16(core::Tensor<const core::float16, 3> q, core::Tensor<const std::int32_t, 2> channels, std::int64_t group,
+                                       core::Tensor<const std::int32_t, 4> planes, core::Tensor<const core::float16, 4> scales,
+                                       core::Tensor<const core::float16, 4> zeros, core::Tensor<const std::uint8_t, 4> codes2,
+                                       core::Tensor<const core::float16, 4> scales2, core::Tensor<const core::float16, 4> zeros2,
+                                       core::Tensor<const std::uint8_t, 4> codes3, core::Tensor<const core::float16, 4> scales3,
+                                       core::Tensor<const core::float16, 4> recent_k, core::Tensor<const core::float16, 4> recent_v,
+                                       std::optional<core::Tensor<const bool, 2>> seen, double scale, core::Tensor<core::float16, 3> out,
+                                       core::Stream stream);
+CORE_EXPORT void packed_attention_bf16(core::Tensor<const core::bfloat16, 3> q, core::Tensor<const std::int32_t, 2> channels, std::int64_t group,
+                                       core::Tensor<const std::int32_t, 4> planes, core::Tensor<const core::float16, 4> scales,
+                                       core::Tensor<const core::float16, 4> zeros, core::Tensor<const std::uint8_t, 4> codes2,
+                                       core::Tensor<const core::float16, 4> scales2, core::Tensor<const core::float16, 4> zeros2,
+                                       core::Tensor<const std::uint8_t, 4> codes3, core::Tensor<const core::float16, 4> scales3,
+                                       core::Tensor<const core::bfloat16, 4> recent_k, core::Tensor<const core::bfloat16, 4> recent_v,
+                                       std::optional<core::Tensor<const bool, 2>> seen, double scale, core::Tensor<core::bfloat16, 3> out,
+                                       core::Stream stream);
+#endif
+
 }  // namespace core_llm_efficiency

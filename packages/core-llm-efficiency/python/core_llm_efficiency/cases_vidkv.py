@@ -207,6 +207,7 @@ cases: list[Case] = [
         make=make_packed_attention,
         reference=reference_packed_attention,
         tolerance={"out": (1e-4, 2e-5)},
+        devices=("cpu", "cuda"),
         peer=("torch SDPA, float32", peer_packed_attention),
         work=_work(lambda a: 2.0 * a["q"].shape[1] * a["seen"].size * (a["q"].shape[2] + a["out"].shape[2])),
         vary={"S2": (0, 2), "S3": (0, 3), "R": (0, 40), "D": (1, 40), "E": (1, 40)},

@@ -157,16 +157,21 @@ def packed_attention(
     seen: Any | None = None,
     scale: float | None = None,
 ) -> Any:
-    """Attention of one query a head (B, H, D), read from the packed form; (B, H, E) float32.
+    """Attention of one query a head (B, H, D), read from the packed form; (B, H, E) of the query's dtype.
 
     The tokens are, in this order, keys' N, whose values are `protected` (at 4 levels) followed by `values` (at 3), and
-    the R of recent_key (B, G, R, D) and recent_value (B, G, R, E) in float32. seen: bool (B, N + R), which tokens are
+    the R of recent_key (B, G, R, D) and recent_value (B, G, R, E) in the query's dtype: float32 on the CPU; float32,
+    float16 or bfloat16 on CUDA, where D and E are at most 256. seen: bool (B, N + R), which tokens are
     read; H a multiple of G; scale: 1/sqrt(D) if None. A query that sees no token gives zeros.
     Raises ValueError on sizes that do not fit, TypeError on another dtype.
     """
-    query = as_array(query, "float32", "query")
+    on_cuda = is_torch(query) and query.device.type == "cuda"
+    dtype = str(query.dtype).removeprefix("torch.") if on_cuda else "float32"
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise TypeError(f"argument 'query' must be float32, float16 or bfloat16, got {dtype}")
+    query = as_array(query, dtype, "query")
     recent_key, recent_value = (
-        as_array(x, "float32", name, query) for x, name in ((recent_key, "recent_key"), (recent_value, "recent_value"))
+        as_array(x, dtype, name, query) for x, name in ((recent_key, "recent_key"), (recent_value, "recent_value"))
     )
     _check_rank(query, "query", 3)
     if values.zeros is not None or (protected is not None and protected.zeros is None):
@@ -182,7 +187,7 @@ def packed_attention(
             empty((*shape, e), "float16", query),
             keys.group,
         )
-    out = empty((*query.shape[:2], e), "float32", query)
+    out = empty((*query.shape[:2], e), dtype, query)
     _C.packed_attention(
         query,
         keys.channels,
