@@ -1,0 +1,124 @@
+"""Attention over the packed cache on CUDA against dequantise-then-attend in float64, on fresh inputs at every run."""
+
+import dataclasses
+
+import core_llm_efficiency as core
+import numpy as np
+import pytest
+from core_llm_efficiency.cases_vidkv import cache_like
+from core_llm_efficiency.reference import vidkv as reference
+
+torch = pytest.importorskip("torch")
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
+BOUND = {torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 6e-3}
+
+
+def on_cuda(packed):
+    fields = {f.name: getattr(packed, f.name) for f in dataclasses.fields(packed)}
+    return type(packed)(**{k: torch.from_numpy(v).cuda() if isinstance(v, np.ndarray) else v for k, v in fields.items()})
+
+
+def compare(
+    dtype, batch=2, heads=8, groups=2, n=1024, recent=37, dim=128, e=128, group=32, bits=1.5, protect=0, seen=None
+):
+    """The largest relative error of a head."""
+    rng = np.random.default_rng()
+    key, value = cache_like(rng, batch, groups, n, dim), cache_like(rng, batch, groups, n, e)
+    query = rng.standard_normal((batch, heads, dim)).astype(np.float32)
+    keys = core.pack_keys(key, *core.select_channels(key, bits), group)
+    four = core.pack_values(value[:, :, :protect], 4, group) if protect else None
+    three = core.pack_values(value[:, :, protect:], 3, group)
+    like = [torch.from_numpy(x).cuda().to(dtype) for x in (query, cache_like(rng, batch, groups, recent, dim), cache_like(rng, batch, groups, recent, e))]  # fmt: skip
+    q, k, v = (x.double().cpu().numpy() for x in like)
+    mask = None if seen is None else rng.random((batch, n + recent)) < seen
+    there = None if mask is None else torch.from_numpy(mask).cuda()
+    options = {"protected": None if four is None else on_cuda(four), "seen": there}
+    out = core.packed_attention(like[0], on_cuda(keys), on_cuda(three), like[1], like[2], **options)
+    assert out.dtype == dtype
+    whole_k = np.concatenate([core.unpack_keys(keys), k], 2)
+    parts = [*([core.unpack_values(four)] if four else []), core.unpack_values(three), v]
+    want = reference.attention(q, whole_k, np.concatenate(parts, 2), mask, dim**-0.5)
+    error = np.linalg.norm(out.double().cpu().numpy() - want, axis=-1) / np.maximum(np.linalg.norm(want, axis=-1), 1e-30)
+    again = core.packed_attention(like[0], on_cuda(keys), on_cuda(three), like[1], like[2], **options)
+    assert torch.equal(out, again)
+    print(f"{dtype} {batch=} {heads=} {groups=} {n=} {recent=} {dim=} {e=} {group=} {bits=} {protect=}: {error.max():.2e}")
+    return float(error.max())
+
+
+@pytest.mark.parametrize("dtype", list(BOUND))
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_usual_shape(dtype, group):
+    assert compare(dtype, group=group) < BOUND[dtype]
+
+
+@pytest.mark.parametrize("dtype", list(BOUND))
+@pytest.mark.parametrize(("heads", "groups"), [(9, 3), (2, 2), (10, 2), (16, 2), (7, 1)])
+def test_shares_of_heads(dtype, heads, groups):
+    assert compare(dtype, heads=heads, groups=groups, n=256) < BOUND[dtype]
+
+
+@pytest.mark.parametrize("dtype", list(BOUND))
+@pytest.mark.parametrize(("dim", "e"), [(64, 64), (80, 80), (96, 96), (128, 64), (22, 23), (256, 256), (1, 1)])
+@pytest.mark.parametrize("protect", [0, 64])
+def test_dimensions(dtype, dim, e, protect):
+    assert compare(dtype, dim=dim, e=e, n=320, protect=protect) < BOUND[dtype]
+
+
+@pytest.mark.parametrize("bits", [1.0, 1.25, 2.0])
+def test_bits(bits):
+    assert compare(torch.float16, bits=bits) < BOUND[torch.float16]
+
+
+@pytest.mark.parametrize("dtype", list(BOUND))
+@pytest.mark.parametrize(("n", "recent", "protect"), [(32, 0, 0), (32, 1, 32), (64, 200, 32), (9024, 129, 512)])
+@pytest.mark.parametrize("seen", [None, 0.7])
+def test_lengths_and_masks(dtype, n, recent, protect, seen):
+    assert compare(dtype, n=n, recent=recent, protect=protect, seen=seen) < BOUND[dtype]
+
+
+@pytest.mark.parametrize("dtype", list(BOUND))
+def test_long(dtype):
+    assert compare(dtype, batch=1, heads=8, groups=2, n=65536, recent=100) < BOUND[dtype]
+
+
+def test_nothing_seen_and_nan():
+    rng = np.random.default_rng()
+    key = cache_like(rng, 1, 2, 64, 128)
+    keys, values = core.pack_keys(key, *core.select_channels(key)), core.pack_values(key)
+    query = torch.randn(1, 4, 128, device="cuda", dtype=torch.float16)
+    recent = torch.randn(1, 2, 3, 128, device="cuda", dtype=torch.float16)
+    nothing = torch.zeros(1, 67, dtype=torch.bool, device="cuda")
+    packed = on_cuda(keys), on_cuda(values)
+    assert not core.packed_attention(query, *packed, recent, recent, seen=nothing).any()
+    query[0, 1, 5] = torch.nan
+    out = core.packed_attention(query, *packed, recent, recent)
+    assert out[0, 1].isnan().all()
+    assert not out[0, [0, 2, 3]].isnan().any()
+
+
+def test_strided_operands_and_huge_logits():
+    rng = np.random.default_rng()
+    key = cache_like(rng, 1, 2, 256, 128)
+    keys, values = on_cuda(core.pack_keys(key, *core.select_channels(key))), on_cuda(core.pack_values(key))
+    query = 30 * torch.randn(1, 8, 128, device="cuda")
+    nothing = torch.zeros(1, 2, 0, 128, device="cuda")
+    want = core.packed_attention(query, keys, values, nothing, nothing)
+    odd = dataclasses.replace(keys, planes=torch.nn.functional.pad(keys.planes, (1, 2))[..., 1:-2],
+                              scales=keys.scales.transpose(1, 2).contiguous().transpose(1, 2))  # fmt: skip
+    apart = dataclasses.replace(values, codes=torch.nn.functional.pad(values.codes, (1, 2))[..., 1:-2])
+    assert torch.equal(core.packed_attention(query, odd, apart, nothing, nothing), want)
+    exact = reference.attention(query.double().cpu().numpy(), *(
+        reference.unpack_keys(*(x.cpu().numpy() for x in (keys.channels,)), 32, *(x.cpu().numpy() for x in (keys.planes, keys.scales, keys.zeros))),
+        reference.unpack_values(32, values.codes.cpu().numpy(), values.scales.cpu().numpy(), None)), None, 128**-0.5)  # fmt: skip
+    np.testing.assert_allclose(want.cpu().numpy(), exact, rtol=1e-3, atol=1e-3)
+
+
+def test_refusals():
+    rng = np.random.default_rng()
+    key = cache_like(rng, 1, 2, 64, 128)
+    keys, values = on_cuda(core.pack_keys(key, *core.select_channels(key))), on_cuda(core.pack_values(key))
+    recent = torch.zeros(1, 2, 1, 128, device="cuda")
+    with pytest.raises(ValueError, match="multiple of the keys'"):
+        core.packed_attention(torch.zeros(1, 3, 128, device="cuda"), keys, values, recent, recent)
+    with pytest.raises(TypeError, match="'recent_key' must be float16"):
+        core.packed_attention(torch.zeros(1, 2, 128, device="cuda").half(), keys, values, recent, recent)
