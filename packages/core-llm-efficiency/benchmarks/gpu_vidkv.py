@@ -136,6 +136,22 @@ def measure(batch: int, length: int, flush: torch.Tensor) -> Row:
     return row
 
 
+def measure_quantise(length: int, flush: torch.Tensor) -> Row:
+    """Packing the keys and values of a prompt, their channels chosen before."""
+    key, value = (torch.randn(1, GROUPS, length, DIM, device="cuda").bfloat16() for _ in range(2))
+    channels, wide = core.select_channels(key)
+    row: Row = {"what": "quantise", "batch": 1, "length": length, "peer": "", "peer_us": "", "ratio": "", "difference": 0}
+    keys, values = core.pack_keys(key, channels, wide), core.pack_values(value)
+    row["keys_us"] = median_us(lambda: core.pack_keys(key, channels, wide), flush)
+    row["values_us"] = median_us(lambda: core.pack_values(value), flush)
+    row["ours_us"] = row["keys_us"] + row["values_us"]
+    row["bytes"] = keys.nbytes + values.nbytes + key.nbytes + value.nbytes
+    row["bytes_ratio"] = (keys.nbytes + values.nbytes) / (key.nbytes + value.nbytes)
+    peak = next((v for k, v in PEAKS.items() if k in torch.cuda.get_device_name()), None)
+    row["floor_us"] = None if peak is None else 1e6 * row["bytes"] / peak
+    return row
+
+
 def main() -> int:
     """Measures, prints, writes; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -151,6 +167,8 @@ def main() -> int:
             rows.append(measure(batch, length, flush))
             print(json.dumps(rows[-1]), flush=True)
             torch.cuda.empty_cache()
+    rows.append(measure_quantise(32768, flush))
+    print(json.dumps(rows[-1]), flush=True)
     result = {
         "operator": "core_llm_efficiency.packed_attention",
         "device": torch.cuda.get_device_name(),

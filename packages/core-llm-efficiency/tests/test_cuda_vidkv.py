@@ -81,6 +81,41 @@ def test_long(dtype):
     assert compare(dtype, batch=1, heads=8, groups=2, n=65536, recent=100) < BOUND[dtype]
 
 
+@pytest.mark.parametrize("dtype", list(BOUND))
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("dim", [128, 80, 23, 256])
+def test_coders_equal_those_of_the_cpu(dtype, group, dim):
+    x = torch.from_numpy(cache_like(np.random.default_rng(), 2, 3, 256, dim)).to(dtype)
+    channels, wide = core.select_channels(x.float())
+    ours, want = core.pack_keys(x.cuda(), channels.cuda(), wide, group), core.pack_keys(x.float(), channels, wide, group)
+    differ = ours.planes.cpu() != want.planes
+    assert differ.float().mean() < 1e-4  # a coefficient near zero may fall on either side
+    assert torch.equal(ours.zeros.cpu(), want.zeros)
+    torch.testing.assert_close(ours.scales.cpu(), want.scales, rtol=2e-3, atol=1e-6)
+    there = dataclasses.replace(want, **{k: getattr(want, k).cuda() for k in ("channels", "planes", "scales", "zeros")})
+    torch.testing.assert_close(core.unpack_keys(there).cpu(), core.unpack_keys(want), rtol=1e-4, atol=1e-5)
+    name = str(dtype).removeprefix("torch.")
+    torch.testing.assert_close(core.unpack_keys(there, name).cpu(), core.unpack_keys(want).to(dtype), rtol=1e-2, atol=1e-4)
+    for levels in (3, 4):
+        ours, want = core.pack_values(x.cuda(), levels, group), core.pack_values(x.float(), levels, group)
+        assert torch.equal(ours.codes.cpu(), want.codes)
+        torch.testing.assert_close(ours.scales.cpu(), want.scales, rtol=2e-3, atol=1e-6)
+        unpacked = core.unpack_values(ours, name)
+        assert unpacked.dtype == dtype
+        torch.testing.assert_close(unpacked.cpu(), core.unpack_values(want).to(dtype), rtol=1e-2, atol=1e-3)
+
+
+def test_values_out_of_range_show():
+    x = torch.randn(1, 1, 64, 128, device="cuda")
+    x[0, 0, 3, 5], x[0, 0, 40, 7] = torch.nan, 1e6
+    values = core.unpack_values(core.pack_values(x))
+    assert values[0, 0, :32, 5].isnan().all()
+    assert values[0, 0, 32:, 7].isnan().all()
+    assert int(values.isnan().sum()) == 64
+    keys = core.unpack_keys(core.pack_keys(x, torch.arange(128, device="cuda").int()[None], 64))
+    assert keys[0, 0, :32, 5].isnan().all()
+
+
 def test_nothing_seen_and_nan():
     rng = np.random.default_rng()
     key = cache_like(rng, 1, 2, 64, 128)

@@ -68,6 +68,34 @@ __device__ inline void copy(void* to, const CUtensorMap* map, Barrier* b, int co
       : "memory");
 }
 
+/// The same, to this place in every thread block of the cluster that is in `blocks`, and to its barrier.
+__device__ inline void copy_to_all(void* to, const CUtensorMap* map, Barrier* b, int blocks, int column, int row, int tile, int head,
+                                   int batch) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%4, %5, %6, %7, "
+      "%8}], [%2], %3;" ::"r"(shared_address(to)),
+      "l"(map), "r"(shared_address(b)), "h"(static_cast<std::uint16_t>(blocks)), "r"(column), "r"(row), "r"(tile), "r"(head), "r"(batch)
+      : "memory");
+}
+
+/// The number of this thread block in its cluster.
+__device__ inline int cluster_rank() {
+  int r;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
+  return r;
+}
+/// Arrives at the same barrier of another thread block of the cluster.
+__device__ inline void arrive_at(Barrier* b, int rank) {
+  asm volatile(
+      "{\n.reg .b32 there;\n mapa.shared::cluster.u32 there, %0, %1;\n mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}" ::"r"(
+          shared_address(b)),
+      "r"(rank)
+      : "memory");
+}
+__device__ inline void sync_cluster() {
+  asm volatile("barrier.cluster.arrive.release;\n barrier.cluster.wait.acquire;" ::: "memory");
+}
+
 /// A matrix in shared memory, of rows of 128 swizzled bytes. leading: bytes between pieces of 64 columns, where those run
 /// along the product's free dimension.
 __device__ inline std::uint64_t matrix(const void* p, int leading = 16) {
