@@ -20,7 +20,7 @@ inline constexpr auto ops = core::op_set(
         "Softmax attention over the selected blocks only; grouped-query heads, right-aligned causal mask.",
         {"q[B,H,N,D]", "k[B,G,M,D]", "v[B,G,M,E]", "mask[B,H,QB,KB]", "block", "scale", "causal", "out[B,H,N,E]", "lse[B,H,N]"},
         {.paper = "2503.16428", .ns_per_element = 100}),
-    core::op<"selective_scan", &selective_scan>(
+    core::op<"selective_scan", &selective_scan CORE_IF_CUDA(&selective_scan_fp32, &selective_scan_fp16, &selective_scan_bf16)>(
         "Mamba-1's selective scan with carried state.",
         {"u[b,d,l]", "delta[b,d,l]", "A[d,n]", "B[b,g,n,l]", "C[b,g,n,l]", "initial_state[b,d,n]", "out[b,d,l]", "last_state[b,d,n]"},
         {.paper = "2312.00752", .ns_per_element = 10}),
@@ -30,7 +30,7 @@ inline constexpr auto ops = core::op_set(
          "grad_last_state[b,d,n]", "grad_u[b,d,l]", "grad_delta[b,d,l]", "grad_A[d,n]", "grad_B[b,g,n,l]", "grad_C[b,g,n,l]",
          "grad_initial_state[b,d,n]"},
         {.paper = "2312.00752", .ns_per_element = 30}),
-    core::op<"ssd_scan", &ssd_scan>("Mamba-2's scan (SSD) with carried state, by chunks.",
+    core::op<"ssd_scan", &ssd_scan CORE_IF_CUDA(&ssd_scan_fp32, &ssd_scan_fp16, &ssd_scan_bf16)>("Mamba-2's scan (SSD) with carried state, by chunks.",
                                     {"x[b,l,h,p]", "dt[b,l,h]", "A[h]", "B[b,l,g,n]", "C[b,l,g,n]", "initial_states[b,h,p,n]",
                                      "seq_idx[b,l]", "out[b,l,h,p]", "final_states[b,h,p,n]"},
                                     {.paper = "2405.21060", .ns_per_element = 10}),

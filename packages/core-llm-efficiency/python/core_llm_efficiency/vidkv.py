@@ -19,6 +19,7 @@ from typing import Any
 from core_registry.arrays import as_array, empty, is_torch
 
 from . import _core_llm_efficiency as _C
+from ._operands import operand_dtype
 
 WORD = 32
 
@@ -31,14 +32,6 @@ def _check_rank(x: Any, name: str, rank: int) -> None:
 def _check_group(group: int) -> None:
     if group not in (32, 64, 128):
         raise ValueError(f"argument 'group' must be 32, 64 or 128, got {group}")
-
-
-def _dtype(x: Any, name: str) -> str:
-    """The dtype that an operand must have: its own on CUDA, where 16-bit ones are fine too."""
-    dtype = str(x.dtype).removeprefix("torch.") if is_torch(x) and x.device.type == "cuda" else "float32"
-    if dtype not in ("float32", "float16", "bfloat16"):
-        raise TypeError(f"argument '{name}' must be float32, float16 or bfloat16, got {dtype}")
-    return dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +101,7 @@ def pack_keys(key: Any, channels: Any, wide: int, group: int = 32) -> PackedKeys
     or above 65504 in magnitude.
     """
     _check_group(group)
-    key, channels = as_array(key, _dtype(key, "key"), "key"), as_array(channels, "int32", "channels", key)
+    key, channels = as_array(key, operand_dtype(key, "key"), "key"), as_array(channels, "int32", "channels", key)
     _check_rank(key, "key", 4)
     batch, heads, n, d = key.shape
     if not 0 <= wide <= d:
@@ -138,7 +131,7 @@ def pack_values(value: Any, levels: int = 3, group: int = 32, gamma: float = 0.7
     _check_group(group)
     if levels not in (3, 4):
         raise ValueError(f"argument 'levels' must be 3 or 4, got {levels}")
-    value = as_array(value, _dtype(value, "value"), "value")
+    value = as_array(value, operand_dtype(value, "value"), "value")
     _check_rank(value, "value", 4)
     batch, heads, n, e = value.shape
     codes = empty((batch, heads, n, -(-e // (5 if levels == 3 else 4))), "uint8", value)
@@ -175,7 +168,7 @@ def packed_attention(
     read; H a multiple of G; scale: 1/sqrt(D) if None. A query that sees no token gives zeros.
     Raises ValueError on sizes that do not fit, TypeError on another dtype.
     """
-    dtype = _dtype(query, "query")
+    dtype = operand_dtype(query, "query")
     query = as_array(query, dtype, "query")
     recent_key, recent_value = (
         as_array(x, dtype, name, query) for x, name in ((recent_key, "recent_key"), (recent_value, "recent_value"))
