@@ -148,7 +148,7 @@ __device__ void find_decays(const Scan& s, int b, int h, int step, Decays& d) {
 /// States: sixteens of states, rounded up. Groups: of four warps and `slice` channels each.
 template <int States16, int Groups, bool Exact>
 struct Layout {
-  static constexpr int warps = 4 * Groups, channels = slice * Groups, states = 16 * States16;
+  static constexpr int channels = slice * Groups, states = 16 * States16;
   static constexpr int pad_n = states + 8, pad_p = channels + 8, parts = Exact ? 2 : 1;
   static constexpr int of_buffer = parts * chunk * (2 * pad_n + pad_p), of_state = parts * channels * pad_n;  // elements
   static constexpr int bytes(int buffers) { return 2 * (buffers * of_buffer + of_state); }

@@ -44,24 +44,24 @@ __device__ inline void spread(const Lane& l, uint2 x, std::uint32_t (&y)[4]) {
 }
 
 /// Logits, before scaling and base, of a block: x[0], x[1] of token row + 16 half, heads head and head + 1; x[2], x[3]
-/// of token row + 8 + 16 half. Wide, Signs: sixteens of channels, or -1 where they are not known at compile time.
-template <int Wide, int Signs, bool Exact>
+/// of token row + 8 + 16 half.
+template <class Shape, bool Exact>
 class KeyProduct {
  public:
-  static constexpr bool known = Wide >= 0;
-  __device__ KeyProduct(const Lane& l, const Operands& p, const Query& q) : l_(l), q_(q), wide_(p.wide), signs_(p.signs) {
-    if constexpr (known && !Exact) {
+  static constexpr bool held = Shape::known && !Exact;  // the query, in registers
+  __device__ KeyProduct(const Lane& l, const Shape& s, const Query& q) : l_(l), s_(s), q_(q) {
+    if constexpr (held) {
 #pragma unroll
-      for (int j = 0; j < Wide + Signs; ++j) spread(l, *from(0, j * 16), held_[j]);
+      for (int j = 0; j < s.d / 16; ++j) spread(l, *from(0, j * 16), held_[j]);
     }
   }
 
   __device__ void operator()(const char* stage, const __half* scales, float (&x)[4]) const {
     const auto* words = reinterpret_cast<const std::uint32_t*>(stage);
-    const int wide = known ? Wide * 16 : wide_;
+    const int wide = s_.wide;
     float low[4] = {}, high[4] = {}, sign[4] = {};
 #pragma unroll
-    for (int j = 0; j < (known ? Wide : wide_ / 16); ++j) {
+    for (int j = 0; j < s_.wide / 16; ++j) {
       const int at = j * 16 + l_.quad * 4;
       const uint4 w = *reinterpret_cast<const uint4*>(words + at), z = *reinterpret_cast<const uint4*>(words + wide + at);
       weigh(j, scales + at, [&](const std::uint32_t(&b)[4]) {
@@ -72,7 +72,7 @@ class KeyProduct {
       });
     }
 #pragma unroll
-    for (int j = 0; j < (known ? Signs : signs_ / 16); ++j) {
+    for (int j = 0; j < s_.signs / 16; ++j) {
       const int at = j * 16 + l_.quad * 4;
       const uint4 w = *reinterpret_cast<const uint4*>(words + 2 * wide + at);
       weigh(wide / 16 + j, scales + wide + at, [&](const std::uint32_t(&b)[4]) {
@@ -96,7 +96,7 @@ class KeyProduct {
     std::uint32_t b[4];
     if constexpr (!Exact) {
       std::uint32_t q[4];
-      if constexpr (known) {
+      if constexpr (held) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) q[i] = held_[j][i];
       } else {
@@ -120,38 +120,43 @@ class KeyProduct {
     }
   }
 
+  static constexpr int sixteens() {
+    if constexpr (held) return Shape::d / 16;
+    return 1;
+  }
   const Lane& l_;
+  const Shape& s_;
   const Query& q_;
-  int wide_, signs_;
-  std::uint32_t held_[known && !Exact ? Wide + Signs : 1][4];
+  std::uint32_t held_[sixteens()][4];
 };
 
 /// base[i][h], for the runs of up to 16 blocks from `block` on: x what belongs to every logit, y to those in the sign
 /// bit's row too.
-__device__ inline void find_bases(const Lane& l, const Operands& p, const Query& q, int b, int g, int block, int end,
+template <class Shape>
+__device__ inline void find_bases(const Lane& l, const Operands& p, const Shape& s, const Query& q, int b, int g, int block, int end,
                                   float2 (*base)[tile_heads]) {
   float zero[4] = {}, wide[4] = {}, sign[4] = {};
   const __half *zeros[2], *scales[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int run = min(block + l.row + 8 * r, end - 1) / p.run;
+    const int run = min(block + l.row + 8 * r, end - 1) >> p.run;
     zeros[r] = p.zeros.at(b, g, run), scales[r] = p.scales.at(b, g, run);
   }
   const auto add = [&](float(&c)[4], const __half* const(&rows)[2], std::int64_t col, int first, int limit, int position) {
-    const uint2 x = four(rows[0], col, first, limit, p.flat), y = four(rows[1], col, first, limit, p.flat);
+    const uint2 x = four(rows[0], col, first, limit, s.flat), y = four(rows[1], col, first, limit, s.flat);
     const uint2 z = *reinterpret_cast<const uint2*>(&q.split[l.row / 4][l.column_head()][position]);
     multiply_add<__half>(c, {x.x, y.x, x.y, y.y}, z.x, z.y);
   };
 #pragma unroll 4
-  for (int j = 0; j < p.wide; j += 16) {
+  for (int j = 0; j < s.wide; j += 16) {
     const int at = j + l.quad * 4;
-    add(zero, zeros, p.zeros.col, at, p.c, at);
-    add(wide, scales, p.scales.col, at, p.c, at);
+    add(zero, zeros, p.zeros.col, at, s.c, at);
+    add(wide, scales, p.scales.col, at, s.c, at);
   }
 #pragma unroll 4
-  for (int j = 0; j < p.signs; j += 16) {
+  for (int j = 0; j < s.signs; j += 16) {
     const int at = j + l.quad * 4;
-    add(sign, scales, p.scales.col, p.c + at, p.d, p.wide + at);
+    add(sign, scales, p.scales.col, s.c + at, s.d, s.wide + at);
   }
   // columns 0-3 hold the products with the query's first part, 4-7 those with its second
 #pragma unroll
@@ -191,9 +196,9 @@ __device__ inline void step_bytes(const Lane& l, const char* codes, int width, i
 /// In float16, 1024 + f / 3 rounds to 1024 + floor(f / 3) after a shift. What is multiplied is f_i - (3^(5-i) - 1) / 2,
 /// whose difference is d_i - 1.
 struct Ternary {
-  static constexpr int planes = 5;
+  static constexpr int planes = 5;  // digits of a byte
   template <bool Exact>
-  static __device__ void add(const Lane& l, const Operands& p, const Values& v, const Stage& at, const char* stage, int set,
+  static __device__ void add(const Lane& l, int width, const Stage& at, const char* stage, int set,
                              const std::uint32_t (&high)[2], const std::uint32_t (&low)[2], float (&out)[planes][4]) {
     const __half2 third = halves(0x35553555u), shift = halves(0x61556155u);  // 1/3, 682.5
     float f[planes][4] = {};
@@ -202,7 +207,7 @@ struct Ternary {
       std::uint32_t u[4], a[4], b0, b1, c0 = 0, c1 = 0;
       weights_of(l, high, step, b0, b1);
       if constexpr (Exact) weights_of(l, low, step, c0, c1);
-      step_bytes(l, stage + at.codes + set * tile_bytes, v.width, step, 0x64640000u, u);
+      step_bytes(l, stage + at.codes + set * tile_bytes, width, step, 0x64640000u, u);
 #pragma unroll
       for (int i = 0; i < planes; ++i) {
         const float middle[planes] = {1024 + 121, 1024 + 40, 1024 + 13, 1024 + 4, 1024 + 1};
@@ -220,7 +225,7 @@ struct Ternary {
     for (int i = 0; i < planes; ++i)
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const float scale = __half2float(scales[i * v.width + k / 2 * 16]);
+        const float scale = __half2float(scales[i * width + k / 2 * 16]);
         out[i][k] += scale * (i + 1 < planes ? f[i][k] - 3 * f[i + 1][k] : f[i][k]);
       }
   }
@@ -228,9 +233,9 @@ struct Ternary {
 
 /// Values of two bits: a byte's four digits, the lowest first.
 struct TwoBits {
-  static constexpr int planes = 4;
+  static constexpr int planes = 4;  // digits of a byte
   template <bool Exact>
-  static __device__ void add(const Lane& l, const Operands& p, const Values& v, const Stage& at, const char* stage, int set,
+  static __device__ void add(const Lane& l, int width, const Stage& at, const char* stage, int set,
                              const std::uint32_t (&high)[2], const std::uint32_t (&low)[2], float (&out)[planes][4]) {
     float f[planes][4] = {}, mass[4] = {};
     const std::uint32_t ones[4] = {0x3c003c00u, 0x3c003c00u, 0x3c003c00u, 0x3c003c00u};
@@ -239,7 +244,7 @@ struct TwoBits {
       std::uint32_t u[4], b[2][2] = {};
       weights_of(l, high, step, b[0][0], b[0][1]);
       if constexpr (Exact) weights_of(l, low, step, b[1][0], b[1][1]);
-      step_bytes(l, stage + at.codes + set * tile_bytes, v.width, step, 0, u);
+      step_bytes(l, stage + at.codes + set * tile_bytes, width, step, 0, u);
 #pragma unroll
       for (int part = 0; part < (Exact ? 2 : 1); ++part) {
         multiply_add<__half>(mass, ones, b[part][0], b[part][1]);
@@ -257,7 +262,7 @@ struct TwoBits {
     for (int i = 0; i < planes; ++i)
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const int x = i * v.width + k / 2 * 16;
+        const int x = i * width + k / 2 * 16;
         out[i][k] += __half2float(scales[x]) * (f[i][k] * static_cast<float>(1 << 24 >> 2 * i)) + __half2float(zeros[x]) * mass[k];
       }
   }

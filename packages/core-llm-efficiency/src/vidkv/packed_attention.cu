@@ -23,7 +23,7 @@ struct Unit {
 };
 
 /// Tokens in full precision: four threads a token, then one a channel.
-__device__ void attend_recent(const Operands& p, const Unit& u, int split, const Query& q) {
+__device__ __noinline__ void attend_recent(const Operands& p, const Unit& u, int split, const Query& q) {
   __shared__ float weights[tile_heads][recent_tokens];
   const int thread = static_cast<int>(threadIdx.x), first = split * recent_tokens, count = min(recent_tokens, p.recent - first);
   const std::int64_t keys = u.b * p.rk[0] + u.g * p.rk[1], values = u.b * p.rv[0] + u.g * p.rv[1];
@@ -31,7 +31,7 @@ __device__ void attend_recent(const Operands& p, const Unit& u, int split, const
     const int t = thread / 4, part = thread % 4;
     float sum[tile_heads] = {};
     if (t < count)
-#pragma unroll 8
+#pragma unroll 4
       for (int x = part; x < p.d; x += 4) {
         const float k = load(p.recent_k, keys + (first + t) * p.rk[2] + x * p.rk[3], p.kind);
 #pragma unroll
@@ -58,7 +58,7 @@ __device__ void attend_recent(const Operands& p, const Unit& u, int split, const
   __syncthreads();
   for (int x = thread; x < p.e; x += threads) {
     float out[tile_heads] = {};
-#pragma unroll 8
+#pragma unroll 4
     for (int t = 0; t < count; ++t) {
       const float v = load(p.recent_v, values + (first + t) * p.rv[2] + x * p.rv[3], p.kind);
 #pragma unroll
@@ -74,37 +74,37 @@ __device__ void attend_recent(const Operands& p, const Unit& u, int split, const
 struct Kept {
   alignas(16) float2 bases[warps][16][tile_heads];
   float2 tops[warps][tile_heads];
+  Sources sources;
 };
 
 /// Packed tokens whose values are of one kind: blocks [begin, end) of them.
-template <class Digits, int Wide, int Signs, bool Exact>
+template <class Digits, class Shape, bool Exact>
 __device__ void attend_packed(const Operands& p, const Values& v, const Unit& u, int split, int begin, int end, Query& q, Kept& kept,
                               char* shared) {
-  auto& [bases, tops] = kept;
+  const Shape s(p, v);
+  auto& [bases, tops, sources] = kept;
   const Lane l;
   const int warp = static_cast<int>(threadIdx.x) / 32, each = (end - begin + warps - 1) / warps;
   const int first = min(begin + warp * each, end), last = min(first + each, end);
-  const Stage at(p.wide, p.signs, v.width, p.e, v.zeros.data != nullptr);
-  char* const ring = shared + warp * stages * p.stage_bytes;
-  const auto fetch = [&](int i) {
-    if (i < last) {
-      char* const stage = ring + (i - first) % stages * p.stage_bytes;
-      fetch_keys(p, at, u.b, u.g, v.first + i, stage, l.lane);
-      fetch_values(p, v, at, u.b, u.g, i, stage, l.lane);
-    }
+  const Stage at(s.wide, s.signs, s.width, s.e, std::is_same_v<Digits, TwoBits>);
+  char* const ring = shared + warp * stages * at.bytes;
+  const auto bring = [&](int i) {
+    if (i < last) fetch(p, v, sources, s, at, i, ring + static_cast<unsigned>(i - first) % stages * at.bytes, l.lane);
     commit();
   };
-  for (int i = 0; i < stages - 1; ++i) fetch(first + i);
-  transform_query(p, u.b, q);
-  const KeyProduct<Wide, Signs, Exact> product(l, p, q);
+#pragma unroll 1
+  for (int i = 0; i < stages - 1; ++i) bring(first + i);
+  transform_query(p, s, u.b, q);
+  const KeyProduct<Shape, Exact> product(l, s, q);
   const float factor[2] = {q.factor[l.head()], q.factor[l.head() + 1]};
   float top[2] = {-INFINITY, -INFINITY}, sum[2] = {}, out[Digits::planes][4] = {};
+#pragma unroll 1
   for (int i = first; i < last; ++i) {
     wait_copies<stages - 2>();
     __syncwarp();
-    fetch(i + stages - 1);
-    if ((i - first) % 16 == 0) find_bases(l, p, q, u.b, u.g, v.first + i, v.first + last, bases[warp]);
-    const char* const stage = ring + (i - first) % stages * p.stage_bytes;
+    bring(i + stages - 1);
+    if ((i - first) % 16 == 0) find_bases(l, p, s, q, u.b, u.g, v.first + i, v.first + last, bases[warp]);
+    const char* const stage = ring + static_cast<unsigned>(i - first) % stages * at.bytes;
     bool seen[2] = {true, true};
     if (p.seen) {
       const bool* from = p.seen + u.b * p.seen_row + (std::int64_t{v.first + i} * 32 + l.row + 16 * l.half()) * p.seen_col;
@@ -147,7 +147,7 @@ __device__ void attend_packed(const Operands& p, const Values& v, const Unit& u,
         low[k] = pack<__half>(x[2 * k] - y.x, x[2 * k + 1] - y.y);
       }
     }
-    Digits::template add<Exact>(l, p, v, at, stage, u.set, high, low, out);
+    Digits::template add<Exact>(l, s.width, at, stage, u.set, high, low, out);
   }
   wait_copies<0>();
 #pragma unroll
@@ -172,7 +172,7 @@ __device__ void attend_packed(const Operands& p, const Values& v, const Unit& u,
     const float most = l.head() ? whole[2 + k % 2] : whole[k % 2], keep = top[k % 2] == -INFINITY ? 1.f : exp2_fast(top[k % 2] - most);
 #pragma unroll
     for (int d = 0; d < Digits::planes; ++d)
-      if (const int x = w + d * v.width; w < v.width && x < p.e) sums[(warp * tile_heads + h) * p.e + x] = out[d][k] * keep;
+      if (const int x = w + d * s.width; w < s.width && x < s.e) sums[(warp * tile_heads + h) * s.e + x] = out[d][k] * keep;
   }
   __syncthreads();
   if (u.set == 0 && threadIdx.x < static_cast<unsigned>(u.count)) {
@@ -183,33 +183,36 @@ __device__ void attend_packed(const Operands& p, const Values& v, const Unit& u,
       if (i == h) most = whole[i], all = total[i];
     p.tops[u.row(p, h, split)] = {most, all};
   }
-  for (int i = static_cast<int>(threadIdx.x); i < u.count * p.e; i += threads) {
-    const int h = i / p.e, x = i % p.e;
-    if (x % v.width / tile_bytes != u.set) continue;
+  for (int i = static_cast<int>(threadIdx.x); i < u.count * s.e; i += threads) {
+    const int h = i / s.e, x = i % s.e;
+    if (x % s.width / tile_bytes != u.set) continue;
     float sum_of_warps = 0;
 #pragma unroll
-    for (int w = 0; w < warps; ++w) sum_of_warps += sums[(w * tile_heads + h) * p.e + x];
-    p.parts[u.row(p, h, split) * p.e + x] = sum_of_warps;
+    for (int w = 0; w < warps; ++w) sum_of_warps += sums[(w * tile_heads + h) * s.e + x];
+    p.parts[u.row(p, h, split) * s.e + x] = sum_of_warps;
   }
 }
 
-template <int Wide, int Signs, bool Exact>
+/// Three levels: after the recent tokens' thread blocks. Two bits: none but its own.
+template <class Digits, class Shape, bool Exact>
 __global__ void __launch_bounds__(threads, 2) attend(const __grid_constant__ Operands p) {
   extern __shared__ __align__(16) char shared[];
   __shared__ Query q;
   __shared__ Kept kept;
-  const int units = p.batch * p.groups * p.tiles * p.sets, split = static_cast<int>(blockIdx.x) / units;
+  constexpr bool two = std::is_same_v<Digits, TwoBits>;
+  const Values& v = p.values[two ? 0 : 1];
+  const int units = p.batch * p.groups * p.tiles * p.sets, part = static_cast<int>(blockIdx.x) / units;
   const Unit u(p, static_cast<int>(blockIdx.x) % units);
-  if (split < p.recent_splits && u.set) return;
-  load_query(p, u.b, u.first_head, u.count, q);
-  if (split < p.recent_splits) return attend_recent(p, u, split, q);
-  const int packed = split - p.recent_splits, kind = packed >= p.values[0].splits;
-  const Values& v = p.values[kind];
-  const int begin = (packed - (kind ? p.values[0].splits : 0)) * p.per_split, end = min(begin + p.per_split, v.blocks);
-  if (kind)
-    attend_packed<Ternary, Wide, Signs, Exact>(p, v, u, split, begin, end, q, kept, shared);
-  else
-    attend_packed<TwoBits, Wide, Signs, Exact>(p, v, u, split, begin, end, q, kept, shared);
+  if (!two && part < p.recent_splits) {
+    if (u.set) return;
+    load_query(p, p.d, u.b, u.first_head, u.count, q);
+    return attend_recent(p, u, part, q);
+  }
+  if (threadIdx.x == 0) kept.sources.find(p, v, u.b, u.g);
+  load_query(p, Shape(p, v).d, u.b, u.first_head, u.count, q);
+  const int own = two ? part : part - p.recent_splits, begin = own * p.per_split;
+  attend_packed<Digits, Shape, Exact>(p, v, u, p.recent_splits + (two ? 0 : p.values[0].splits) + own, begin,
+                                      min(begin + p.per_split, v.blocks), q, kept, shared);
 }
 
 /// One thread block for each query head: the weighted mean of its parts.
@@ -231,19 +234,34 @@ __global__ void __launch_bounds__(128) merge(const float2* tops, const float* pa
   T* const to = out + row / heads * out_batch + row % heads * out_head;
   for (int x = static_cast<int>(threadIdx.x); x < e; x += 128) {
     float sum = 0;
-#pragma unroll 8
+#pragma unroll 4
     for (int i = 0; i < splits; ++i) sum += parts[std::int64_t{i} * e + x] * weight(tops[i].x);
     to[x * out_col] = T(total == 0 ? 0.f : sum / total);
   }
 }
 
-template <int Wide, int Signs, bool Exact>
-void launch(const Operands& p, unsigned blocks, int bytes, cudaStream_t stream) {
+template <class Digits, class Shape, bool Exact>
+void launch(const Operands& p, cudaStream_t stream) {
   const char* op = "packed_attention";
-  check_cuda(op, cudaFuncSetAttribute(attend<Wide, Signs, Exact>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+  constexpr bool two = std::is_same_v<Digits, TwoBits>;
+  const Values& v = p.values[two ? 0 : 1];
+  const int splits = v.splits + (two ? 0 : p.recent_splits);
+  const std::int64_t blocks = std::int64_t{p.batch} * p.groups * p.tiles * p.sets * splits;
+  if (blocks == 0) return;
+  if (blocks > INT32_MAX) refuse(op, "q", "of fewer batches, heads and tokens on CUDA");
+  const int bytes = std::max(warps * stages * Stage(p.wide, p.signs, v.width, p.e, two).bytes, warps * tile_heads * p.e * 4);
+  check_cuda(op, cudaFuncSetAttribute(attend<Digits, Shape, Exact>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
              "asking for shared memory");
-  attend<Wide, Signs, Exact><<<blocks, threads, static_cast<std::size_t>(bytes), stream>>>(p);
+  attend<Digits, Shape, Exact><<<static_cast<unsigned>(blocks), threads, static_cast<std::size_t>(bytes), stream>>>(p);
   check_cuda(op, cudaGetLastError(), "attending");
+}
+
+template <class Digits, bool Exact>
+void launch_any(const Operands& p, cudaStream_t stream) {
+  const bool plain = !Exact && p.flat && p.values[std::is_same_v<Digits, TwoBits> ? 0 : 1].flat && p.e == p.d && p.sets == 1;
+  if (plain && p.wide == 64 && p.signs == 64) return launch<Digits, Fixed<64, 64, Digits::planes>, Exact && false>(p, stream);
+  if (plain && p.wide == 32 && p.signs == 32) return launch<Digits, Fixed<32, 32, Digits::planes>, Exact && false>(p, stream);
+  launch<Digits, Any, Exact>(p, stream);
 }
 
 bool aligned(const void* p, std::initializer_list<std::int64_t> bytes) {
@@ -296,7 +314,7 @@ void attention_on(core::Tensor<const T, 3> q, core::Tensor<const std::int32_t, 2
   const auto small = [](std::int64_t x) { return static_cast<int>(x); };
   p.batch = small(batch), p.heads = small(heads), p.groups = small(groups), p.share = small(heads / groups);
   p.tiles = small(ceil_div(p.share, tile_heads)), p.d = small(d), p.e = small(e), p.c = small(c);
-  p.wide = small(round_up(c, 16)), p.signs = small(round_up(d - c, 16)), p.run = small(group / word), p.packed = small(n);
+  p.wide = small(round_up(c, 16)), p.signs = small(round_up(d - c, 16)), p.run = group == 32 ? 0 : group == 64 ? 1 : 2, p.packed = small(n);
   p.recent = small(recent_k.shape[2]), p.recent_splits = small(ceil_div(p.recent, recent_tokens));
   p.flat = p.wide == c && p.signs == d - c && rows_aligned(p.planes) && rows_aligned(p.scales) && rows_aligned(p.zeros);
   p.values[0] = values_of(codes2, scales2, &zeros2, p.e, 0), p.values[1] = values_of(codes3, scales3, nullptr, p.e, two);
@@ -312,21 +330,8 @@ void attention_on(core::Tensor<const T, 3> q, core::Tensor<const std::int32_t, 2
   const std::int64_t rows = batch * heads * p.splits;
   const DeviceScratch scratch(op, q.device_id, stream, core::checked_mul(rows, e + 2, "packed_attention: scratch") * 4);
   p.tops = scratch.get<float2>(), p.parts = reinterpret_cast<float*>(p.tops + rows);
-  if (p.splits) {
-    if (units * p.splits > INT32_MAX) refuse(op, "q", "of fewer batches, heads and tokens on CUDA");
-    p.stage_bytes = Stage(p.wide, p.signs, p.values[1].width, p.e, false).bytes;
-    if (two) p.stage_bytes = std::max(p.stage_bytes, Stage(p.wide, p.signs, p.values[0].width, p.e, true).bytes);
-    const int bytes = std::max(warps * stages * p.stage_bytes, warps * tile_heads * p.e * 4);
-    const auto blocks = static_cast<unsigned>(units * p.splits);
-    if (exact)
-      launch<-1, -1, true>(p, blocks, bytes, stream);
-    else if (p.wide == 64 && p.signs == 64)
-      launch<4, 4, false>(p, blocks, bytes, stream);
-    else if (p.wide == 32 && p.signs == 32)
-      launch<2, 2, false>(p, blocks, bytes, stream);
-    else
-      launch<-1, -1, false>(p, blocks, bytes, stream);
-  }
+  launch_any<TwoBits, exact>(p, stream);
+  launch_any<Ternary, exact>(p, stream);
 
   using Out = std::conditional_t<exact, float, std::conditional_t<std::is_same_v<T, core::float16>, __half, __nv_bfloat16>>;
   int major = 0;

@@ -118,8 +118,7 @@ void antidiagonal_scores_on(core::Tensor<const T, 4> q, core::Tensor<const T, 4>
 
   const std::int64_t of_head = core::checked_mul(e.rows, e.units, "antidiagonal_scores: scratch") * std::int64_t{sizeof(float)};
   const std::int64_t all = batch * heads,
-                     fit = std::clamp<std::int64_t>((std::int64_t{1} << 30) / of_head, 1, std::min<std::int64_t>(all, 65535)),
-                     at_once = fit < 4 ? fit : fit / 4 * 4;  // heads that share keys stay together
+                     at_once = std::clamp<std::int64_t>((std::int64_t{1} << 30) / of_head, 1, std::min<std::int64_t>(all, 65535));
   const DeviceScratch scratch(op, q.device_id, stream, core::checked_mul(of_head, at_once, "antidiagonal_scores: scratch"));
   auto* partial = scratch.get<float>();
   for (std::int64_t first = 0; first < all; first += at_once) {

@@ -7,7 +7,7 @@
 namespace core_llm_efficiency::hopper {
 
 /// Tells the copy engine how an operand lies in memory: `size` and, but for the first, `step` in elements of each
-/// dimension, boxes of 64 columns, swizzled over 128 bytes. False if it cannot be told so.
+/// dimension, boxes of 64 or 32 columns, swizzled over their 128 or 64 bytes. False if it cannot be told so.
 template <class T, std::size_t Rank>
 bool describe(CUtensorMap* map, const T* data, const std::array<std::int64_t, Rank>& size, const std::array<std::int64_t, Rank>& step,
               const std::array<cuuint32_t, Rank>& box) {
@@ -31,7 +31,7 @@ bool describe(CUtensorMap* map, const T* data, const std::array<std::int64_t, Ra
   }
   return encode(map, std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
                 static_cast<cuuint32_t>(Rank), const_cast<T*>(data), sizes, bytes + 1, box.data(), every, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+                box[0] == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
 using Barrier = std::uint64_t;
@@ -68,34 +68,11 @@ __device__ inline void copy(void* to, const CUtensorMap* map, Barrier* b, int co
       : "memory");
 }
 
-/// The same, to this place in every thread block of the cluster that is in `blocks`, and to its barrier.
-__device__ inline void copy_to_all(void* to, const CUtensorMap* map, Barrier* b, int blocks, int column, int row, int tile, int head,
-                                   int batch) {
-  asm volatile(
-      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%4, %5, %6, %7, "
-      "%8}], [%2], %3;" ::"r"(shared_address(to)),
-      "l"(map), "r"(shared_address(b)), "h"(static_cast<std::uint16_t>(blocks)), "r"(column), "r"(row), "r"(tile), "r"(head), "r"(batch)
-      : "memory");
+/// A matrix in shared memory, of rows of 64 swizzled bytes.
+__device__ inline std::uint64_t narrow_matrix(const void* p) {
+  return static_cast<std::uint64_t>((shared_address(p) & 0x3ffff) >> 4) | std::uint64_t{1} << 16 | std::uint64_t{512 >> 4} << 32 |
+         std::uint64_t{2} << 62;
 }
-
-/// The number of this thread block in its cluster.
-__device__ inline int cluster_rank() {
-  int r;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
-  return r;
-}
-/// Arrives at the same barrier of another thread block of the cluster.
-__device__ inline void arrive_at(Barrier* b, int rank) {
-  asm volatile(
-      "{\n.reg .b32 there;\n mapa.shared::cluster.u32 there, %0, %1;\n mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}" ::"r"(
-          shared_address(b)),
-      "r"(rank)
-      : "memory");
-}
-__device__ inline void sync_cluster() {
-  asm volatile("barrier.cluster.arrive.release;\n barrier.cluster.wait.acquire;" ::: "memory");
-}
-
 /// A matrix in shared memory, of rows of 128 swizzled bytes. leading: bytes between pieces of 64 columns, where those run
 /// along the product's free dimension.
 __device__ inline std::uint64_t matrix(const void* p, int leading = 16) {
