@@ -140,7 +140,8 @@ def measure_quantise(length: int, flush: torch.Tensor) -> Row:
     """Packing the keys and values of a prompt, their channels chosen before."""
     key, value = (torch.randn(1, GROUPS, length, DIM, device="cuda").bfloat16() for _ in range(2))
     channels, wide = core.select_channels(key)
-    row: Row = {"what": "quantise", "batch": 1, "length": length, "peer": "", "peer_us": "", "ratio": "", "difference": 0}
+    row: Row = {"what": "quantise", "batch": 1, "length": length, "difference": 0.0}
+    row |= {"peer": "", "peer_us": "", "ratio": ""}
     keys, values = core.pack_keys(key, channels, wide), core.pack_values(value)
     row["keys_us"] = median_us(lambda: core.pack_keys(key, channels, wide), flush)
     row["values_us"] = median_us(lambda: core.pack_values(value), flush)

@@ -14,8 +14,9 @@ BOUND = {torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 6e-3}
 
 
 def on_cuda(packed):
-    fields = {f.name: getattr(packed, f.name) for f in dataclasses.fields(packed)}
-    return type(packed)(**{k: torch.from_numpy(v).cuda() if isinstance(v, np.ndarray) else v for k, v in fields.items()})
+    arrays = {f.name: getattr(packed, f.name) for f in dataclasses.fields(packed)}
+    arrays = {k: torch.from_numpy(v).cuda() for k, v in arrays.items() if isinstance(v, np.ndarray)}
+    return dataclasses.replace(packed, **arrays)
 
 
 def compare(
@@ -28,7 +29,8 @@ def compare(
     keys = core.pack_keys(key, *core.select_channels(key, bits), group)
     four = core.pack_values(value[:, :, :protect], 4, group) if protect else None
     three = core.pack_values(value[:, :, protect:], 3, group)
-    like = [torch.from_numpy(x).cuda().to(dtype) for x in (query, cache_like(rng, batch, groups, recent, dim), cache_like(rng, batch, groups, recent, e))]  # fmt: skip
+    recents = (cache_like(rng, batch, groups, recent, width) for width in (dim, e))
+    like = [torch.from_numpy(x).cuda().to(dtype) for x in (query, *recents)]
     q, k, v = (x.double().cpu().numpy() for x in like)
     mask = None if seen is None else rng.random((batch, n + recent)) < seen
     there = None if mask is None else torch.from_numpy(mask).cuda()
@@ -38,10 +40,10 @@ def compare(
     whole_k = np.concatenate([core.unpack_keys(keys), k], 2)
     parts = [*([core.unpack_values(four)] if four else []), core.unpack_values(three), v]
     want = reference.attention(q, whole_k, np.concatenate(parts, 2), mask, dim**-0.5)
-    error = np.linalg.norm(out.double().cpu().numpy() - want, axis=-1) / np.maximum(np.linalg.norm(want, axis=-1), 1e-30)
+    size = np.maximum(np.linalg.norm(want, axis=-1), 1e-30)
+    error = np.linalg.norm(out.double().cpu().numpy() - want, axis=-1) / size
     again = core.packed_attention(like[0], on_cuda(keys), on_cuda(three), like[1], like[2], **options)
     assert torch.equal(out, again)
-    print(f"{dtype} {batch=} {heads=} {groups=} {n=} {recent=} {dim=} {e=} {group=} {bits=} {protect=}: {error.max():.2e}")
     return float(error.max())
 
 
@@ -87,7 +89,8 @@ def test_long(dtype):
 def test_coders_equal_those_of_the_cpu(dtype, group, dim):
     x = torch.from_numpy(cache_like(np.random.default_rng(), 2, 3, 256, dim)).to(dtype)
     channels, wide = core.select_channels(x.float())
-    ours, want = core.pack_keys(x.cuda(), channels.cuda(), wide, group), core.pack_keys(x.float(), channels, wide, group)
+    ours = core.pack_keys(x.cuda(), channels.cuda(), wide, group)
+    want = core.pack_keys(x.float(), channels, wide, group)
     differ = ours.planes.cpu() != want.planes
     assert differ.float().mean() < 1e-4  # a coefficient near zero may fall on either side
     assert torch.equal(ours.zeros.cpu(), want.zeros)
@@ -95,7 +98,8 @@ def test_coders_equal_those_of_the_cpu(dtype, group, dim):
     there = dataclasses.replace(want, **{k: getattr(want, k).cuda() for k in ("channels", "planes", "scales", "zeros")})
     torch.testing.assert_close(core.unpack_keys(there).cpu(), core.unpack_keys(want), rtol=1e-4, atol=1e-5)
     name = str(dtype).removeprefix("torch.")
-    torch.testing.assert_close(core.unpack_keys(there, name).cpu(), core.unpack_keys(want).to(dtype), rtol=1e-2, atol=1e-4)
+    exact = core.unpack_keys(want).to(dtype)
+    torch.testing.assert_close(core.unpack_keys(there, name).cpu(), exact, rtol=1e-2, atol=1e-4)
     for levels in (3, 4):
         ours, want = core.pack_values(x.cuda(), levels, group), core.pack_values(x.float(), levels, group)
         assert torch.equal(ours.codes.cpu(), want.codes)
@@ -138,13 +142,13 @@ def test_strided_operands_and_huge_logits():
     query = 30 * torch.randn(1, 8, 128, device="cuda")
     nothing = torch.zeros(1, 2, 0, 128, device="cuda")
     want = core.packed_attention(query, keys, values, nothing, nothing)
-    odd = dataclasses.replace(keys, planes=torch.nn.functional.pad(keys.planes, (1, 2))[..., 1:-2],
-                              scales=keys.scales.transpose(1, 2).contiguous().transpose(1, 2))  # fmt: skip
-    apart = dataclasses.replace(values, codes=torch.nn.functional.pad(values.codes, (1, 2))[..., 1:-2])
+    pad = torch.nn.functional.pad
+    scales = keys.scales.transpose(1, 2).contiguous().transpose(1, 2)
+    odd = dataclasses.replace(keys, planes=pad(keys.planes, (1, 2))[..., 1:-2], scales=scales)
+    apart = dataclasses.replace(values, codes=pad(values.codes, (1, 2))[..., 1:-2])
     assert torch.equal(core.packed_attention(query, odd, apart, nothing, nothing), want)
-    exact = reference.attention(query.double().cpu().numpy(), *(
-        reference.unpack_keys(*(x.cpu().numpy() for x in (keys.channels,)), 32, *(x.cpu().numpy() for x in (keys.planes, keys.scales, keys.zeros))),
-        reference.unpack_values(32, values.codes.cpu().numpy(), values.scales.cpu().numpy(), None)), None, 128**-0.5)  # fmt: skip
+    dense = (x.double().cpu().numpy() for x in (core.unpack_keys(keys), core.unpack_values(values)))
+    exact = reference.attention(query.double().cpu().numpy(), *dense, None, 128**-0.5)
     np.testing.assert_allclose(want.cpu().numpy(), exact, rtol=1e-3, atol=1e-3)
 
 

@@ -62,19 +62,19 @@ CORE_EXPORT void ssd_scan_fp32(core::Tensor<const float, 4> x, core::Tensor<cons
                                std::optional<core::Tensor<const float, 4>> initial_states,
                                std::optional<core::Tensor<const std::int32_t, 2>> seq_idx, core::Tensor<float, 4> out,
                                core::Tensor<float, 4> final_states, core::Stream stream);
-CORE_EXPORT void selective_scan_fp16(core::Tensor<const core::float16, 3> u, core::Tensor<const float, 3> delta, core::Tensor<const float, 2> A,
-                                     core::Tensor<const core::float16, 4> B, core::Tensor<const core::float16, 4> C,
-                                     std::optional<core::Tensor<const float, 3>> initial_state, core::Tensor<core::float16, 3> out,
-                                     core::Tensor<float, 3> last_state, core::Stream stream);
+CORE_EXPORT void selective_scan_fp16(core::Tensor<const core::float16, 3> u, core::Tensor<const float, 3> delta,
+                                     core::Tensor<const float, 2> A, core::Tensor<const core::float16, 4> B,
+                                     core::Tensor<const core::float16, 4> C, std::optional<core::Tensor<const float, 3>> initial_state,
+                                     core::Tensor<core::float16, 3> out, core::Tensor<float, 3> last_state, core::Stream stream);
 CORE_EXPORT void ssd_scan_fp16(core::Tensor<const core::float16, 4> x, core::Tensor<const float, 3> dt, core::Tensor<const float, 1> A,
                                core::Tensor<const core::float16, 4> B, core::Tensor<const core::float16, 4> C,
                                std::optional<core::Tensor<const float, 4>> initial_states,
                                std::optional<core::Tensor<const std::int32_t, 2>> seq_idx, core::Tensor<core::float16, 4> out,
                                core::Tensor<float, 4> final_states, core::Stream stream);
-CORE_EXPORT void selective_scan_bf16(core::Tensor<const core::bfloat16, 3> u, core::Tensor<const float, 3> delta, core::Tensor<const float, 2> A,
-                                     core::Tensor<const core::bfloat16, 4> B, core::Tensor<const core::bfloat16, 4> C,
-                                     std::optional<core::Tensor<const float, 3>> initial_state, core::Tensor<core::bfloat16, 3> out,
-                                     core::Tensor<float, 3> last_state, core::Stream stream);
+CORE_EXPORT void selective_scan_bf16(core::Tensor<const core::bfloat16, 3> u, core::Tensor<const float, 3> delta,
+                                     core::Tensor<const float, 2> A, core::Tensor<const core::bfloat16, 4> B,
+                                     core::Tensor<const core::bfloat16, 4> C, std::optional<core::Tensor<const float, 3>> initial_state,
+                                     core::Tensor<core::bfloat16, 3> out, core::Tensor<float, 3> last_state, core::Stream stream);
 CORE_EXPORT void ssd_scan_bf16(core::Tensor<const core::bfloat16, 4> x, core::Tensor<const float, 3> dt, core::Tensor<const float, 1> A,
                                core::Tensor<const core::bfloat16, 4> B, core::Tensor<const core::bfloat16, 4> C,
                                std::optional<core::Tensor<const float, 4>> initial_states,

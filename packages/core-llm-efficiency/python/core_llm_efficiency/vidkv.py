@@ -6,8 +6,8 @@ five to a byte, or two bits. Every channel has a float16 scale for each run of `
 
 Arrays are float32 on the CPU and float32, float16 or bfloat16 on CUDA, keys (B, G, N, D) and values (B, G, N, E) as in
 transformers' caches, numpy or torch; the result is of the same kind. On CUDA D and E are at most 256, and since values
-are not read by the host, a run that holds one that is not finite or too large gets a NaN scale instead of an error. Inputs
-that require grad are refused.
+are not read by the host, a run that holds one that is not finite or too large gets a NaN scale instead of an error.
+Inputs that require grad are refused.
 """
 
 from __future__ import annotations

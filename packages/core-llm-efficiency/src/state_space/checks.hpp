@@ -8,7 +8,9 @@ constexpr std::int64_t widest_state = 256;
 /// Checks that the groups of B and C divide the `count` channels or heads.
 inline void check_groups(const char* op, const char* what, std::int64_t count, std::int64_t groups) {
   if (groups ? count % groups : count)
-    refuse(op, "B", std::string("of a number of groups that divides the ") + what + ", got " + std::to_string(groups) + " and " + std::to_string(count));
+    refuse(op, "B",
+           std::string("of a number of groups that divides the ") + what + ", got " + std::to_string(groups) + " and " +
+               std::to_string(count));
 }
 
 /// Checks the sizes of Mamba-2's scan.

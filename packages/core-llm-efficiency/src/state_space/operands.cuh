@@ -2,14 +2,16 @@
 #pragma once
 #include <type_traits>
 
+#include <core_llm_efficiency/state_space.hpp>
 #include "../xattention/device.cuh"
 #include "checks.hpp"
-#include <core_llm_efficiency/state_space.hpp>
 
 namespace core_llm_efficiency::scan {
 enum class Kind { fp32, fp16, bf16 };
 template <class T>
-constexpr Kind kind_of = std::is_same_v<T, float> ? Kind::fp32 : std::is_same_v<T, core::float16> ? Kind::fp16 : Kind::bf16;
+constexpr Kind kind_of = std::is_same_v<T, float>           ? Kind::fp32
+                         : std::is_same_v<T, core::float16> ? Kind::fp16
+                                                            : Kind::bf16;
 
 __device__ inline float load(const void* data, std::int64_t i, Kind kind) {
   if (kind == Kind::fp32) return static_cast<const float*>(data)[i];

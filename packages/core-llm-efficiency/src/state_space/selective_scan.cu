@@ -107,7 +107,8 @@ template <int States>
 void launch(const Scan& s, std::int64_t blocks, cudaStream_t stream) {
   constexpr int bytes = 2 * tile * States * lanes * 4;
   const char* op = "selective_scan";
-  check_cuda(op, cudaFuncSetAttribute(scan_channels<States>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");
+  check_cuda(op, cudaFuncSetAttribute(scan_channels<States>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+             "asking for shared memory");
   scan_channels<States><<<static_cast<unsigned>(blocks), threads, bytes, stream>>>(s);
   check_cuda(op, cudaGetLastError(), "scanning");
 }
@@ -146,11 +147,11 @@ void scan_on(core::Tensor<const T, 3> u, core::Tensor<const float, 3> delta, cor
 }
 }  // namespace
 
-#define CORE_SELECTIVE_SCAN(name, T)                                                                                                       \
-  void name(core::Tensor<const T, 3> u, core::Tensor<const float, 3> delta, core::Tensor<const float, 2> A, core::Tensor<const T, 4> B,    \
-            core::Tensor<const T, 4> C, std::optional<core::Tensor<const float, 3>> initial_state, core::Tensor<T, 3> out,                 \
-            core::Tensor<float, 3> last_state, core::Stream stream) {                                                                      \
-    scan_on(u, delta, A, B, C, initial_state, out, last_state, stream);                                                                    \
+#define CORE_SELECTIVE_SCAN(name, T)                                                                                                    \
+  void name(core::Tensor<const T, 3> u, core::Tensor<const float, 3> delta, core::Tensor<const float, 2> A, core::Tensor<const T, 4> B, \
+            core::Tensor<const T, 4> C, std::optional<core::Tensor<const float, 3>> initial_state, core::Tensor<T, 3> out,              \
+            core::Tensor<float, 3> last_state, core::Stream stream) {                                                                   \
+    scan_on(u, delta, A, B, C, initial_state, out, last_state, stream);                                                                 \
   }
 CORE_SELECTIVE_SCAN(selective_scan_fp32, float)
 CORE_SELECTIVE_SCAN(selective_scan_fp16, core::float16)

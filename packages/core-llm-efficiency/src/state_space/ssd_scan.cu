@@ -66,7 +66,7 @@ struct Fragment {
 };
 template <bool Exact, bool Turned>
 __device__ inline void load_fragment(Fragment<Exact>& f, const Pair& m, int at) {
-  const auto read = [](std::uint32_t(&r)[4], const Bf16* from) {
+  const auto read = [](std::uint32_t (&r)[4], const Bf16* from) {
     if constexpr (Turned)
       load_matrices_transposed(r, from);
     else
@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(128 * Groups) scan_chunks(const __grid_constan
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int first = static_cast<int>(blockIdx.x) % s.slices * L::channels, h = static_cast<int>(blockIdx.x) / s.slices % s.heads;
   const int b = static_cast<int>(blockIdx.x) / s.slices / s.heads, g = h / s.share;
-  const int rows = warp % 4 * 16, columns = warp / 4 * slice;                          // of a chunk's output
+  const int rows = warp % 4 * 16, columns = warp / 4 * slice;                           // of a chunk's output
   const int of_p = warp % (2 * Groups) * 16, of_n = warp / (2 * Groups) * halves * 16;  // of the state
   const auto bring = [&](int step) {
     const int i = s.buffers == 2 ? step / chunk % 2 : 0;

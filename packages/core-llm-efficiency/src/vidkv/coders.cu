@@ -2,9 +2,9 @@
 // take runs of tokens in turn.
 #include <algorithm>
 
+#include <core_llm_efficiency/vidkv.hpp>
 #include "../xattention/device.cuh"
 #include "checks.hpp"
-#include <core_llm_efficiency/vidkv.hpp>
 
 namespace core_llm_efficiency {
 namespace {
@@ -92,8 +92,8 @@ __device__ void two_bits(int words, Column x, __half* scale, __half* zero, Bits 
 }
 
 template <class T>
-__global__ void __launch_bounds__(threads) pack_run_keys(Array<const T> x, Sizes s, Array<std::int32_t> planes, Array<__half> scales,
-                                                         Array<__half> zeros) {
+__global__ void __launch_bounds__(threads)
+    pack_run_keys(Array<const T> x, Sizes s, Array<std::int32_t> planes, Array<__half> scales, Array<__half> zeros) {
   extern __shared__ __align__(16) float shared[];
   __shared__ int order[most_channels];
   __shared__ float limit[128];
@@ -154,8 +154,8 @@ __global__ void __launch_bounds__(threads) pack_run_keys(Array<const T> x, Sizes
 }
 
 template <class T>
-__global__ void __launch_bounds__(threads) pack_run_values(Array<const T> x, Sizes s, double gamma, Array<std::uint8_t> codes,
-                                                           Array<__half> scales, Array<__half> zeros) {
+__global__ void __launch_bounds__(threads)
+    pack_run_values(Array<const T> x, Sizes s, double gamma, Array<std::uint8_t> codes, Array<__half> scales, Array<__half> zeros) {
   extern __shared__ __align__(16) float shared[];
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32, words = s.group / 32;
   float* const tile = shared;
@@ -209,8 +209,8 @@ __global__ void __launch_bounds__(threads) pack_run_values(Array<const T> x, Siz
 
 /// 32 tokens of unpacked keys at a time; here a run is 32 tokens and `group` that of the scales.
 template <class T>
-__global__ void __launch_bounds__(threads) unpack_run_keys(Sizes s, Array<const std::int32_t> planes, Array<const __half> scales,
-                                                           Array<const __half> zeros, Array<T> out) {
+__global__ void __launch_bounds__(threads)
+    unpack_run_keys(Sizes s, Array<const std::int32_t> planes, Array<const __half> scales, Array<const __half> zeros, Array<T> out) {
   extern __shared__ __align__(16) float shared[];
   __shared__ int order[most_channels];
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32, rest = s.d - s.c;
@@ -265,7 +265,8 @@ __global__ void __launch_bounds__(threads) unpack_each_value(Sizes s, std::int64
   }
 }
 
-Sizes sizes_of(const char* op, std::int64_t batch, std::int64_t groups, std::int64_t n, std::int64_t group, std::int64_t d, std::int64_t run) {
+Sizes sizes_of(const char* op, std::int64_t batch, std::int64_t groups, std::int64_t n, std::int64_t group, std::int64_t d,
+               std::int64_t run) {
   if (d > most_channels) refuse(op, "x", "of at most 256 channels on CUDA, got " + std::to_string(d));
   if (groups > INT32_MAX / 2) refuse(op, "x", "of at most 2^30 heads on CUDA");
   Sizes s{};
@@ -359,8 +360,8 @@ void unpack_values_on(std::int64_t group, core::Tensor<const std::uint8_t, 4> co
 
 #define CORE_CODERS(suffix, T)                                                                                                            \
   void pack_keys_##suffix(core::Tensor<const T, 4> x, core::Tensor<const std::int32_t, 2> channels, std::int64_t group,                   \
-                          core::Tensor<std::int32_t, 4> planes, core::Tensor<core::float16, 4> scales, core::Tensor<core::float16, 4> zeros, \
-                          core::Stream stream) {                                                                                          \
+                          core::Tensor<std::int32_t, 4> planes, core::Tensor<core::float16, 4> scales,                                    \
+                          core::Tensor<core::float16, 4> zeros, core::Stream stream) {                                                    \
     pack_keys_on(x, channels, group, planes, scales, zeros, stream);                                                                      \
   }                                                                                                                                       \
   void unpack_keys_##suffix(core::Tensor<const std::int32_t, 2> channels, std::int64_t group, core::Tensor<const std::int32_t, 4> planes, \

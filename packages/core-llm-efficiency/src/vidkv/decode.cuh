@@ -55,12 +55,12 @@ struct Operands {
   Values values[2];  // two bits, three levels
   const bool* seen;
   std::int64_t seen_row, seen_col;
-  int batch, heads, groups, share, tiles, sets;  // tiles: of a group's heads; sets: of a token's bytes
-  int d, e, c, wide, signs;                      // wide, signs: c and d - c rounded up to 16
+  int batch, heads, groups, share, tiles, sets;               // tiles: of a group's heads; sets: of a token's bytes
+  int d, e, c, wide, signs;                                   // wide, signs: c and d - c rounded up to 16
   int run, packed, recent, per_split, recent_splits, splits;  // 1 << run: blocks that share a scale; packed: tokens
-  float scale;  // of a logit, in powers of two
-  float2* tops;  // [batch, head, split]: the largest logit and the sum of weights
-  float* parts;  // [batch, head, split, e]
+  float scale;                                                // of a logit, in powers of two
+  float2* tops;                                               // [batch, head, split]: the largest logit and the sum of weights
+  float* parts;                                               // [batch, head, split, e]
 };
 
 /// The sizes of a kernel's work where the compiler knows them: as many channels of values as of keys, every operand flat.

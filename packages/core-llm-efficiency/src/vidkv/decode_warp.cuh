@@ -10,12 +10,12 @@
 namespace core_llm_efficiency::decode {
 /// The place of a lane in the tensor cores' tiles.
 struct Lane {
-  int lane, row, quad;         // rows row and row + 8; column pair, or depth, quad
-  std::uint32_t mask[2];       // of a word: tokens row, row + 16, and row + 8, row + 24
-  std::uint32_t one;           // what turns the sign bit into a number
-  float inverse[2];            // of the value of the bit in each row
-  std::uint32_t select[2];     // moves a low / high half to the half of this lane's column
-  bool last;                   // the second row is that of the sign bit
+  int lane, row, quad;      // rows row and row + 8; column pair, or depth, quad
+  std::uint32_t mask[2];    // of a word: tokens row, row + 16, and row + 8, row + 24
+  std::uint32_t one;        // what turns the sign bit into a number
+  float inverse[2];         // of the value of the bit in each row
+  std::uint32_t select[2];  // moves a low / high half to the half of this lane's column
+  bool last;                // the second row is that of the sign bit
   __device__ Lane() {
     lane = static_cast<int>(threadIdx.x) % 32, row = lane / 4, quad = lane % 4;
     last = row == 7;
@@ -26,13 +26,14 @@ struct Lane {
     select[0] = row < 4 ? 0x4410u : 0x1044u;
     select[1] = row < 4 ? 0x4432u : 0x3244u;
   }
-  __device__ int column_head() const { return row % 4; }    // of the right operand's column
-  __device__ int head() const { return 2 * (quad % 2); }    // and the next one: of an accumulator's columns
-  __device__ int half() const { return quad / 2; }          // which half they are for
+  __device__ int column_head() const { return row % 4; }  // of the right operand's column
+  __device__ int head() const { return 2 * (quad % 2); }  // and the next one: of an accumulator's columns
+  __device__ int half() const { return quad / 2; }        // which half they are for
 };
 
 /// c += the words' bits times b, for the channels of two words.
-__device__ inline void add_bits(float (&c)[4], const Lane& l, std::uint32_t first, std::uint32_t second, std::uint32_t b0, std::uint32_t b1) {
+__device__ inline void add_bits(float (&c)[4], const Lane& l, std::uint32_t first, std::uint32_t second, std::uint32_t b0,
+                                std::uint32_t b1) {
   const std::uint32_t a[4] = {first & l.mask[0], (first & l.mask[1]) | l.one, second & l.mask[0], (second & l.mask[1]) | l.one};
   multiply_add<__half>(c, a, b0, b1);
 }
@@ -64,7 +65,7 @@ class KeyProduct {
     for (int j = 0; j < s_.wide / 16; ++j) {
       const int at = j * 16 + l_.quad * 4;
       const uint4 w = *reinterpret_cast<const uint4*>(words + at), z = *reinterpret_cast<const uint4*>(words + wide + at);
-      weigh(j, scales + at, [&](const std::uint32_t(&b)[4]) {
+      weigh(j, scales + at, [&](const std::uint32_t (&b)[4]) {
         add_bits(low, l_, w.x, w.y, b[0], b[1]);
         add_bits(high, l_, z.x, z.y, b[0], b[1]);
         add_bits(low, l_, w.z, w.w, b[2], b[3]);
@@ -75,7 +76,7 @@ class KeyProduct {
     for (int j = 0; j < s_.signs / 16; ++j) {
       const int at = j * 16 + l_.quad * 4;
       const uint4 w = *reinterpret_cast<const uint4*>(words + 2 * wide + at);
-      weigh(wide / 16 + j, scales + wide + at, [&](const std::uint32_t(&b)[4]) {
+      weigh(wide / 16 + j, scales + wide + at, [&](const std::uint32_t (&b)[4]) {
         add_bits(sign, l_, w.x, w.y, b[0], b[1]);
         add_bits(sign, l_, w.z, w.w, b[2], b[3]);
       });
@@ -142,7 +143,7 @@ __device__ inline void find_bases(const Lane& l, const Operands& p, const Shape&
     const int run = min(block + l.row + 8 * r, end - 1) >> p.run;
     zeros[r] = p.zeros.at(b, g, run), scales[r] = p.scales.at(b, g, run);
   }
-  const auto add = [&](float(&c)[4], const __half* const(&rows)[2], std::int64_t col, int first, int limit, int position) {
+  const auto add = [&](float (&c)[4], const __half* const(&rows)[2], std::int64_t col, int first, int limit, int position) {
     const uint2 x = four(rows[0], col, first, limit, s.flat), y = four(rows[1], col, first, limit, s.flat);
     const uint2 z = *reinterpret_cast<const uint2*>(&q.split[l.row / 4][l.column_head()][position]);
     multiply_add<__half>(c, {x.x, y.x, x.y, y.y}, z.x, z.y);
@@ -198,8 +199,8 @@ __device__ inline void step_bytes(const Lane& l, const char* codes, int width, i
 struct Ternary {
   static constexpr int planes = 5;  // digits of a byte
   template <bool Exact>
-  static __device__ void add(const Lane& l, int width, const Stage& at, const char* stage, int set,
-                             const std::uint32_t (&high)[2], const std::uint32_t (&low)[2], float (&out)[planes][4]) {
+  static __device__ void add(const Lane& l, int width, const Stage& at, const char* stage, int set, const std::uint32_t (&high)[2],
+                             const std::uint32_t (&low)[2], float (&out)[planes][4]) {
     const __half2 third = halves(0x35553555u), shift = halves(0x61556155u);  // 1/3, 682.5
     float f[planes][4] = {};
 #pragma unroll
@@ -235,8 +236,8 @@ struct Ternary {
 struct TwoBits {
   static constexpr int planes = 4;  // digits of a byte
   template <bool Exact>
-  static __device__ void add(const Lane& l, int width, const Stage& at, const char* stage, int set,
-                             const std::uint32_t (&high)[2], const std::uint32_t (&low)[2], float (&out)[planes][4]) {
+  static __device__ void add(const Lane& l, int width, const Stage& at, const char* stage, int set, const std::uint32_t (&high)[2],
+                             const std::uint32_t (&low)[2], float (&out)[planes][4]) {
     float f[planes][4] = {}, mass[4] = {};
     const std::uint32_t ones[4] = {0x3c003c00u, 0x3c003c00u, 0x3c003c00u, 0x3c003c00u};
 #pragma unroll

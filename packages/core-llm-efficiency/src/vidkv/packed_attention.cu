@@ -163,7 +163,8 @@ __device__ void attend_packed(const Operands& p, const Values& v, const Unit& u,
   for (int h = 0; h < tile_heads; ++h) {
     whole[h] = -INFINITY, total[h] = 0;
     for (int w = 0; w < warps; ++w) whole[h] = fmaxf(whole[h], tops[w][h].x);
-    for (int w = 0; w < warps; ++w) total[h] += tops[w][h].x == -INFINITY ? tops[w][h].y : tops[w][h].y * exp2_fast(tops[w][h].x - whole[h]);
+    for (int w = 0; w < warps; ++w)
+      total[h] += tops[w][h].x == -INFINITY ? tops[w][h].y : tops[w][h].y * exp2_fast(tops[w][h].x - whole[h]);
   }
   auto* sums = reinterpret_cast<float*>(shared);
 #pragma unroll
@@ -259,13 +260,14 @@ void launch(const Operands& p, cudaStream_t stream) {
 template <class Digits, bool Exact>
 void launch_any(const Operands& p, cudaStream_t stream) {
   const bool plain = !Exact && p.flat && p.values[std::is_same_v<Digits, TwoBits> ? 0 : 1].flat && p.e == p.d && p.sets == 1;
-  if (plain && p.wide == 64 && p.signs == 64) return launch<Digits, Fixed<64, 64, Digits::planes>, Exact && false>(p, stream);
-  if (plain && p.wide == 32 && p.signs == 32) return launch<Digits, Fixed<32, 32, Digits::planes>, Exact && false>(p, stream);
+  if (plain && p.wide == 64 && p.signs == 64) return launch < Digits, Fixed<64, 64, Digits::planes>, Exact && false > (p, stream);
+  if (plain && p.wide == 32 && p.signs == 32) return launch < Digits, Fixed<32, 32, Digits::planes>, Exact && false > (p, stream);
   launch<Digits, Any, Exact>(p, stream);
 }
 
 bool aligned(const void* p, std::initializer_list<std::int64_t> bytes) {
-  return reinterpret_cast<std::uintptr_t>(p) % 16 == 0 && std::all_of(bytes.begin(), bytes.end(), [](std::int64_t x) { return x % 16 == 0; });
+  return reinterpret_cast<std::uintptr_t>(p) % 16 == 0 &&
+         std::all_of(bytes.begin(), bytes.end(), [](std::int64_t x) { return x % 16 == 0; });
 }
 template <class T>
 bool rows_aligned(const Array<T>& x) {
@@ -348,16 +350,16 @@ void attention_on(core::Tensor<const T, 3> q, core::Tensor<const std::int32_t, 2
 }
 }  // namespace
 
-#define CORE_PACKED_ATTENTION(name, T)                                                                                                     \
-  void name(core::Tensor<const T, 3> q, core::Tensor<const std::int32_t, 2> channels, std::int64_t group,                                  \
-            core::Tensor<const std::int32_t, 4> planes, core::Tensor<const core::float16, 4> scales,                                       \
-            core::Tensor<const core::float16, 4> zeros, core::Tensor<const std::uint8_t, 4> codes2,                                        \
-            core::Tensor<const core::float16, 4> scales2, core::Tensor<const core::float16, 4> zeros2,                                     \
-            core::Tensor<const std::uint8_t, 4> codes3, core::Tensor<const core::float16, 4> scales3, core::Tensor<const T, 4> recent_k,   \
-            core::Tensor<const T, 4> recent_v, std::optional<core::Tensor<const bool, 2>> seen, double scale, core::Tensor<T, 3> out,      \
-            core::Stream stream) {                                                                                                         \
-    attention_on(q, channels, group, planes, scales, zeros, codes2, scales2, zeros2, codes3, scales3, recent_k, recent_v, seen, scale, out, \
-                 stream);                                                                                                                  \
+#define CORE_PACKED_ATTENTION(name, T)                                                                                                   \
+  void name(core::Tensor<const T, 3> q, core::Tensor<const std::int32_t, 2> channels, std::int64_t group,                                \
+            core::Tensor<const std::int32_t, 4> planes, core::Tensor<const core::float16, 4> scales,                                     \
+            core::Tensor<const core::float16, 4> zeros, core::Tensor<const std::uint8_t, 4> codes2,                                      \
+            core::Tensor<const core::float16, 4> scales2, core::Tensor<const core::float16, 4> zeros2,                                   \
+            core::Tensor<const std::uint8_t, 4> codes3, core::Tensor<const core::float16, 4> scales3, core::Tensor<const T, 4> recent_k, \
+            core::Tensor<const T, 4> recent_v, std::optional<core::Tensor<const bool, 2>> seen, double scale, core::Tensor<T, 3> out,    \
+            core::Stream stream) {                                                                                                       \
+    attention_on(q, channels, group, planes, scales, zeros, codes2, scales2, zeros2, codes3, scales3, recent_k, recent_v, seen, scale,   \
+                 out, stream);                                                                                                           \
   }
 CORE_PACKED_ATTENTION(packed_attention_fp32, float)
 CORE_PACKED_ATTENTION(packed_attention_fp16, core::float16)

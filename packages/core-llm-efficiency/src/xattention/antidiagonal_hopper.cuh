@@ -34,7 +34,8 @@ struct Place {
 __device__ inline Place place(const Estimate& e, std::int64_t t, int together, int fours, int wide) {
   const int head = static_cast<int>(t % together);
   t /= together;
-  const int row = static_cast<int>(t / 4 / wide % fours * 4 + t % 4) * rows_of_tile, column = static_cast<int>(t / 4 % wide) * columns_of_tile;
+  const int row = static_cast<int>(t / 4 / wide % fours * 4 + t % 4) * rows_of_tile,
+            column = static_cast<int>(t / 4 % wide) * columns_of_tile;
   Place p{static_cast<int>(t / 4 / wide / fours) * together + head, row, column, row < e.rows};
   p.seen = p.seen && p.column < e.seen(min(p.row + rows_of_tile, e.rows) - 1);
   return p;
