@@ -8,16 +8,19 @@
 namespace core_agents {
 inline constexpr auto ops = core::op_set(
     core::op<"check_program", &check_program>(
-        "Checks a behaviour-tree program (flat pre-order arrays) and writes into `rows` each node's row of `state` "
+        "Checks a behaviour-tree program (flat pre-order arrays, code of its expressions) and writes into `rows` each node's row of "
+        "`state` "
         "(or -1) and into `sizes` how many rows `state` and `counters` have.",
-        {"kinds[P]", "ends[P]", "features[P]", "comparisons[P]", "thresholds[P]", "action_ids[P]", "results[P]", "params[P]",
-         "num_features", "rows[P]", "sizes[2]"},
+        {"kinds[P]", "ends[P]", "features[P]", "comparisons[P]", "thresholds[P]", "action_ids[P]", "results[P]", "params[P]", "code_ops[K]",
+         "code_lefts[K]", "code_rights[K]", "code_values[K]", "num_features", "rows[P]", "sizes[2]"},
         {.paper = "2503.13356"}),
     core::op<"tick", &tick>(
         "Ticks one behaviour tree for A agents at once: conditions read `observations`, actions write an id into `actions`, "
-        "`statuses` is the root's status. Semantics of py_trees' tick_once. Agents that `mask` leaves out keep everything.",
-        {"kinds[P]", "ends[P]", "features[P]", "comparisons[P]", "thresholds[P]", "action_ids[P]", "results[P]", "params[P]",
-         "observations[A,F]", "mask[A]", "state[R,A]", "counters[C,A]", "actions[A]", "statuses[A]"},
+        "`statuses` is the root's status, `log` every node's. Semantics of py_trees' tick_once. Agents that `mask` leaves out keep "
+        "everything.",
+        {"kinds[P]", "ends[P]", "features[P]", "comparisons[P]", "thresholds[P]", "action_ids[P]", "results[P]", "params[P]", "code_ops[K]",
+         "code_lefts[K]", "code_rights[K]", "code_values[K]", "observations[A,F]", "mask[A]", "state[R,A]", "counters[C,A]", "actions[A]",
+         "statuses[A]", "log[P,A]"},
         {.paper = "2503.13356"}),
     core::op<"encode_actions", &encode_actions>(
         "Minecraft buttons (VPT's 20) and camera angles in degrees to joint ids by VPT's rules: opposite keys cancel, else the "

@@ -7,6 +7,7 @@ os.environ["CORE_NUM_THREADS"] = "1"  # read when the first operator runs
 import time
 from collections.abc import Iterator
 
+import core_llm_efficiency as core
 import numpy as np
 import pytest
 from core_llm_efficiency import _core_llm_efficiency as _C
@@ -49,3 +50,37 @@ def test_scores(benchmark, stride: int) -> None:  # type: ignore[no-untyped-def]
     ours = fastest(lambda: _C.antidiagonal_scores(*args.values()), clock=time.process_time)
     peers = fastest(peer, clock=time.process_time)
     print(f"\nstride {stride}: ours {ours * 1e3:.1f} ms, torch {peers * 1e3:.1f} ms, torch/ours {peers / ours:.2f}")
+
+
+@pytest.mark.parametrize("density", [0.1, 0.3, 1.0])
+def test_training(density: float) -> None:
+    """Forward and backward of (1, 4, 2048, 128), blocks of 128, against dense SDPA."""
+    args = make_attention(np.random.default_rng(0), 1, 4, 4, 2048, 2048, 128, 128, density)
+    leaves = [torch.from_numpy(args[x]).requires_grad_() for x in "qkv"]
+    mask = torch.from_numpy(np.tril(args["mask"]))
+    upstream = torch.randn(leaves[0].shape, generator=torch.Generator().manual_seed(0))
+
+    def step(call):  # type: ignore[no-untyped-def]
+        for x in leaves:
+            x.grad = None
+        call().backward(upstream)
+        return [x.grad for x in leaves]
+
+    def ours():  # type: ignore[no-untyped-def]
+        return core.block_sparse_attention(*leaves, mask)
+
+    def masked():  # type: ignore[no-untyped-def]
+        seen = mask.repeat_interleave(128, 2).repeat_interleave(128, 3).tril()
+        return torch.nn.functional.scaled_dot_product_attention(*leaves, attn_mask=seen)
+
+    def dense():  # type: ignore[no-untyped-def]
+        return torch.nn.functional.scaled_dot_product_attention(*leaves, is_causal=True)
+
+    difference = max(float((a - b).abs().max()) for a, b in zip(step(ours), step(masked), strict=True))
+    assert difference < 1e-3
+    first, second = (fastest(lambda f=f: step(f), clock=time.process_time) for f in (ours, dense))
+    print(
+        f"\ndensity {core.block_density(mask, q_len=2048, k_len=2048):.3f}, forward and backward: ours "
+        f"{first * 1e3:.1f} ms, SDPA {second * 1e3:.1f} ms, SDPA/ours {second / first:.2f}, largest difference "
+        f"to the same blocks in SDPA {difference:.1e}"
+    )

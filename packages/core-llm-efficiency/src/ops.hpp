@@ -20,6 +20,11 @@ inline constexpr auto ops = core::op_set(
         "Softmax attention over the selected blocks only; grouped-query heads, right-aligned causal mask.",
         {"q[B,H,N,D]", "k[B,G,M,D]", "v[B,G,M,E]", "mask[B,H,QB,KB]", "block", "scale", "causal", "out[B,H,N,E]", "lse[B,H,N]"},
         {.paper = "2503.16428", .ns_per_element = 100}),
+    core::op<"block_sparse_attention_backward", &block_sparse_attention_backward>(
+        "The gradients of block-sparse attention, its weights made again from the logarithm of the softmax denominator.",
+        {"q[B,H,N,D]", "k[B,G,M,D]", "v[B,G,M,E]", "mask[B,H,QB,KB]", "block", "scale", "causal", "out[B,H,N,E]", "lse[B,H,N]",
+         "grad_out[B,H,N,E]", "grad_lse[B,H,N]", "grad_q[B,H,N,D]", "grad_k[B,G,M,D]", "grad_v[B,G,M,E]"},
+        {.paper = "2503.16428", .ns_per_element = 200}),
     core::op<"selective_scan", &selective_scan CORE_IF_CUDA(&selective_scan_fp32, &selective_scan_fp16, &selective_scan_bf16)>(
         "Mamba-1's selective scan with carried state.",
         {"u[b,d,l]", "delta[b,d,l]", "A[d,n]", "B[b,g,n,l]", "C[b,g,n,l]", "initial_state[b,d,n]", "out[b,d,l]", "last_state[b,d,n]"},

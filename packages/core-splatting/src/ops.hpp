@@ -2,20 +2,50 @@
 #pragma once
 #include <core/op.hpp>
 
+#include <core_splatting/harmonics.hpp>
 #include <core_splatting/rasterize.hpp>
+#include <core_splatting/train.hpp>
 
 namespace core_splatting {
 inline constexpr auto ops = core::op_set(
     core::op<"rasterize", &rasterize CORE_IF_CUDA(&rasterize_cuda)>(
-        "Renders 3D Gaussians into pinhole cameras: projection, exact tile culling, one sort by depth, blending front to back.",
-        {"means[N,3]", "quats[N,4]", "scales[N,3]", "opacities[N]", "colors[*,N,D]", "viewmats[C,4,4]", "Ks[C,3,3]", "backgrounds[C,D]",
-         "near_plane", "far_plane", "radius_clip", "eps2d", "max_alpha", "out_colors[C,H,W,D]", "out_alphas[C,H,W]"},
+        "Renders 3D Gaussians into cameras: projection, exact tile culling, one sort by depth, blending front to back.",
+        {"means[N,3]", "quats[N,4]", "scales[N,3]", "covars[N,6]", "opacities[N]", "colors[*,N,D]", "viewmats[C,4,4]", "Ks[C,3,3]",
+         "backgrounds[C,D]", "near_plane", "far_plane", "radius_clip", "eps2d", "max_alpha", "antialiased", "camera_model",
+         "out_colors[C,H,W,D]", "out_alphas[C,H,W]"},
         {.paper = "2308.04079", .ns_per_element = 20}),
     core::op<"rasterize_backward", &rasterize_backward CORE_IF_CUDA(&rasterize_backward_cuda)>(
         "The gradient of rasterize by Gaussians, colours, cameras and projected centres.",
-        {"means[N,3]",     "quats[N,4]",     "scales[N,3]",      "opacities[N]",      "colors[*,N,D]",   "viewmats[C,4,4]",
-         "Ks[C,3,3]",      "near_plane",     "far_plane",        "radius_clip",       "eps2d",           "max_alpha",
-         "image[C,H,W,D]", "alphas[C,H,W]",  "v_image[C,H,W,D]", "v_alphas[C,H,W]",   "v_means[N,3]",    "v_quats[N,4]",
-         "v_scales[N,3]",  "v_opacities[N]", "v_colors[*,N,D]",  "v_viewmats[C,4,4]", "v_means2d[C,N,4]"},
-        {.paper = "2308.04079", .ns_per_element = 20}));
+        {"means[N,3]",      "quats[N,4]",        "scales[N,3]",     "covars[N,6]",    "opacities[N]",  "colors[*,N,D]",
+         "viewmats[C,4,4]", "Ks[C,3,3]",         "near_plane",      "far_plane",      "radius_clip",   "eps2d",
+         "max_alpha",       "antialiased",       "camera_model",    "image[C,H,W,D]", "alphas[C,H,W]", "v_image[C,H,W,D]",
+         "v_alphas[C,H,W]", "v_means[N,3]",      "v_quats[N,4]",    "v_scales[N,3]",  "v_covars[N,6]", "v_opacities[N]",
+         "v_colors[*,N,D]", "v_viewmats[C,4,4]", "v_means2d[C,N,4]"},
+        {.paper = "2308.04079", .ns_per_element = 20}),
+    core::op<"project_gaussians", &project_gaussians CORE_IF_CUDA(&project_gaussians_cuda)>(
+        "What rasterize makes of each Gaussian in each camera: centre, radii, depth, conic and opacity.",
+        {"means[N,3]",   "quats[N,4]",     "scales[N,3]",  "covars[N,6]", "opacities[N]",  "viewmats[C,4,4]", "Ks[C,3,3]",
+         "width",        "height",         "near_plane",   "far_plane",   "radius_clip",   "eps2d",           "antialiased",
+         "camera_model", "means2d[C,N,2]", "radii[C,N,2]", "depths[C,N]", "conics[C,N,3]", "weights[C,N]"},
+        {.paper = "2308.04079", .ns_per_element = 5}),
+    core::op<"spherical_harmonics", &spherical_harmonics CORE_IF_CUDA(&spherical_harmonics_cuda)>(
+        "Colours by direction: real spherical harmonics to degree 3, times a cosine series in time.",
+        {"degree", "time_degree", "dirs[N,3]", "coeffs[*,N,K,D]", "viewmats[C,4,4]", "phases[N]", "masks[C,N]", "as_color", "out[C,N,D]"},
+        {.paper = "2310.10642"}),
+    core::op<"spherical_harmonics_backward", &spherical_harmonics_backward CORE_IF_CUDA(&spherical_harmonics_backward_cuda)>(
+        "The gradient of spherical_harmonics by directions, coefficients, cameras and phases.",
+        {"degree", "time_degree", "dirs[N,3]", "coeffs[*,N,K,D]", "viewmats[C,4,4]", "phases[N]", "masks[C,N]", "as_color", "v_out[C,N,D]",
+         "v_dirs[N,3]", "v_coeffs[*,N,K,D]", "v_viewmats[C,4,4]", "v_phases[N]"},
+        {.paper = "2310.10642"}),
+    core::op<"ssim", &ssim CORE_IF_CUDA(&ssim_cuda)>(
+        "The structural similarity of two images at each pixel, 11x11 Gaussian window, and its partial derivatives.",
+        {"image[B,C,H,W]", "target[B,C,H,W]", "out[B,C,H,W]", "partials[3,B,C,H,W]"}, {.paper = "2308.04079", .ns_per_element = 10}),
+    core::op<"ssim_backward", &ssim_backward CORE_IF_CUDA(&ssim_backward_cuda)>(
+        "The gradient of ssim by the image.",
+        {"image[B,C,H,W]", "target[B,C,H,W]", "partials[3,B,C,H,W]", "v_out[B,C,H,W]", "v_image[B,C,H,W]"},
+        {.paper = "2308.04079", .ns_per_element = 10}),
+    core::op<"selective_adam", &selective_adam CORE_IF_CUDA(&selective_adam_cuda)>(
+        "One step of Adam on the rows that are visible, with a count of steps for each row.",
+        {"param[N,K]", "grad[N,K]", "exp_avg[N,K]", "exp_avg_sq[N,K]", "steps[N]", "visible[N]", "lr", "beta1", "beta2", "eps"},
+        {.paper = "2308.04079", .ns_per_element = 2}));
 }

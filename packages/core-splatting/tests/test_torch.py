@@ -41,7 +41,28 @@ def test_opcheck() -> None:
     from core_splatting.torch_ops import rasterize
 
     x = inputs()
-    torch.library.opcheck(rasterize, (*x[:4], x[4][None], *x[5:], None, 90, 70, 0.01, 1e10, 0.0, 0.3, 0.999))
+    torch.library.opcheck(
+        rasterize,
+        (
+            *x[:3],
+            None,
+            x[3],
+            x[4][None],
+            *x[5:],
+            None,
+            None,
+            90,
+            70,
+            0.01,
+            1e10,
+            0.0,
+            0.3,
+            0.999,
+            False,
+            "pinhole",
+            False,
+        ),
+    )
 
 
 def test_compile() -> None:
@@ -97,6 +118,7 @@ def test_gradient_equals_reference() -> None:
     args = {k: t.detach().numpy() for k, t in zip(names, x, strict=False)}
     args["colors"] = args["colors"][None]
     args |= {"near_plane": 0.01, "far_plane": 1e10, "radius_clip": 0.0, "eps2d": 0.3, "max_alpha": 0.999}
+    args |= {"covars": None, "antialiased": False, "camera_model": "pinhole"}
     args |= {"image": image.detach().numpy(), "alphas": alphas[..., 0].detach().numpy()}
     args |= {"v_image": v_image.numpy(), "v_alphas": v_alphas[..., 0].numpy()}
     args |= {f"v_{k}": args[k] for k in names[:6]} | {"v_means2d": np.empty((2, 30, 4))}
@@ -114,7 +136,11 @@ def test_opcheck_with_gradients() -> None:
 
     x = differentiable()
     colors = x[4].detach()[None].requires_grad_()
-    torch.library.opcheck(rasterize, (*x[:4], colors, *x[5:], 24, 20, 0.01, 1e10, 0.0, 0.3, 0.999))
+    means2d = torch.zeros(2, 30, 2, requires_grad=True)
+    torch.library.opcheck(
+        rasterize,
+        (*x[:3], None, x[3], colors, *x[5:], means2d, 24, 20, 0.01, 1e10, 0.0, 0.3, 0.999, True, "fisheye", False),
+    )
 
 
 def test_compiled_gradient() -> None:

@@ -20,9 +20,12 @@ from .behaviour_tree import (
     Action,
     BatchedTree,
     Condition,
+    Definition,
     Failure,
     FailureIsRunning,
     FailureIsSuccess,
+    ForceFailure,
+    ForceSuccess,
     Inverter,
     Kind,
     Node,
@@ -39,14 +42,20 @@ from .behaviour_tree import (
     Selector,
     Sequence,
     Status,
+    SubTree,
     Success,
     SuccessIsFailure,
     SuccessIsRunning,
     TickCounter,
+    TickLog,
     Timeout,
+    Wait,
     compile,  # noqa: A004
+    feature_names,
 )
 from .dsl import ParseError, from_dsl, to_dsl
+from .json_format import from_json, to_json
+from .xml_format import from_xml, to_xml
 
 
 def __getattr__(name: str) -> Any:
@@ -59,9 +68,11 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "COMPARISONS", "FAILURE", "INVALID", "JARVIS_CAMERA", "RUNNING", "SUCCESS", "VPT_CAMERA", "Action",
-    "ActionTokenizer", "BatchedTree", "CameraBins", "Condition", "Failure", "FailureIsRunning", "FailureIsSuccess",
-    "Inverter", "Kind", "Node", "OneShot", "OneShotPolicy", "Parallel", "ParallelPolicy", "ParseError", "Program",
-    "Repeat", "Retry", "Running", "RunningIsFailure", "RunningIsSuccess", "Selector", "Sequence", "Status",
-    "Success", "SuccessIsFailure", "SuccessIsRunning", "TickCounter", "Timeout", "compile", "decode_actions",
-    "encode_actions", "from_dsl", "from_py_trees", "stack_buttons", "to_dsl", "to_py_trees",
+    "ActionTokenizer", "BatchedTree", "CameraBins", "Condition", "Definition", "Failure", "FailureIsRunning",
+    "FailureIsSuccess", "ForceFailure", "ForceSuccess", "Inverter", "Kind", "Node", "OneShot", "OneShotPolicy",
+    "Parallel", "ParallelPolicy", "ParseError", "Program", "Repeat", "Retry", "Running", "RunningIsFailure",
+    "RunningIsSuccess", "Selector", "Sequence", "Status", "SubTree", "Success", "SuccessIsFailure",
+    "SuccessIsRunning", "TickCounter", "TickLog", "Timeout", "Wait", "compile", "decode_actions", "encode_actions",
+    "feature_names", "from_dsl", "from_json", "from_py_trees", "from_xml", "stack_buttons", "to_dsl", "to_json",
+    "to_py_trees", "to_xml",
 ]  # fmt: skip

@@ -10,11 +10,15 @@ def check_program(
     action_ids: Any,  # int32[P]
     results: Any,  # uint8[P]
     params: Any,  # int32[P]
+    code_ops: Any,  # uint8[K]
+    code_lefts: Any,  # int32[K]
+    code_rights: Any,  # int32[K]
+    code_values: Any,  # float32[K]
     num_features: SupportsIndex,
     rows: Any,  # out int32[P]
     sizes: Any,  # out int64[2]
 ) -> None:
-    """Checks a behaviour-tree program (flat pre-order arrays) and writes into `rows` each node's row of `state` (or -1) and into `sizes` how many rows `state` and `counters` have."""
+    """Checks a behaviour-tree program (flat pre-order arrays, code of its expressions) and writes into `rows` each node's row of `state` (or -1) and into `sizes` how many rows `state` and `counters` have."""
 
 def tick(
     kinds: Any,  # uint8[P]
@@ -25,14 +29,19 @@ def tick(
     action_ids: Any,  # int32[P]
     results: Any,  # uint8[P]
     params: Any,  # int32[P]
+    code_ops: Any,  # uint8[K]
+    code_lefts: Any,  # int32[K]
+    code_rights: Any,  # int32[K]
+    code_values: Any,  # float32[K]
     observations: Any,  # float32[A,F]
     mask: Any | None,  # bool[A]
     state: Any,  # out uint8[R,A]
     counters: Any,  # out int32[C,A]
     actions: Any,  # out int32[A]
     statuses: Any,  # out uint8[A]
+    log: Any | None,  # out uint8[P,A]
 ) -> None:
-    """Ticks one behaviour tree for A agents at once: conditions read `observations`, actions write an id into `actions`, `statuses` is the root's status. Semantics of py_trees' tick_once. Agents that `mask` leaves out keep everything."""
+    """Ticks one behaviour tree for A agents at once: conditions read `observations`, actions write an id into `actions`, `statuses` is the root's status, `log` every node's. Semantics of py_trees' tick_once. Agents that `mask` leaves out keep everything."""
 
 def encode_actions(
     buttons: Any,  # bool[N,20]

@@ -10,6 +10,7 @@ import numpy as np
 from py_trees import behaviour, behaviours, common, composites, decorators
 
 from . import behaviour_tree as bt
+from .behaviour_tree.expressions import evaluate
 
 _COMPARE = dict(
     zip(bt.COMPARISONS, (operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne), strict=True)
@@ -33,12 +34,14 @@ class _World:
 
 
 class _Test:
-    def __init__(self, world: _World, feature: int, op: str, threshold: float) -> None:
+    def __init__(self, world: _World, feature: int | bt.Expression, op: str, threshold: float) -> None:
         self.world, self.feature, self.op, self.threshold = world, feature, op, threshold
         self.compare, self.right = _COMPARE[op], float(np.float32(threshold))
 
     def __call__(self) -> bool:
-        return bool(self.compare(self.world.observation[self.feature], self.right))
+        feature, observation = self.feature, self.world.observation
+        left = observation[feature] if isinstance(feature, int) else evaluate(feature, observation)
+        return bool(self.compare(left, self.right))
 
 
 class ConditionLeaf(behaviour.Behaviour):  # type: ignore[misc]
@@ -68,8 +71,9 @@ class ActionLeaf(behaviour.Behaviour):  # type: ignore[misc]
 
     def update(self) -> common.Status:
         """Emits the action; RUNNING as long as the node says."""
-        if self.node.action >= 0:
-            self.world.action = self.node.action
+        action = self.node.action
+        if isinstance(action, int) and action >= 0:
+            self.world.action = action
         self.counter += 1
         runs = self.test() if self.test is not None else self.counter <= self.node.duration
         return common.Status.RUNNING if runs else self.completion
@@ -99,7 +103,7 @@ class PyTreesAgent:
     def __init__(self, tree: bt.Node) -> None:
         self.world = _World()
         self.nodes: list[behaviour.Behaviour] = []
-        self.root = self._build(tree)
+        self.root = self._build(bt.expand(tree))
         stack = [self.root]
         while stack:
             self.nodes.append(stack.pop())
@@ -167,7 +171,7 @@ class PyTreesAgent:
 
 
 def to_py_trees(tree: bt.Node | bt.Program) -> PyTreesAgent:
-    """One agent's tree as py_trees behaviours; ``.root`` is the py_trees root."""
+    """One agent's tree as py_trees behaviours, sub-trees put in; ``.root`` is the py_trees root."""
     return PyTreesAgent(tree.tree if isinstance(tree, bt.Program) else tree)
 
 

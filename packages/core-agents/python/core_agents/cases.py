@@ -59,6 +59,7 @@ def make_tick(rng: np.random.Generator, nodes: int, agents: int, features: int) 
         "counters": counters,
         "actions": np.empty(agents, np.int32),
         "statuses": np.empty(agents, np.uint8),
+        "log": None if nodes == 50 else np.empty((len(program), agents), np.uint8),
     }
 
 
@@ -79,7 +80,7 @@ def peer_tick(args: Args) -> Callable[[], Args]:
     from .adapters import to_py_trees
 
     arrays = {name: args[name] for name in bt.ARRAYS}
-    tree = bt.decompile(arrays)
+    tree = bt.decompile(arrays, args["observations"].shape[1])
     rows, _ = reference.sizes(arrays)
     peers = [to_py_trees(tree) for _ in args["actions"]]
     for a, peer in enumerate(peers):
@@ -382,7 +383,7 @@ cases = [
         },
         make=make_tick,
         reference=reference.tick,
-        tolerance=dict.fromkeys(("state", "counters", "actions", "statuses"), (0, 0)),
+        tolerance=dict.fromkeys(("state", "counters", "actions", "statuses", "log"), (0, 0)),
         peer=("py_trees", peer_tick),
         work=work_tick,
         inout=("state", "counters"),

@@ -13,12 +13,13 @@ struct Node {
   bool may_run = false;
 };
 
-[[noreturn]] void bad(const char* op, const char* argument, std::int64_t node, const std::string& why) {
-  throw core::Error("ValueError", std::string(op) + ": argument '" + argument + "' at node " + std::to_string(node) + " " + why);
+[[noreturn]] void bad(const char* op, const char* argument, std::int64_t node, const std::string& why, const char* what = "node") {
+  throw core::Error("ValueError", std::string(op) + ": argument '" + argument + "' at " + what + " " + std::to_string(node) + " " + why);
 }
 
 bool composite(int kind) { return kind <= PARALLEL_ONE; }
 bool leaf(int kind) { return kind == CONDITION || kind == ACTION || kind == ACTION_WHILE; }
+bool unary(int operation) { return operation >= NOT; }
 bool reads(int kind) { return kind == CONDITION || kind == GUARD || kind == ACTION_WHILE; }
 
 /// Shape of the tree: every subtree inside its parent's, children as many as the kind takes.
@@ -50,6 +51,28 @@ std::vector<Node> check_shape(const char* op, const ProgramView& p) {
   return nodes;
 }
 
+void check_code(const char* op, const ProgramView& p, std::int64_t num_features) {
+  const std::int64_t n = p.code_ops.shape[0];
+  if (n > max_code)
+    throw core::Error("ValueError", std::string(op) + ": argument 'code_ops' must hold at most " + std::to_string(max_code) +
+                                        " instructions, got " + std::to_string(n));
+  for (std::int64_t k = 0; k < n; ++k) {
+    const int operation = p.code_ops(k);
+    const auto fail = [&](const char* argument, const std::string& why) { bad(op, argument, k, why, "instruction"); };
+    if (operation >= NUM_OPERATIONS)
+      fail("code_ops", "must be below " + std::to_string(NUM_OPERATIONS) + ", got " + std::to_string(operation));
+    bool constant = false;
+    const auto operand = [&](const char* argument, std::int64_t column) {
+      if (column < -1 || column >= num_features + k)
+        fail(argument, "must be -1 or a column below " + std::to_string(num_features + k) + ", got " + std::to_string(column));
+      constant |= column == -1;
+    };
+    operand("code_lefts", p.code_lefts(k));
+    if (!unary(operation)) operand("code_rights", p.code_rights(k));
+    if (constant && std::isnan(p.code_values(k))) fail("code_values", "must not be NaN");
+  }
+}
+
 void check_values(const char* op, const ProgramView& p, std::int64_t num_features) {
   for (std::int64_t i = 0; i < p.kinds.shape[0]; ++i) {
     const int kind = p.kinds(i), param = p.params(i);
@@ -57,9 +80,10 @@ void check_values(const char* op, const ProgramView& p, std::int64_t num_feature
       if (param < least) bad(op, "params", i, "must be at least " + std::to_string(least) + ", got " + std::to_string(param));
     };
     if (reads(kind)) {
-      if (p.features(i) < 0 || p.features(i) >= num_features)
+      const std::int64_t columns = num_features + p.code_ops.shape[0];
+      if (p.features(i) < 0 || p.features(i) >= columns)
         bad(op, "features", i,
-            "must be in [0, " + std::to_string(num_features) + ") to name a column of the observations, got " +
+            "must be in [0, " + std::to_string(columns) + ") to name a column of the observations or an instruction, got " +
                 std::to_string(p.features(i)));
       if (p.comparisons(i) > NE) bad(op, "comparisons", i, "must be at most 5, got " + std::to_string(p.comparisons(i)));
       if (std::isnan(p.thresholds(i))) bad(op, "thresholds", i, "must not be NaN");
@@ -80,10 +104,11 @@ void check_values(const char* op, const ProgramView& p, std::int64_t num_feature
 }  // namespace
 
 Compiled compile(const char* op, const ProgramView& p, std::int64_t num_features) {
-  if (num_features < 0)
+  if (num_features < 0 || num_features > 1 << 30)
     throw core::Error("ValueError",
-                      std::string(op) + ": argument 'num_features' must not be negative, got " + std::to_string(num_features));
+                      std::string(op) + ": argument 'num_features' must be in [0, 2^30], got " + std::to_string(num_features));
   std::vector<Node> nodes = check_shape(op, p);
+  check_code(op, p, num_features);
   check_values(op, p, num_features);
   const auto n = static_cast<std::int32_t>(nodes.size());
   const auto at = [&](std::int32_t i) -> Node& { return nodes[static_cast<std::size_t>(i)]; };
@@ -113,7 +138,26 @@ Compiled compile(const char* op, const ProgramView& p, std::int64_t num_features
   }
   first_row.back() = c.rows;
 
-  std::map<std::int32_t, std::int32_t> column;  // of the tile, for each feature that is read
+  std::map<std::int32_t, std::int32_t> tile;  // column of the tile for each feature that is read
+  const auto load = [&](std::int32_t feature) {
+    if (feature < 0 || feature >= num_features) return;
+    if (tile.emplace(feature, static_cast<std::int32_t>(c.columns.size())).second) c.columns.push_back(feature);
+  };
+  for (std::int32_t i = 0; i < n; ++i)
+    if (reads(p.kinds(i))) load(p.features(i));
+  for (std::int64_t k = 0; k < p.code_ops.shape[0]; ++k) {
+    load(p.code_lefts(k));
+    if (!unary(p.code_ops(k))) load(p.code_rights(k));
+  }
+  const auto column = [&](std::int32_t feature) {
+    if (feature < 0) return -1;
+    return feature < num_features ? tile.at(feature)
+                                  : static_cast<std::int32_t>(static_cast<std::int64_t>(c.columns.size()) + feature - num_features);
+  };
+  for (std::int64_t k = 0; k < p.code_ops.shape[0]; ++k) {
+    const std::uint8_t operation = p.code_ops(k);
+    c.code.push_back({operation, column(p.code_lefts(k)), unary(operation) ? -1 : column(p.code_rights(k)), p.code_values(k)});
+  }
   const auto make = [&](Code code, std::int32_t i) {
     const Node& node = at(i);
     const int kind = p.kinds(i);
@@ -123,9 +167,7 @@ Compiled compile(const char* op, const ProgramView& p, std::int64_t num_features
     s.below = first_row[static_cast<std::size_t>(i) + 1], s.row_end = first_row[static_cast<std::size_t>(p.ends(i))];
     s.action = p.action_ids(i), s.result = p.results(i), s.param = p.params(i);
     if (reads(kind)) {
-      const auto [found, fresh] = column.emplace(p.features(i), static_cast<std::int32_t>(c.columns.size()));
-      if (fresh) c.columns.push_back(p.features(i));
-      s.column = found->second, s.comparison = p.comparisons(i), s.threshold = p.thresholds(i);
+      s.column = column(p.features(i)), s.comparison = p.comparisons(i), s.threshold = p.thresholds(i);
     }
     c.steps.push_back(s);
   };

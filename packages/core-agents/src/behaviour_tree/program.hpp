@@ -14,6 +14,9 @@ struct ProgramView {
   core::Tensor<const std::int32_t, 1> action_ids;
   core::Tensor<const std::uint8_t, 1> results;
   core::Tensor<const std::int32_t, 1> params;
+  core::Tensor<const std::uint8_t, 1> code_ops;
+  core::Tensor<const std::int32_t, 1> code_lefts, code_rights;
+  core::Tensor<const float, 1> code_values;
 };
 
 enum class Code : std::uint8_t { leaf, begin, child, join, end };
@@ -35,9 +38,17 @@ struct Step {
   bool may_run = false;   ///< the node can be RUNNING
 };
 
+/// Makes a column of the tile from two others, or from one.
+struct Instruction {
+  std::uint8_t op;
+  std::int32_t left, right;  ///< columns of the tile, -1: `value`
+  float value;
+};
+
 struct Compiled {
   std::vector<Step> steps;
-  std::vector<std::int32_t> columns;  ///< feature of each column of the tile
+  std::vector<std::int32_t> columns;  ///< feature of each of the tile's first columns
+  std::vector<Instruction> code;      ///< makes the columns behind them, in order
   std::int32_t rows = 0, counters = 0, depth = 0;
 };
 

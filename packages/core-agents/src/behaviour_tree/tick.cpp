@@ -2,6 +2,7 @@
 #include <core/parallel.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <string>
 
@@ -26,13 +27,16 @@ struct Frame {                // of the node that is open at this depth
 
 struct Block {
   const Step* steps;
-  std::int32_t num_steps, rows;
+  std::int32_t num_steps;
+  const Instruction* code;
+  std::int32_t num_instructions, num_loaded;
   Frame* frames;
-  const float (*columns)[width];
+  float (*columns)[width];  // what is loaded, then what the code makes
   Bytes* state;
   bool* any;  // of a row of state: some agent is RUNNING
   std::int32_t (*counters)[width];
   std::int32_t* actions;
+  Bytes* log;  // a row for each node, or nullptr
 };
 
 bool some(const std::uint8_t* m) {
@@ -55,6 +59,42 @@ void condition(const Block& b, const Step& s, std::uint8_t* out) {
     case GE: return compare(x, s.threshold, out, [](float a, float t) { return a >= t; });
     case EQ: return compare(x, s.threshold, out, [](float a, float t) { return a == t; });
     default: return compare(x, s.threshold, out, [](float a, float t) { return a != t; });
+  }
+}
+
+template <class Operate>
+void operate(const float* __restrict x, const float* __restrict y, float* __restrict out, Operate result) {
+  for (int i = 0; i < width; ++i) out[i] = static_cast<float>(result(x[i], y[i]));
+}
+
+/// Makes the columns of the code.
+void evaluate(const Block& b) {
+  alignas(64) float constant[width];
+  for (std::int32_t k = 0; k < b.num_instructions; ++k) {
+    const Instruction& c = b.code[k];
+    if (c.left < 0 || c.right < 0) std::fill_n(constant, width, c.value);
+    const float* x = c.left < 0 ? constant : b.columns[c.left];
+    const float* y = c.right < 0 ? constant : b.columns[c.right];
+    float* out = b.columns[b.num_loaded + k];
+    switch (c.op) {
+      case ADD: operate(x, y, out, [](float p, float q) { return p + q; }); break;
+      case SUB: operate(x, y, out, [](float p, float q) { return p - q; }); break;
+      case MUL: operate(x, y, out, [](float p, float q) { return p * q; }); break;
+      case DIV: operate(x, y, out, [](float p, float q) { return p / q; }); break;
+      case MINIMUM: operate(x, y, out, [](float p, float q) { return q < p ? q : p; }); break;
+      case MAXIMUM: operate(x, y, out, [](float p, float q) { return p < q ? q : p; }); break;
+      case IS_LT: operate(x, y, out, [](float p, float q) { return p < q; }); break;
+      case IS_LE: operate(x, y, out, [](float p, float q) { return p <= q; }); break;
+      case IS_GT: operate(x, y, out, [](float p, float q) { return p > q; }); break;
+      case IS_GE: operate(x, y, out, [](float p, float q) { return p >= q; }); break;
+      case IS_EQ: operate(x, y, out, [](float p, float q) { return p == q; }); break;
+      case IS_NE: operate(x, y, out, [](float p, float q) { return p != q; }); break;
+      case AND: operate(x, y, out, [](float p, float q) { return (p != 0) & (q != 0); }); break;
+      case OR: operate(x, y, out, [](float p, float q) { return (p != 0) | (q != 0); }); break;
+      case NOT: operate(x, y, out, [](float p, float) { return p == 0; }); break;
+      case NEGATE: operate(x, y, out, [](float p, float) { return -p; }); break;
+      default: operate(x, y, out, [](float p, float) { return std::fabs(p); }); break;
+    }
   }
 }
 
@@ -331,6 +371,7 @@ void end(const Block& b, const Step& s, Frame& f, const Frame& g) {
 
 void run(const Block* block) {
   const Block& b = *block;
+  evaluate(b);
   for (std::int32_t at = 0; at < b.num_steps; ++at) {
     const Step& s = b.steps[at];
     Frame& f = b.frames[s.depth];
@@ -347,6 +388,7 @@ void run(const Block* block) {
       case Code::join: join(b, s, f, g); break;
       case Code::end: end(b, s, f, g); break;
     }
+    if (b.log && (s.code == Code::leaf || s.code == Code::end)) std::copy_n(f.result, width, b.log[s.node]);
   }
 }
 
@@ -384,9 +426,14 @@ void store(const core::Tensor<T, 2>& t, std::int64_t first, int n, T (*tile)[wid
 void check_program(core::Tensor<const std::uint8_t, 1> kinds, core::Tensor<const std::int32_t, 1> ends,
                    core::Tensor<const std::int32_t, 1> features, core::Tensor<const std::uint8_t, 1> comparisons,
                    core::Tensor<const float, 1> thresholds, core::Tensor<const std::int32_t, 1> action_ids,
-                   core::Tensor<const std::uint8_t, 1> results, core::Tensor<const std::int32_t, 1> params, std::int64_t num_features,
+                   core::Tensor<const std::uint8_t, 1> results, core::Tensor<const std::int32_t, 1> params,
+                   core::Tensor<const std::uint8_t, 1> code_ops, core::Tensor<const std::int32_t, 1> code_lefts,
+                   core::Tensor<const std::int32_t, 1> code_rights, core::Tensor<const float, 1> code_values, std::int64_t num_features,
                    core::Tensor<std::int32_t, 1> rows, core::Tensor<std::int64_t, 1> sizes) {
-  const Compiled c = compile("check_program", {kinds, ends, features, comparisons, thresholds, action_ids, results, params}, num_features);
+  const Compiled c =
+      compile("check_program",
+              {kinds, ends, features, comparisons, thresholds, action_ids, results, params, code_ops, code_lefts, code_rights, code_values},
+              num_features);
   for (const Step& s : c.steps)
     if (s.code == Code::leaf || s.code == Code::begin) rows(s.node) = s.row;
   sizes(0) = c.rows;
@@ -396,26 +443,41 @@ void check_program(core::Tensor<const std::uint8_t, 1> kinds, core::Tensor<const
 void tick(core::Tensor<const std::uint8_t, 1> kinds, core::Tensor<const std::int32_t, 1> ends, core::Tensor<const std::int32_t, 1> features,
           core::Tensor<const std::uint8_t, 1> comparisons, core::Tensor<const float, 1> thresholds,
           core::Tensor<const std::int32_t, 1> action_ids, core::Tensor<const std::uint8_t, 1> results,
-          core::Tensor<const std::int32_t, 1> params, core::Tensor<const float, 2> observations,
+          core::Tensor<const std::int32_t, 1> params, core::Tensor<const std::uint8_t, 1> code_ops,
+          core::Tensor<const std::int32_t, 1> code_lefts, core::Tensor<const std::int32_t, 1> code_rights,
+          core::Tensor<const float, 1> code_values, core::Tensor<const float, 2> observations,
           std::optional<core::Tensor<const bool, 1>> mask, Rows state, Counters counters, core::Tensor<std::int32_t, 1> actions,
-          core::Tensor<std::uint8_t, 1> statuses) {
-  const Compiled c = compile("tick", {kinds, ends, features, comparisons, thresholds, action_ids, results, params}, observations.shape[1]);
+          core::Tensor<std::uint8_t, 1> statuses, std::optional<core::Tensor<std::uint8_t, 2>> log) {
+  const Compiled c = compile(
+      "tick", {kinds, ends, features, comparisons, thresholds, action_ids, results, params, code_ops, code_lefts, code_rights, code_values},
+      observations.shape[1]);
   check_rows("state", "can be RUNNING or is remembered", state.shape[0], c.rows);
   check_rows("counters", "counts", counters.shape[0], c.counters);
 
   const std::int64_t agents = observations.shape[0], blocks = (agents + width - 1) / width;
   core::parallel_for(blocks, 8, [&](std::int64_t first_block, std::int64_t last_block) {
-    const auto rows = static_cast<std::size_t>(c.rows), num_columns = c.columns.size();
+    const auto rows = static_cast<std::size_t>(c.rows), loaded = c.columns.size();
     const auto frames = std::make_unique<Frame[]>(static_cast<std::size_t>(c.depth) + 1);
-    const auto columns = std::make_unique<float[][width]>(num_columns);
+    const auto columns = std::make_unique<float[][width]>(loaded + c.code.size());
     const auto tile = std::make_unique<Bytes[]>(rows);
     const auto any = std::make_unique<bool[]>(rows);
     const auto counts = std::make_unique<std::int32_t[][width]>(static_cast<std::size_t>(c.counters));
+    const auto nodes = log ? static_cast<std::size_t>(log->shape[0]) : 0;
+    const auto logged = log ? std::make_unique<Bytes[]>(nodes) : nullptr;
     alignas(64) Bytes ticks;
     alignas(64) std::int32_t emitted[width];
-    const Block block{
-        c.steps.data(), static_cast<std::int32_t>(c.steps.size()), c.rows, frames.get(), columns.get(), tile.get(), any.get(), counts.get(),
-        emitted};
+    const Block block{c.steps.data(),
+                      static_cast<std::int32_t>(c.steps.size()),
+                      c.code.data(),
+                      static_cast<std::int32_t>(c.code.size()),
+                      static_cast<std::int32_t>(loaded),
+                      frames.get(),
+                      columns.get(),
+                      tile.get(),
+                      any.get(),
+                      counts.get(),
+                      emitted,
+                      logged.get()};
     for (std::int64_t k = first_block; k < last_block; ++k) {
       const std::int64_t first = k * width;
       const int n = static_cast<int>(std::min<std::int64_t>(width, agents - first));
@@ -424,7 +486,7 @@ void tick(core::Tensor<const std::uint8_t, 1> kinds, core::Tensor<const std::int
       if (mask)  // read as bytes: a caller's bool may hold anything
         for (int i = 0; i < n; ++i) ticks[i] = reinterpret_cast<const std::uint8_t*>(mask->data)[(first + i) * mask->stride[0]] ? 255 : 0;
       std::fill_n(emitted, width, -1);
-      for (std::size_t j = 0; j < num_columns; ++j) copy(&observations(first, c.columns[j]), observations.stride[0], columns[j], 1, n);
+      for (std::size_t j = 0; j < loaded; ++j) copy(&observations(first, c.columns[j]), observations.stride[0], columns[j], 1, n);
       load(state, first, n, tile.get());
       load(counters, first, n, counts.get());
       for (std::size_t r = 0; r < rows; ++r) {
@@ -433,7 +495,9 @@ void tick(core::Tensor<const std::uint8_t, 1> kinds, core::Tensor<const std::int
         any[r] = seen & 1;
       }
       frames[0].active = ticks;
+      if (log) std::fill_n(logged[0], nodes * width, std::uint8_t{0});
       core::multiversion<&run>(&block);
+      if (log) store(*log, first, n, logged.get());
       store(state, first, n, tile.get());
       store(counters, first, n, counts.get());
       const std::uint8_t* root = frames[0].result;

@@ -12,7 +12,14 @@ struct Tree {
   std::vector<std::uint8_t> kinds{}, comparisons{}, results{};
   std::vector<std::int32_t> ends{}, features{}, action_ids{}, params{};
   std::vector<float> thresholds{};
+  std::vector<std::uint8_t> code_ops{};
+  std::vector<std::int32_t> code_lefts{}, code_rights{};
+  std::vector<float> code_values{};
 
+  void compute(int op, int left, int right, float value = 0) {
+    code_ops.push_back(static_cast<std::uint8_t>(op)), code_lefts.push_back(left);
+    code_rights.push_back(right), code_values.push_back(value);
+  }
   int add(int kind, int param = 0, int action = -1, int result = SUCCESS, int feature = 0, int comparison = GE, float threshold = 0) {
     kinds.push_back(static_cast<std::uint8_t>(kind)), comparisons.push_back(static_cast<std::uint8_t>(comparison));
     results.push_back(static_cast<std::uint8_t>(result)), features.push_back(feature), action_ids.push_back(action);
@@ -30,7 +37,8 @@ struct Tree {
     std::vector<std::int64_t> sizes(2);
     std::vector<std::int32_t> rows(kinds.size());
     check_program(view(kinds), view(ends), view(features), view(comparisons), view(thresholds), view(action_ids), view(results),
-                  view(params), num_features, core::tensor(rows.data(), rows.size()), core::tensor(sizes.data(), 2));
+                  view(params), view(code_ops), view(code_lefts), view(code_rights), view(code_values), num_features,
+                  core::tensor(rows.data(), rows.size()), core::tensor(sizes.data(), 2));
     return sizes;
   }
 };
@@ -44,15 +52,17 @@ struct Crowd {
   std::vector<std::int32_t> counters = std::vector<std::int32_t>(static_cast<std::size_t>(sizes[1] * agents));
   std::vector<std::int32_t> actions = std::vector<std::int32_t>(static_cast<std::size_t>(agents), 99);
   std::vector<std::uint8_t> statuses = std::vector<std::uint8_t>(static_cast<std::size_t>(agents), 99);
+  std::vector<std::uint8_t> log = std::vector<std::uint8_t>(tree.kinds.size() * static_cast<std::size_t>(agents), 99);
 
   void tick(const std::vector<float>& observations, const bool* mask = nullptr) {
     std::optional<core::Tensor<const bool, 1>> m;
     if (mask) m = core::tensor(mask, agents);
     core_agents::tick(Tree::view(tree.kinds), Tree::view(tree.ends), Tree::view(tree.features), Tree::view(tree.comparisons),
                       Tree::view(tree.thresholds), Tree::view(tree.action_ids), Tree::view(tree.results), Tree::view(tree.params),
+                      Tree::view(tree.code_ops), Tree::view(tree.code_lefts), Tree::view(tree.code_rights), Tree::view(tree.code_values),
                       core::tensor<const float>(observations.data(), agents, features), m, core::tensor(state.data(), sizes[0], agents),
                       core::tensor(counters.data(), sizes[1], agents), core::tensor(actions.data(), agents),
-                      core::tensor(statuses.data(), agents));
+                      core::tensor(statuses.data(), agents), core::tensor(log.data(), tree.size(), agents));
   }
 };
 
@@ -118,12 +128,39 @@ CORE_TEST(hostile_programs_are_refused) {
   damaged([](Tree& t) { t.action_ids[3] = -2; });
   damaged([](Tree& t) { t.params[4] = -1; });
   CHECK_THROWS(alarm().check(-1), "ValueError");
+  damaged([](Tree& t) { t.compute(NUM_OPERATIONS, 0, 0); });
+  damaged([](Tree& t) { t.compute(ADD, 1, 0); });
+  damaged([](Tree& t) { t.compute(ADD, 0, -2); });
+  damaged([](Tree& t) { t.compute(ADD, 0, -1, std::numeric_limits<float>::quiet_NaN()); });
+  damaged([](Tree& t) { t.compute(NOT, -1, 77, std::numeric_limits<float>::quiet_NaN()); });
+  damaged([](Tree& t) {
+    for (int i = 0; i <= max_code; ++i) t.compute(ADD, 0, 0);
+  });
+  damaged([](Tree& t) { t.compute(ADD, 0, 0), t.features[2] = 2; });
 
   Tree deep;
   for (int i = 0; i < 100000; ++i) deep.add(INVERTER);
   deep.add(ACTION);
   for (int i = 0; i < 100000; ++i) deep.close(i);
   CHECK_THROWS(deep.check(0), "ValueError");
+}
+
+CORE_TEST(code_makes_columns_and_the_log_tells_every_node) {
+  Tree t = alarm();
+  t.compute(MUL, 0, -1, 2.f);     // column 1: 2 x
+  t.compute(MAXIMUM, 1, 0);       // column 2: max(2 x, x)
+  t.compute(NEGATE, 2, 1 << 20);  // column 3; the right operand is not used
+  t.compute(ABSOLUTE, 3, -5);
+  t.features[2] = 4, t.thresholds[2] = 5.f;
+  Crowd c{t, 3, 1};
+  c.tick({2, 3, -1});
+  CHECK(c.statuses[0] == RUNNING && c.statuses[1] == SUCCESS && c.actions[1] == 7 && c.statuses[2] == RUNNING);
+  const std::uint8_t expected[] = {RUNNING, SUCCESS, RUNNING, FAILURE, SUCCESS, FAILURE, FAILURE, SUCCESS,
+                                   FAILURE, INVALID, SUCCESS, INVALID, RUNNING, INVALID, RUNNING};
+  for (std::size_t i = 0; i < 15; ++i) CHECK(c.log[i] == expected[i]);
+  const bool none[] = {false, false, true};
+  c.tick({2, 3, -1}, none);
+  CHECK(c.log[0] == INVALID && c.log[2] == RUNNING);
 }
 
 CORE_TEST(random_bytes_as_program_and_state_are_safe) {
@@ -135,6 +172,8 @@ CORE_TEST(random_bytes_as_program_and_state_are_safe) {
     const int nodes = 1 + upto(5);
     for (int i = 0; i < nodes; ++i) t.add(upto(NUM_KINDS), 1, upto(4) - 1, 1 + upto(3), upto(2), upto(6), 0.5f);
     for (int i = 0; i < nodes; ++i) t.ends[static_cast<std::size_t>(i)] = i == 0 ? nodes : i + 1 + upto(nodes - i);
+    for (int i = upto(4); i > 0; --i) t.compute(upto(NUM_OPERATIONS), upto(4) - 1, upto(4) - 1, static_cast<float>(upto(3)) - 1);
+    for (auto& f : t.features) f = upto(2 + static_cast<int>(t.code_ops.size()));
     try {
       t.check(2);
     } catch (const core::Error&) {

@@ -45,6 +45,20 @@ CORE_EXPORT void block_sparse_attention(core::Tensor<const float, 4> q, core::Te
                                         core::Tensor<const bool, 4> mask, std::int64_t block, double scale, bool causal,
                                         core::Tensor<float, 4> out, std::optional<core::Tensor<float, 3>> lse);
 
+/// The gradients of block_sparse_attention, for training.
+///
+/// q to causal as there, out and lse what it gave; grad_out[B,H,N,E] and, optional, grad_lse[B,H,N] the gradients of these.
+/// The weights are made again from lse, p = exp(scale q k^T - lse), and with delta = grad_out . out - grad_lse
+///   grad_v = p^T grad_out,  ds = p (grad_out v^T - delta),  grad_q = scale ds k,  grad_k = scale ds^T q,
+/// the last two of keys summed over the query heads that read them (FlashAttention, arXiv 2205.14135, algorithm 4).
+/// Scratch: one head's q, k, v and grad_out twice. Throws ValueError as block_sparse_attention does.
+CORE_EXPORT void block_sparse_attention_backward(core::Tensor<const float, 4> q, core::Tensor<const float, 4> k,
+                                                 core::Tensor<const float, 4> v, core::Tensor<const bool, 4> mask, std::int64_t block,
+                                                 double scale, bool causal, core::Tensor<const float, 4> out,
+                                                 core::Tensor<const float, 3> lse, core::Tensor<const float, 4> grad_out,
+                                                 std::optional<core::Tensor<const float, 3>> grad_lse, core::Tensor<float, 4> grad_q,
+                                                 core::Tensor<float, 4> grad_k, core::Tensor<float, 4> grad_v);
+
 #if defined(CORE_WITH_CUDA)
 // On CUDA (compute capability 8.0 and above), q, k, v and out are bfloat16 or float16 and sums are float32; scores and
 // lse are float32. Work is queued on `stream` and the host does not wait. Scratch comes from a pool that keeps up to

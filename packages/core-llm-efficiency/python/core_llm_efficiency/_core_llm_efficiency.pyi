@@ -36,6 +36,24 @@ def block_sparse_attention(
 ) -> None:
     """Softmax attention over the selected blocks only; grouped-query heads, right-aligned causal mask."""
 
+def block_sparse_attention_backward(
+    q: Any,  # float32[B,H,N,D]
+    k: Any,  # float32[B,G,M,D]
+    v: Any,  # float32[B,G,M,E]
+    mask: Any,  # bool[B,H,QB,KB]
+    block: SupportsIndex,
+    scale: float,
+    causal: bool,
+    out: Any,  # float32[B,H,N,E]
+    lse: Any,  # float32[B,H,N]
+    grad_out: Any,  # float32[B,H,N,E]
+    grad_lse: Any | None,  # float32[B,H,N]
+    grad_q: Any,  # out float32[B,H,N,D]
+    grad_k: Any,  # out float32[B,G,M,D]
+    grad_v: Any,  # out float32[B,G,M,E]
+) -> None:
+    """The gradients of block-sparse attention, its weights made again from the logarithm of the softmax denominator."""
+
 def selective_scan(
     u: Any,  # float32[b,d,l]
     delta: Any,  # float32[b,d,l]

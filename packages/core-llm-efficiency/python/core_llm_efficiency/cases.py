@@ -112,6 +112,22 @@ def reference_attention(args: Args) -> Args:
     return {"out": out, "lse": lse}
 
 
+def make_attention_backward(rng: np.random.Generator, **sizes: Any) -> Args:
+    """Also gradients of the output and of lse."""
+    args = make_attention(rng, **sizes)
+    out, lse = reference.block_sparse_attention(*list(args.values())[:7])
+    args["out"], args["lse"] = out.astype(np.float32), lse.astype(np.float32)
+    args["grad_out"] = rng.standard_normal(out.shape).astype(np.float32)
+    args["grad_lse"] = rng.standard_normal(lse.shape).astype(np.float32)
+    return args | {f"grad_{x}": np.zeros(args[x].shape, np.float32) for x in "qkv"}
+
+
+def reference_attention_backward(args: Args) -> Args:
+    """The gradients in float64, with the whole matrix of weights."""
+    found = reference.block_sparse_attention_backward(*list(args.values())[:7], args["grad_out"], args["grad_lse"])
+    return dict(zip(("grad_q", "grad_k", "grad_v"), found, strict=True))
+
+
 def peer_attention(args: Args) -> Callable[[], Args]:
     """torch's dense attention of the same q, k, v; its own fast path is for equally many queries and keys."""
     import torch
@@ -237,6 +253,17 @@ cases: list[Case] = [
         work=work_attention,
         vary=vary,
         torch_call=_torch_call("block_sparse_attention", 7),
+        differentiable=True,
+    ),
+    Case(
+        op="core_llm_efficiency.block_sparse_attention_backward",
+        sizes={"tiny": {**tiny, "density": 0.4}, "bench": {**bench, "N": 2048, "M": 2048, "density": 0.15}},
+        make=make_attention_backward,
+        reference=reference_attention_backward,
+        tolerance={f"grad_{x}": (1e-3, 1e-4) for x in "qkv"},
+        work=lambda a: (3.5 * work_attention(a)[0], 3.5 * work_attention(a)[1]),
+        vary=vary,
+        torch_call=_torch_call("block_sparse_attention_backward", 11),
     ),
     *state_space_cases,
     *vidkv_cases,

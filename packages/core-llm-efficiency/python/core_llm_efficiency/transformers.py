@@ -13,22 +13,32 @@ from .xattention import xattention
 
 
 def register_transformers(
-    name: str = "core_xattention", *, densities: list[float] | None = None, dense_up_to: int = 8192, **options: Any
+    name: str = "core_xattention",
+    *,
+    densities: list[float] | None = None,
+    dense_up_to: int | None = None,
+    dense_above: float | None = None,
+    **options: Any,
 ) -> None:
     """Registers prefill by `xattention(..., **options)` as the attention implementation `name`.
 
     options: threshold, stride, block_size as in `xattention`: float32 on the CPU, bfloat16 and float16 on CUDA;
     `densities` gets the share of visible blocks that was read appended, for every layer that ran sparse. What has
-    no sparse path (decoding one token, padded batches, masks other than causal, dropout, gradients, other dtypes and
-    devices) goes to torch's dense SDPA, and so does what would not gain: on CUDA, at most `dense_up_to` keys.
+    no sparse path (decoding one token, padded batches, masks other than causal, dropout, other dtypes and devices,
+    gradients on CUDA) goes to torch's dense SDPA, and so does what would not gain: prompts of at most `dense_up_to`
+    keys (if None, 256 on the CPU and 8192 on CUDA), and layers that chose more than a share `dense_above` of the
+    visible blocks (if None, 0.75 where gradients are wanted, else 1), the measured break-even points.
     """
 
-    def pays(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
-        if query.device.type == "cpu":
-            return bool(query.dtype == torch.float32)
-        widest = max(query.shape[3], value.shape[3])
-        half = query.dtype in (torch.bfloat16, torch.float16)
-        return bool(query.device.type == "cuda" and half and widest <= 256 and key.shape[2] > dense_up_to)
+    def shortest(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> float:
+        """The number of keys up to which attention is dense."""
+        cpu, trains = query.device.type == "cpu", query.requires_grad or key.requires_grad or value.requires_grad
+        half = query.dtype in (torch.bfloat16, torch.float16) and max(query.shape[3], value.shape[3]) <= 256
+        if cpu and query.dtype == torch.float32:
+            return 256 if dense_up_to is None else dense_up_to
+        if query.device.type == "cuda" and half and not (trains and torch.is_grad_enabled()):
+            return 8192 if dense_up_to is None else dense_up_to
+        return float("inf")
 
     def forward(
         module: Any,
@@ -48,18 +58,20 @@ def register_transformers(
             or not causal
             or attention_mask is not None
             or dropout > 0
-            or not pays(query, key, value)
-            or (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad))
+            or key.shape[2] <= shortest(query, key, value)
         )
         if dense:
             answer: tuple[Any, None] = sdpa_attention_forward(
                 module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **rest
             )
             return answer
-        if densities is None:
-            out = xattention(query, key, value, scale=scaling, **options)
-        else:
-            out, density = xattention(query, key, value, scale=scaling, return_density=True, **options)
+        above = dense_above
+        if above is None:
+            above = 0.75 if torch.is_grad_enabled() and query.requires_grad else 1.0
+        counted = densities is not None
+        out = xattention(query, key, value, scale=scaling, dense_above=above, return_density=counted, **options)
+        if densities is not None:
+            out, density = out
             densities.append(density)
         return out.transpose(1, 2).contiguous(), None
 

@@ -5,7 +5,7 @@ float32 on the CPU and all bfloat16 or float16 on CUDA (there D, E <= 256), H a 
 un-repeated: head h reads h // (H // G)). With `is_causal` the queries are the last N of M positions, so N <= M
 (chunked prefill; torch aligns to the left instead). numpy in gives numpy out, torch gives torch. NaN and infinite
 inputs give NaN in the scores and in the query blocks that read them, and such a query block keeps all its blocks.
-Backward is not implemented: inputs that require grad are refused.
+torch tensors on the CPU get gradients through the chosen blocks; the choice itself has none.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ def _antidiagonal_scores(
     _check_rank(key, "key")
     scale = _scale(scale, query.shape[3])
     if is_torch(query):
+        query, key = query.detach(), key.detach()  # which blocks are read is not differentiable
         return _torch_ops().antidiagonal_scores(query, key, stride, block_size, scale, is_causal)
     shape = *query.shape[:2], _blocks(query.shape[2], block_size), _blocks(key.shape[2], block_size)
     scores = empty(shape, "float32", query)
@@ -122,12 +123,14 @@ def block_sparse_attention(
     block_size: int = 128,
     is_causal: bool = True,
     scale: float | None = None,
+    return_lse: bool = False,
 ) -> Any:
     """Softmax attention over the selected blocks only, (B, H, N, E) of the query's dtype.
 
     mask: bool (B, H, QB, KB), which blocks of keys each block of queries reads; block_size: a multiple of 16 in
-    [16, 4096]; scale: 1/sqrt(D) if None. A query that sees no key gives zeros. Raises ValueError on sizes that do
-    not fit, TypeError on another dtype.
+    [16, 4096]; scale: 1/sqrt(D) if None. A query that sees no key gives zeros. With return_lse also the logarithm of
+    the softmax denominator, float32 (B, H, N), as `(out, lse)`. Both are differentiable in query, key and value (torch,
+    CPU). Raises ValueError on sizes that do not fit, TypeError on another dtype.
     """
     key, value = _operand(key, "key", query), _operand(value, "value", query)
     query = _operand(query, "query", query)
@@ -136,23 +139,40 @@ def block_sparse_attention(
         _check_rank(x, name)
     scale = _scale(scale, query.shape[3])
     if is_torch(query):
-        return _torch_ops().block_sparse_attention(query, key, value, mask, block_size, scale, is_causal)
+        out, lse = _torch_ops().block_sparse_attention(query, key, value, mask, block_size, scale, is_causal)
+        return (out, lse) if return_lse else out
     out = empty((*query.shape[:3], value.shape[3]), "float32", query)
-    _C.block_sparse_attention(query, key, value, mask, block_size, scale, is_causal, out, None)
-    return out
+    lse = empty(query.shape[:3], "float32", query) if return_lse else None
+    _C.block_sparse_attention(query, key, value, mask, block_size, scale, is_causal, out, lse)
+    return (out, lse) if return_lse else out
+
+
+def visible_blocks(q_len: int, k_len: int, block_size: int, is_causal: bool) -> int:
+    """The visible blocks of one head."""
+    q_blocks, k_blocks = _blocks(q_len, block_size), _blocks(k_len, block_size)
+    if not is_causal:
+        return q_blocks * k_blocks
+    last = (min((i + 1) * block_size, q_len) - 1 + k_len - q_len for i in range(q_blocks))
+    return sum(x // block_size + 1 for x in last)
 
 
 def block_density(mask: Any, *, q_len: int, k_len: int, block_size: int = 128, is_causal: bool = True) -> float:
     """Kept blocks as a share of the visible ones; mask as from `select_blocks`. 1.0 where nothing is visible."""
-    import numpy as np
-
-    q_blocks, k_blocks = mask.shape[2:]
-    visible = np.full(q_blocks, k_blocks)
-    if is_causal:
-        last = np.minimum((np.arange(q_blocks) + 1) * block_size, q_len) - 1 + k_len - q_len
-        visible = last // block_size + 1
-    total = int(visible.sum()) * mask.shape[0] * mask.shape[1]
+    total = visible_blocks(q_len, k_len, block_size, is_causal) * mask.shape[0] * mask.shape[1]
     return float(mask.sum()) / total if total else 1.0
+
+
+def _dense(query: Any, key: Any, value: Any, block_size: int, is_causal: bool, scale: float | None) -> Any:
+    """Attention over all blocks: torch's, where it aligns queries and keys as this module does, else this module's."""
+    if is_torch(query) and (not is_causal or query.shape[2] == key.shape[2]) and key.shape[2] > 0:
+        from torch.nn.functional import scaled_dot_product_attention
+
+        grouped = query.shape[1] != key.shape[1]
+        return scaled_dot_product_attention(query, key, value, is_causal=is_causal, scale=scale, enable_gqa=grouped)
+    shape = *query.shape[:2], _blocks(query.shape[2], block_size), _blocks(key.shape[2], block_size)
+    mask = empty(shape, "bool", query)
+    mask[...] = True
+    return block_sparse_attention(query, key, value, mask, block_size=block_size, is_causal=is_causal, scale=scale)
 
 
 def xattention(
@@ -165,20 +185,27 @@ def xattention(
     block_size: int = 128,
     is_causal: bool = True,
     scale: float | None = None,
+    dense_up_to: int = 0,
+    dense_above: float = 1.0,
     return_density: bool = False,
 ) -> Any:
     """Attention over the blocks that hold a share `threshold` of the estimated mass; (B, H, N, E), query's dtype.
 
     threshold: a number >= 0 or one for each head; the paper's models use 0.9 to 0.95, and 1 is dense attention.
     stride: 4, 8 or 16 (any divisor of block_size); block_size: a multiple of 16 in [16, 4096]; scale: 1/sqrt(D) if
-    None. With return_density also the share of visible blocks that were read, as `(out, density)`.
+    None. All blocks are read, by torch's own attention where it can, if there are at most `dense_up_to` keys, for which
+    no estimate is made, or if more than a share `dense_above` of the visible blocks was chosen.
+    With return_density also the share of visible blocks that were read, as `(out, density)`.
     Raises ValueError on sizes that do not fit, TypeError on another dtype.
     """
-    _, mask = xattn_estimate(
-        query, key, threshold=threshold, stride=stride, block_size=block_size, is_causal=is_causal, scale=scale
-    )
-    out = block_sparse_attention(query, key, value, mask, block_size=block_size, is_causal=is_causal, scale=scale)
-    if not return_density:
-        return out
-    lengths = {"q_len": query.shape[2], "k_len": key.shape[2]}
-    return out, block_density(mask, **lengths, block_size=block_size, is_causal=is_causal)
+    out, density = None, 1.0
+    if key.shape[2] > dense_up_to:
+        common: dict[str, Any] = {"block_size": block_size, "is_causal": is_causal}
+        _, mask = xattn_estimate(query, key, threshold=threshold, stride=stride, scale=scale, **common)
+        if return_density or dense_above < 1:
+            density = block_density(mask, q_len=query.shape[2], k_len=key.shape[2], **common)
+        if density <= dense_above:
+            out = block_sparse_attention(query, key, value, mask, scale=scale, **common)
+    if out is None:
+        out, density = _dense(query, key, value, block_size, is_causal, scale), 1.0
+    return (out, density) if return_density else out

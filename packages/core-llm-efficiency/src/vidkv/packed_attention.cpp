@@ -72,7 +72,7 @@ void packed_logits(const Task& s, const Work& w, std::int64_t first, std::int64_
   const std::int64_t planes = s.d + s.c, rest = s.d - s.c;
   float* const scale = w.tile;
   float* const zero = scale + s.d;
-  float base[R];
+  float base[R] = {};
   for (std::int64_t t = 0; t < count; t += word) {
     if ((first + t) % s.group == 0) {
       const std::int64_t run = (first + t) / s.group;

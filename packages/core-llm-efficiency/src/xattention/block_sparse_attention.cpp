@@ -12,7 +12,7 @@ constexpr std::int64_t keys_of_tile = 128;  // at most `deepest`
 /// What the tasks of one key/value head share.
 struct Head {
   std::int64_t n, m, d, e, e_pad, block, k_blocks, offset;  // offset: keys before query 0, or m where not causal
-  bool causal;
+  bool causal, wide;
   float scale;
   const float *k, *v;  // k: [m / lanes][d][lanes], v: [e / lanes][m_pad][lanes]
   std::int64_t m_pad;
@@ -49,12 +49,20 @@ template <int R>
 inline void attend_tile(const Head& s, const float* q, std::int64_t q_piece, std::int64_t key, std::int64_t keys, std::int64_t pos,
                         float* logits, float* top, float* sums, float* out) {
   const std::int64_t padded = round_up(keys, lanes);
-  for (std::int64_t j = 0; j < padded; j += lanes) multiply_deep<R>(s.d, q, q_piece, s.k + (key + j) * s.d, logits + j, row_step);
+  float keep[R];
+  std::fill_n(keep, R, 1.f);
+  for (std::int64_t x = 0; x < s.d; x += deepest, q += q_piece) {
+    const float* k = s.k + key * s.d + x * lanes;
+    const std::int64_t depth = std::min(deepest, s.d - x);
+    if (x == 0)
+      multiply_panels<R, false>(s.wide, padded / lanes, depth, q, k, s.d * lanes, logits, row_step, keep);
+    else
+      multiply_panels<R, true>(s.wide, padded / lanes, depth, q, k, s.d * lanes, logits, row_step, keep);
+  }
   const std::int64_t seen = pos - key + 1;  // keys that row 0 sees
   if (seen < padded || keys < padded)
     for (int i = 0; i < R; ++i)
       for (std::int64_t j = std::clamp<std::int64_t>(seen + i, 0, keys); j < padded; ++j) logits[i * row_step + j] = minus_infinity;
-  float keep[R];
   for (int i = 0; i < R; ++i) {
     float* row = logits + i * row_step;
     const float before = top[i], now = std::max(before, row_max(row, padded));
@@ -63,7 +71,7 @@ inline void attend_tile(const Head& s, const float* q, std::int64_t q_piece, std
     top[i] = now;
     exp_row(row, padded, base, keep[i], sums + i * lanes);
   }
-  for (std::int64_t x = 0; x < s.e_pad; x += lanes) multiply<R>(keys, logits, s.v + x * s.m_pad + key * lanes, out + x, s.e_pad, keep);
+  multiply_panels<R, true>(s.wide, s.e_pad / lanes, keys, logits, s.v + key * lanes, s.m_pad * lanes, out, s.e_pad, keep);
 }
 
 /// One query block. work: room for work_size() floats.
@@ -89,11 +97,11 @@ void attend(const Head* shared, const Task* task, float* work) {
     const std::int64_t end = std::min((b + 1) * s.block, s.m);
     for (std::int64_t key = b * s.block; key < end; key += keys_of_tile)
       for (std::int64_t r = 0; r < count;) {
-        const int height = tile_rows(count - r);
+        const int height = tall_rows(count - r);
         const std::int64_t pos = s.causal ? s.offset + first + r : s.m;
         const std::int64_t keys = std::min({keys_of_tile, end - key, pos + std::min<std::int64_t>(height, count - r) - key});
         if (keys > 0)
-          with_rows(height, [&]<int R> {
+          with_tall_rows(height, [&]<int R> {
             attend_tile<R>(s, q + r * row_step, q_piece, key, keys, pos, logits, top + r, sums + r * lanes, out + r * s.e_pad);
           });
         r += height;
@@ -111,7 +119,7 @@ void attend(const Head* shared, const Task* task, float* work) {
 std::int64_t work_size(const Head& s) {
   const std::int64_t rows = round_up(s.block, 12);
   return core::checked_mul(rows, ceil_div(s.d, deepest) * row_step + s.e_pad + 1 + lanes, "block_sparse_attention: scratch") +
-         rows_of_tile * row_step;
+         rows_of_tall_tile * row_step;
 }
 }  // namespace
 
@@ -124,8 +132,20 @@ void block_sparse_attention(core::Tensor<const float, 4> q, core::Tensor<const f
   check_blocks(op, n, m, block, causal, "mask", mask.shape[2], mask.shape[3]);
   check_heads(op, heads, groups, scale);
   if (batch == 0 || heads == 0 || n == 0) return;
-  Head s{
-      n, m, d, e, round_up(e, lanes), block, mask.shape[3], m - n, causal, static_cast<float>(scale), nullptr, nullptr, round_up(m, lanes)};
+  Head s{n,
+         m,
+         d,
+         e,
+         round_up(e, lanes),
+         block,
+         mask.shape[3],
+         m - n,
+         causal,
+         core::isa() == core::Isa::v4,
+         static_cast<float>(scale),
+         nullptr,
+         nullptr,
+         round_up(m, lanes)};
   const Scratch packed_k(core::checked_mul(s.m_pad, d, "block_sparse_attention: scratch"));
   const Scratch packed_v(core::checked_mul(s.m_pad, s.e_pad, "block_sparse_attention: scratch"));
   s.k = packed_k.get(), s.v = packed_v.get();

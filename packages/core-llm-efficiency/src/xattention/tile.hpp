@@ -39,6 +39,15 @@ inline void with_rows(int rows, F&& f) {
   }
 }
 
+/// As tile_rows and with_rows, with tiles of 24 rows before.
+constexpr std::int64_t rows_of_tall_tile = 24;
+inline int tall_rows(std::int64_t left) { return left >= rows_of_tall_tile ? 24 : tile_rows(left); }
+template <class F>
+inline void with_tall_rows(int rows, F&& f) {
+  if (rows == rows_of_tall_tile) return f.template operator()<24>();
+  with_rows(rows, f);
+}
+
 /// c[i][j] = keep[i] c[i][j] + sum_k a[i][k] b[k][j], i < R, j < lanes, 1 <= depth <= deepest, rows of a `row_step` apart.
 /// The sums go through a local array, which the compiler knows to be apart from a and b.
 template <int R>
@@ -69,6 +78,53 @@ inline void multiply_deep(std::int64_t depth, const float* a, std::int64_t piece
     for (int j = 0; j < lanes; ++j) c[i * c_row + j] = 0;
   for (std::int64_t at = 0; at < depth; at += deepest, a += piece)
     multiply<R>(std::min(deepest, depth - at), a, b + at * lanes, c, c_row, ones);
+}
+
+/// c[i][p 16 + j] = (Add ? keep[i] c : 0) + sum_k a[i][k] b_p[k][j], i < R, for P panels b_p that lie b_step floats apart.
+template <int R, int P, bool Add>
+inline void multiply_block(std::int64_t depth, const float* a, const float* b, std::int64_t b_step, float* c, std::int64_t c_row,
+                           const float* keep) {
+  float sums[P][R][lanes];
+  for (int j = 0; j < lanes; ++j) {
+    float sum[P][R];
+#pragma GCC unroll 2
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 12
+      for (int i = 0; i < R; ++i) sum[p][i] = 0;
+    std::int64_t k = 0;
+    do {
+      float x[P];
+#pragma GCC unroll 2
+      for (int p = 0; p < P; ++p) x[p] = b[p * b_step + k * lanes + j];
+#pragma GCC unroll 12
+      for (int i = 0; i < R; ++i)
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) sum[p][i] += a[i * row_step + k] * x[p];
+    } while (++k < depth);
+#pragma GCC unroll 2
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 12
+      for (int i = 0; i < R; ++i) sums[p][i][j] = sum[p][i];
+  }
+  for (int p = 0; p < P; ++p)
+    for (int i = 0; i < R; ++i)
+      for (int j = 0; j < lanes; ++j) c[i * c_row + p * lanes + j] = (Add ? keep[i] * c[i * c_row + p * lanes + j] : 0.f) + sums[p][i][j];
+}
+
+/// multiply_block over any number of panels: two of them at a time, so that a loaded element of b meets H rows and one of
+/// a two panels. H is what the registers hold, 12 rows if they are `wide` (32 of 16 lanes), else 6.
+template <int R, bool Add>
+inline void multiply_panels(bool wide, std::int64_t panels, std::int64_t depth, const float* a, const float* b, std::int64_t b_step,
+                            float* c, std::int64_t c_row, const float* keep) {
+  constexpr int tall = R % 12 ? R : 12, low = R % 6 ? 4 : 6;
+  for (std::int64_t p = 0; p < panels; p += 2, b += 2 * b_step, c += 2 * lanes) {
+    if (p + 1 == panels)
+      for (int i = 0; i < R; i += tall) multiply_block<tall, 1, Add>(depth, a + i * row_step, b, b_step, c + i * c_row, c_row, keep + i);
+    else if (wide)
+      for (int i = 0; i < R; i += tall) multiply_block<tall, 2, Add>(depth, a + i * row_step, b, b_step, c + i * c_row, c_row, keep + i);
+    else
+      for (int i = 0; i < R; i += low) multiply_block<low, 2, Add>(depth, a + i * row_step, b, b_step, c + i * c_row, c_row, keep + i);
+  }
 }
 
 using core::exp_clamped;

@@ -91,6 +91,55 @@ CORE_TEST(attention_agrees_with_double_precision) {
     }
 }
 
+CORE_TEST(gradients_agree_with_double_precision) {
+  for (bool causal : {false, true}) {
+    const Problem p(1, 2, 1, 70, 101, 24, 20, 32);
+    const auto blocks = static_cast<std::size_t>(p.heads * p.q_blocks() * p.k_blocks());
+    const std::unique_ptr<bool[]> kept(new bool[blocks]);
+    std::mt19937 rng(5);
+    for (std::size_t i = 0; i < blocks; ++i) kept[i] = std::uniform_real_distribution<>()(rng) < 0.6;
+    const auto mask = core::tensor(static_cast<const bool*>(kept.get()), p.batch, p.heads, p.q_blocks(), p.k_blocks());
+    const auto room = [](std::int64_t n) { return std::vector<float>(static_cast<std::size_t>(n)); };
+    auto out = room(p.heads * p.n * p.e), lse = room(p.heads * p.n), of_out = room(p.heads * p.n * p.e), of_lse = room(p.heads * p.n);
+    auto of_q = room(p.heads * p.n * p.d), of_k = room(p.m * p.d), of_v = room(p.m * p.e);
+    std::normal_distribution<float> normal;
+    for (auto* x : {&of_out, &of_lse})
+      for (float& y : *x) y = normal(rng);
+    const auto O = core::tensor(out.data(), p.batch, p.heads, p.n, p.e);
+    block_sparse_attention(p.Q(), p.K(), p.V(), mask, p.block, p.scale, causal, O, core::tensor(lse.data(), p.batch, p.heads, p.n));
+    block_sparse_attention_backward(p.Q(), p.K(), p.V(), mask, p.block, p.scale, causal,
+                                    core::tensor(static_cast<const float*>(out.data()), p.batch, p.heads, p.n, p.e),
+                                    core::tensor(static_cast<const float*>(lse.data()), p.batch, p.heads, p.n),
+                                    core::tensor(static_cast<const float*>(of_out.data()), p.batch, p.heads, p.n, p.e),
+                                    core::tensor(static_cast<const float*>(of_lse.data()), p.batch, p.heads, p.n),
+                                    core::tensor(of_q.data(), p.batch, p.heads, p.n, p.d),
+                                    core::tensor(of_k.data(), p.batch, p.groups, p.m, p.d),
+                                    core::tensor(of_v.data(), p.batch, p.groups, p.m, p.e));
+    std::vector<double> want_q(of_q.size()), want_k(of_k.size()), want_v(of_v.size());
+    const auto at = [](std::int64_t i) { return static_cast<std::size_t>(i); };
+    for (std::int64_t h = 0; h < p.heads; ++h)
+      for (std::int64_t i = 0; i < p.n; ++i)
+        for (std::int64_t j = 0; j < p.m; ++j) {
+          if (!mask(0, h, i / p.block, j / p.block) || (causal && j > i + p.m - p.n)) continue;
+          const std::int64_t row = h * p.n + i;
+          const double weight = std::exp(p.scale * p.dot(0, h, i, j) - static_cast<double>(lse[at(row)]));
+          double of_weight = static_cast<double>(of_lse[at(row)]);
+          for (std::int64_t x = 0; x < p.e; ++x) {
+            const double g = static_cast<double>(of_out[at(row * p.e + x)]);
+            of_weight += g * static_cast<double>(p.V()(0, 0, j, x) - out[at(row * p.e + x)]);
+            want_v[at(j * p.e + x)] += weight * g;
+          }
+          for (std::int64_t x = 0; x < p.d; ++x) {
+            want_q[at(row * p.d + x)] += p.scale * weight * of_weight * static_cast<double>(p.K()(0, 0, j, x));
+            want_k[at(j * p.d + x)] += p.scale * weight * of_weight * static_cast<double>(p.Q()(0, h, i, x));
+          }
+        }
+    for (std::size_t i = 0; i < want_q.size(); ++i) CHECK_NEAR(of_q[i], want_q[i], 1e-4);
+    for (std::size_t i = 0; i < want_k.size(); ++i) CHECK_NEAR(of_k[i], want_k[i], 1e-4);
+    for (std::size_t i = 0; i < want_v.size(); ++i) CHECK_NEAR(of_v[i], want_v[i], 1e-4);
+  }
+}
+
 CORE_TEST(scores_agree_with_the_definition) {
   for (bool causal : {false, true})
     for (std::int64_t stride : {1, 4, 8, 16})

@@ -1,7 +1,7 @@
-// core_splatting/rasterize.hpp - forward rasterisation of 3D Gaussians (Kerbl et al., arXiv 2308.04079).
+// core_splatting/rasterize.hpp - rasterisation of 3D Gaussians (Kerbl et al., arXiv 2308.04079) and its gradient.
 //
 // A Gaussian is projected to the ellipse of EWA splatting (its covariance through the Jacobian of the
-// perspective map, plus `eps2d` pixels^2), and the ellipses are blended front to back in the order of the
+// camera's map, plus `eps2d` pixels^2), and the ellipses are blended front to back in the order of the
 // depth of their centres: alpha = min(max_alpha, opacity * exp(-sigma)), where 2 sigma is the squared
 // Mahalanobis distance of the pixel's centre. Contributions with alpha < 1/255 or farther than 3.33 standard
 // deviations are skipped; a pixel is finished by the Gaussian that would bring its transmittance to 1e-4 or
@@ -13,68 +13,87 @@
 
 namespace core_splatting {
 
-/// Renders N Gaussians into C pinhole cameras.
+template <int N>
+using In = core::Tensor<const float, N>;
+template <int N>
+using Out = core::Tensor<float, N>;
+template <int N>
+using MaybeIn = std::optional<In<N>>;
+template <int N>
+using MaybeOut = std::optional<Out<N>>;
+
+/// Renders N Gaussians into C cameras.
 ///
 /// means[N,3]: centres in world units; quats[N,4]: rotations (w, x, y, z), of any length but zero;
-/// scales[N,3]: standard deviations along the rotated axes; opacities[N] in [0, 1];
+/// scales[N,3]: standard deviations along the rotated axes; covars[N,6]: in place of both, the covariances
+/// (xx, xy, xz, yy, yz, zz); opacities[N] in [0, 1];
 /// colors[G,N,D]: D channels of any meaning, G = C or, for all cameras alike, 1;
 /// viewmats[C,4,4]: world to camera, x right, y down, z forward (the last row is not read);
-/// Ks[C,3,3]: pinhole matrices in pixels, the first pixel's centre at (0.5, 0.5), skew is not read;
+/// Ks[C,3,3]: camera matrices in pixels, the first pixel's centre at (0.5, 0.5), skew is not read;
 /// backgrounds[C,D]: what shows through, black if left out;
 /// near_plane, far_plane: depths outside are culled; radius_clip: Gaussians whose extent is at most this many
-/// pixels in both axes are culled; eps2d: variance in pixels^2 added to every ellipse; max_alpha in [1/255, 1).
+/// pixels in both axes are culled; eps2d: variance in pixels^2 added to every ellipse; max_alpha in [1/255, 1);
+/// antialiased: opacities are multiplied by the square root of the ratio of the determinants of the covariance
+/// before and after eps2d (Yu et al., arXiv 2311.16493);
+/// camera_model: "pinhole", "ortho" (x, y in world units times the focal length) or "fisheye" (equidistant).
 /// out_colors[C,H,W,D], out_alphas[C,H,W]: written whole.
 /// A Gaussian with a NaN, an infinity, a zero quaternion, or an opacity of at most 1/255 is culled.
 /// Throws ValueError for a scalar out of range, G not 1 or C, an image side above 65,536 and, on the CPU, a
 /// camera that is not finite or has no positive focal length (on CUDA such a camera shows the background).
 /// The result does not depend on the number of threads.
-CORE_EXPORT void rasterize(core::Tensor<const float, 2> means, core::Tensor<const float, 2> quats, core::Tensor<const float, 2> scales,
-                           core::Tensor<const float, 1> opacities, core::Tensor<const float, 3> colors,
-                           core::Tensor<const float, 3> viewmats, core::Tensor<const float, 3> Ks,
-                           std::optional<core::Tensor<const float, 2>> backgrounds, double near_plane, double far_plane, double radius_clip,
-                           double eps2d, double max_alpha, core::Tensor<float, 4> out_colors, core::Tensor<float, 3> out_alphas);
+CORE_EXPORT void rasterize(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors,
+                           In<3> viewmats, In<3> Ks, MaybeIn<2> backgrounds, double near_plane, double far_plane, double radius_clip,
+                           double eps2d, double max_alpha, bool antialiased, const char* camera_model, Out<4> out_colors,
+                           Out<3> out_alphas);
 
 /// The gradient of `rasterize`: what a loss gains by each input, given what it gains by each pixel.
 ///
-/// means .. max_alpha: as in `rasterize`; image[C,H,W,D], alphas[C,H,W]: what it gave; v_image[C,H,W,D],
-/// v_alphas[C,H,W]: derivatives of the loss by these. Written whole: v_means[N,3], v_quats[N,4], v_scales[N,3],
-/// v_opacities[N], v_colors[G,N,D] and v_viewmats[C,4,4] (last row 0), the derivatives by the inputs, summed over
-/// cameras; v_means2d[C,N,4]: those by the projected centre (x, y) in pixels, and the sums over pixels of their
-/// absolute values (the "absgrad" of Ye et al., arXiv 2404.10484). Culled Gaussians get 0, and so does an alpha
-/// that max_alpha limits. By the background b it is the sum over pixels of (1 - alpha) v_image.
+/// means .. camera_model: as in `rasterize`; image[C,H,W,D], alphas[C,H,W]: what it gave; v_image[C,H,W,D],
+/// v_alphas[C,H,W]: derivatives of the loss by these. Written whole: v_means[N,3], v_quats[N,4] and v_scales[N,3]
+/// or v_covars[N,6], v_opacities[N], v_colors[G,N,D] and v_viewmats[C,4,4] (last row 0), the derivatives by the
+/// inputs, summed over cameras; v_means2d[C,N,4]: those by the projected centre (x, y) in pixels, and the sums over
+/// pixels of their absolute values (the "absgrad" of Ye et al., arXiv 2404.10484). Culled Gaussians get 0, and so
+/// does an alpha that max_alpha limits. By the background b it is the sum over pixels of (1 - alpha) v_image.
 /// Throws what `rasterize` throws. The result does not depend on the number of threads.
-CORE_EXPORT void rasterize_backward(core::Tensor<const float, 2> means, core::Tensor<const float, 2> quats,
-                                    core::Tensor<const float, 2> scales, core::Tensor<const float, 1> opacities,
-                                    core::Tensor<const float, 3> colors, core::Tensor<const float, 3> viewmats,
-                                    core::Tensor<const float, 3> Ks, double near_plane, double far_plane, double radius_clip, double eps2d,
-                                    double max_alpha, core::Tensor<const float, 4> image, core::Tensor<const float, 3> alphas,
-                                    core::Tensor<const float, 4> v_image, core::Tensor<const float, 3> v_alphas,
-                                    core::Tensor<float, 2> v_means, core::Tensor<float, 2> v_quats, core::Tensor<float, 2> v_scales,
-                                    core::Tensor<float, 1> v_opacities, core::Tensor<float, 3> v_colors, core::Tensor<float, 3> v_viewmats,
-                                    core::Tensor<float, 3> v_means2d);
+CORE_EXPORT void rasterize_backward(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors,
+                                    In<3> viewmats, In<3> Ks, double near_plane, double far_plane, double radius_clip, double eps2d,
+                                    double max_alpha, bool antialiased, const char* camera_model, In<4> image, In<3> alphas, In<4> v_image,
+                                    In<3> v_alphas, Out<2> v_means, MaybeOut<2> v_quats, MaybeOut<2> v_scales, MaybeOut<2> v_covars,
+                                    Out<1> v_opacities, Out<3> v_colors, Out<3> v_viewmats, Out<3> v_means2d);
+
+/// What `rasterize` makes of each Gaussian in each camera before blending, for pictures of `width` x `height`.
+///
+/// means[N,3] .. camera_model: as in `rasterize`. Written whole: means2d[C,N,2]: centres in pixels; radii[C,N,2]: half
+/// axes of the box around the pixels that it reaches, rounded up, 0 if it is culled or reaches none (all else is then 0
+/// too); depths[C,N]; conics[C,N,3]: the inverse covariance (xx, xy, yy) after eps2d; weights[C,N]: the opacity that
+/// blending uses. Throws what `rasterize` throws.
+CORE_EXPORT void project_gaussians(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> viewmats,
+                                   In<3> Ks, std::int64_t width, std::int64_t height, double near_plane, double far_plane,
+                                   double radius_clip, double eps2d, bool antialiased, const char* camera_model, Out<3> means2d,
+                                   core::Tensor<std::int32_t, 3> radii, Out<2> depths, Out<3> conics, Out<2> weights);
 
 #if defined(CORE_WITH_CUDA)
 /// The same on CUDA tensors. Work is queued on `stream`; the host waits for the number of
 /// (Gaussian, tile) pairs only. Scratch comes from a pool that keeps up to 1 GiB per device.
-CORE_EXPORT void rasterize_cuda(core::Tensor<const float, 2> means, core::Tensor<const float, 2> quats, core::Tensor<const float, 2> scales,
-                                core::Tensor<const float, 1> opacities, core::Tensor<const float, 3> colors,
-                                core::Tensor<const float, 3> viewmats, core::Tensor<const float, 3> Ks,
-                                std::optional<core::Tensor<const float, 2>> backgrounds, double near_plane, double far_plane,
-                                double radius_clip, double eps2d, double max_alpha, core::Tensor<float, 4> out_colors,
-                                core::Tensor<float, 3> out_alphas, core::Stream stream);
+CORE_EXPORT void rasterize_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors,
+                                In<3> viewmats, In<3> Ks, MaybeIn<2> backgrounds, double near_plane, double far_plane, double radius_clip,
+                                double eps2d, double max_alpha, bool antialiased, const char* camera_model, Out<4> out_colors,
+                                Out<3> out_alphas, core::Stream stream);
 
 /// The same on CUDA tensors, as `rasterize_cuda` works. At most 32 channels, else NotImplementedError. Sums over pixels
 /// are added in the order in which the device comes to them: the last digits differ from run to run.
-CORE_EXPORT void rasterize_backward_cuda(core::Tensor<const float, 2> means, core::Tensor<const float, 2> quats,
-                                         core::Tensor<const float, 2> scales, core::Tensor<const float, 1> opacities,
-                                         core::Tensor<const float, 3> colors, core::Tensor<const float, 3> viewmats,
-                                         core::Tensor<const float, 3> Ks, double near_plane, double far_plane, double radius_clip,
-                                         double eps2d, double max_alpha, core::Tensor<const float, 4> image,
-                                         core::Tensor<const float, 3> alphas, core::Tensor<const float, 4> v_image,
-                                         core::Tensor<const float, 3> v_alphas, core::Tensor<float, 2> v_means,
-                                         core::Tensor<float, 2> v_quats, core::Tensor<float, 2> v_scales,
-                                         core::Tensor<float, 1> v_opacities, core::Tensor<float, 3> v_colors,
-                                         core::Tensor<float, 3> v_viewmats, core::Tensor<float, 3> v_means2d, core::Stream stream);
+CORE_EXPORT void rasterize_backward_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors,
+                                         In<3> viewmats, In<3> Ks, double near_plane, double far_plane, double radius_clip, double eps2d,
+                                         double max_alpha, bool antialiased, const char* camera_model, In<4> image, In<3> alphas,
+                                         In<4> v_image, In<3> v_alphas, Out<2> v_means, MaybeOut<2> v_quats, MaybeOut<2> v_scales,
+                                         MaybeOut<2> v_covars, Out<1> v_opacities, Out<3> v_colors, Out<3> v_viewmats, Out<3> v_means2d,
+                                         core::Stream stream);
+
+CORE_EXPORT void project_gaussians_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities,
+                                        In<3> viewmats, In<3> Ks, std::int64_t width, std::int64_t height, double near_plane,
+                                        double far_plane, double radius_clip, double eps2d, bool antialiased, const char* camera_model,
+                                        Out<3> means2d, core::Tensor<std::int32_t, 3> radii, Out<2> depths, Out<3> conics, Out<2> weights,
+                                        core::Stream stream);
 #endif
 
 }  // namespace core_splatting

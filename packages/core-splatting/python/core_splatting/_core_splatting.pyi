@@ -1,10 +1,11 @@
 # Made by `core stubs core_splatting`.
-from typing import Any
+from typing import Any, SupportsIndex
 
 def rasterize(
     means: Any,  # float32[N,3]
-    quats: Any,  # float32[N,4]
-    scales: Any,  # float32[N,3]
+    quats: Any | None,  # float32[N,4]
+    scales: Any | None,  # float32[N,3]
+    covars: Any | None,  # float32[N,6]
     opacities: Any,  # float32[N]
     colors: Any,  # float32[*,N,D]
     viewmats: Any,  # float32[C,4,4]
@@ -15,15 +16,18 @@ def rasterize(
     radius_clip: float,
     eps2d: float,
     max_alpha: float,
+    antialiased: bool,
+    camera_model: str,
     out_colors: Any,  # out float32[C,H,W,D]
     out_alphas: Any,  # out float32[C,H,W]
 ) -> None:
-    """Renders 3D Gaussians into pinhole cameras: projection, exact tile culling, one sort by depth, blending front to back."""
+    """Renders 3D Gaussians into cameras: projection, exact tile culling, one sort by depth, blending front to back."""
 
 def rasterize_backward(
     means: Any,  # float32[N,3]
-    quats: Any,  # float32[N,4]
-    scales: Any,  # float32[N,3]
+    quats: Any | None,  # float32[N,4]
+    scales: Any | None,  # float32[N,3]
+    covars: Any | None,  # float32[N,6]
     opacities: Any,  # float32[N]
     colors: Any,  # float32[*,N,D]
     viewmats: Any,  # float32[C,4,4]
@@ -33,16 +37,104 @@ def rasterize_backward(
     radius_clip: float,
     eps2d: float,
     max_alpha: float,
+    antialiased: bool,
+    camera_model: str,
     image: Any,  # float32[C,H,W,D]
     alphas: Any,  # float32[C,H,W]
     v_image: Any,  # float32[C,H,W,D]
     v_alphas: Any,  # float32[C,H,W]
     v_means: Any,  # out float32[N,3]
-    v_quats: Any,  # out float32[N,4]
-    v_scales: Any,  # out float32[N,3]
+    v_quats: Any | None,  # out float32[N,4]
+    v_scales: Any | None,  # out float32[N,3]
+    v_covars: Any | None,  # out float32[N,6]
     v_opacities: Any,  # out float32[N]
     v_colors: Any,  # out float32[*,N,D]
     v_viewmats: Any,  # out float32[C,4,4]
     v_means2d: Any,  # out float32[C,N,4]
 ) -> None:
     """The gradient of rasterize by Gaussians, colours, cameras and projected centres."""
+
+def project_gaussians(
+    means: Any,  # float32[N,3]
+    quats: Any | None,  # float32[N,4]
+    scales: Any | None,  # float32[N,3]
+    covars: Any | None,  # float32[N,6]
+    opacities: Any,  # float32[N]
+    viewmats: Any,  # float32[C,4,4]
+    Ks: Any,  # float32[C,3,3]
+    width: SupportsIndex,
+    height: SupportsIndex,
+    near_plane: float,
+    far_plane: float,
+    radius_clip: float,
+    eps2d: float,
+    antialiased: bool,
+    camera_model: str,
+    means2d: Any,  # out float32[C,N,2]
+    radii: Any,  # out int32[C,N,2]
+    depths: Any,  # out float32[C,N]
+    conics: Any,  # out float32[C,N,3]
+    weights: Any,  # out float32[C,N]
+) -> None:
+    """What rasterize makes of each Gaussian in each camera: centre, radii, depth, conic and opacity."""
+
+def spherical_harmonics(
+    degree: SupportsIndex,
+    time_degree: SupportsIndex,
+    dirs: Any,  # float32[N,3]
+    coeffs: Any,  # float32[*,N,K,D]
+    viewmats: Any | None,  # float32[C,4,4]
+    phases: Any | None,  # float32[N]
+    masks: Any | None,  # bool[C,N]
+    as_color: bool,
+    out: Any,  # out float32[C,N,D]
+) -> None:
+    """Colours by direction: real spherical harmonics to degree 3, times a cosine series in time."""
+
+def spherical_harmonics_backward(
+    degree: SupportsIndex,
+    time_degree: SupportsIndex,
+    dirs: Any,  # float32[N,3]
+    coeffs: Any,  # float32[*,N,K,D]
+    viewmats: Any | None,  # float32[C,4,4]
+    phases: Any | None,  # float32[N]
+    masks: Any | None,  # bool[C,N]
+    as_color: bool,
+    v_out: Any,  # float32[C,N,D]
+    v_dirs: Any,  # out float32[N,3]
+    v_coeffs: Any,  # out float32[*,N,K,D]
+    v_viewmats: Any,  # out float32[C,4,4]
+    v_phases: Any,  # out float32[N]
+) -> None:
+    """The gradient of spherical_harmonics by directions, coefficients, cameras and phases."""
+
+def ssim(
+    image: Any,  # float32[B,C,H,W]
+    target: Any,  # float32[B,C,H,W]
+    out: Any,  # out float32[B,C,H,W]
+    partials: Any | None,  # out float32[3,B,C,H,W]
+) -> None:
+    """The structural similarity of two images at each pixel, 11x11 Gaussian window, and its partial derivatives."""
+
+def ssim_backward(
+    image: Any,  # float32[B,C,H,W]
+    target: Any,  # float32[B,C,H,W]
+    partials: Any,  # float32[3,B,C,H,W]
+    v_out: Any,  # float32[B,C,H,W]
+    v_image: Any,  # out float32[B,C,H,W]
+) -> None:
+    """The gradient of ssim by the image."""
+
+def selective_adam(
+    param: Any,  # out float32[N,K]
+    grad: Any,  # float32[N,K]
+    exp_avg: Any,  # out float32[N,K]
+    exp_avg_sq: Any,  # out float32[N,K]
+    steps: Any,  # out int32[N]
+    visible: Any,  # bool[N]
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    """One step of Adam on the rows that are visible, with a count of steps for each row."""

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from core_registry.testing import Case
 
-from .reference.rasterize import rasterize, rasterize_backward, rasterize_torch
+from .cases_harmonics import harmonics_cases
+from .cases_train import cases as train_cases
+from .reference.rasterize import project_gaussians, rasterize, rasterize_backward, rasterize_torch
 
 
 def scene(
@@ -31,11 +33,12 @@ def scene(
         viewmats[c, 2, 3] = 3
     Ks = np.tile(np.array([[focal, 0, W / 2], [0, focal, H / 2], [0, 0, 1]], f32), (C, 1, 1))
     return {
-        "means": means, "quats": quats, "scales": scales, "opacities": opacities, "colors": colors,
+        "means": means, "quats": quats, "scales": scales, "covars": None, "opacities": opacities, "colors": colors,
         "viewmats": viewmats, "Ks": Ks,
         "backgrounds": rng.uniform(0, 1, (C, D)).astype(f32), "near_plane": 0.01, "far_plane": 1e10,
         "radius_clip": 0.0, "eps2d": 0.3,
-        "max_alpha": 0.999, "out_colors": np.empty((C, H, W, D), f32), "out_alphas": np.empty((C, H, W), f32),
+        "max_alpha": 0.999, "antialiased": False, "camera_model": "pinhole",
+        "out_colors": np.empty((C, H, W, D), f32), "out_alphas": np.empty((C, H, W), f32),
     }  # fmt: skip
 
 
@@ -52,7 +55,7 @@ def scene_backward(rng: np.random.Generator, **size: Any) -> dict[str, Any]:
         "v_image": rng.normal(size=(cameras, height, width, channels)).astype(f32),
         "v_alphas": rng.normal(size=(cameras, height, width)).astype(f32),
         "v_means": np.empty((count, 3), f32), "v_quats": np.empty((count, 4), f32),
-        "v_scales": np.empty((count, 3), f32), "v_opacities": np.empty(count, f32),
+        "v_scales": np.empty((count, 3), f32), "v_covars": None, "v_opacities": np.empty(count, f32),
         "v_colors": np.empty((1, count, channels), f32), "v_viewmats": np.empty((cameras, 4, 4), f32),
         "v_means2d": np.empty((cameras, count, 4), f32),
     }  # fmt: skip
@@ -78,7 +81,7 @@ def _torch_call(args: dict[str, Any]) -> Any:
 
     tensors = [v for k, v in args.items() if not k.startswith("out_")]
     height, width = args["out_alphas"].shape[1:]
-    return op(*tensors[:8], width, height, *tensors[8:])
+    return op(*tensors[:9], None, width, height, *tensors[9:], False)
 
 
 def _work(args: dict[str, Any]) -> tuple[float, float]:
@@ -88,6 +91,19 @@ def _work(args: dict[str, Any]) -> tuple[float, float]:
     f = float(args["Ks"][0, 0, 0]) / 3
     pixels = np.pi * (3.33 * args["scales"].mean(-1) * f) ** 2 + np.pi * 3.33**2 * args["eps2d"]
     return float(moved), float(len(args["viewmats"]) * (300 * len(pixels) + 30 * pixels.clip(0, height * width).sum()))
+
+
+def projections(rng: np.random.Generator, N: int, W: int, H: int, C: int = 1, focal: float = 512.0) -> dict[str, Any]:
+    """A `scene` and room for its projections."""
+    a = scene(rng, N, W, H, C, focal=focal)
+    names = ("means", "quats", "scales", "covars", "opacities", "viewmats", "Ks")
+    f32 = np.float32
+    return {k: a[k] for k in names} | {
+        "width": W, "height": H, **{k: a[k] for k in ("near_plane", "far_plane", "radius_clip", "eps2d")},
+        "antialiased": False, "camera_model": "pinhole", "means2d": np.empty((C, N, 2), f32),
+        "radii": np.empty((C, N, 2), np.int32), "depths": np.empty((C, N), f32), "conics": np.empty((C, N, 3), f32),
+        "weights": np.empty((C, N), f32),
+    }  # fmt: skip
 
 
 cases: list[Case] = [
@@ -128,4 +144,24 @@ cases: list[Case] = [
         vary={"N": (0, 14), "W": (0, 20), "H": (0, 20), "C": (0, 2), "D": (0, 9)},
         devices=("cpu", "cuda"),
     ),
+    Case(
+        op="core_splatting.project_gaussians",
+        sizes={
+            "tiny": {"N": 60, "W": 37, "H": 29, "C": 2, "focal": 40.0},
+            "bench": {"N": 100_000, "W": 512, "H": 512},
+        },
+        make=projections,
+        reference=project_gaussians,
+        tolerance={
+            "means2d": (1e-4, 1e-3),
+            "radii": (0, 0),
+            "depths": (1e-5, 1e-5),
+            "conics": (2e-3, 1e-4),
+            "weights": (1e-4, 1e-5),
+        },
+        vary={"N": (0, 80), "W": (0, 40), "H": (0, 40), "C": (0, 3)},
+        devices=("cpu", "cuda"),
+    ),
+    *harmonics_cases,
+    *train_cases,
 ]

@@ -67,12 +67,12 @@ def contributions(
     black = empty((cameras, count, 1), "float32", like=means)
     black[...] = 0
     scalars = (float(near_plane), float(far_plane), float(radius_clip), float(eps2d), float(max_alpha))
-    inputs = (means, quats, scales, opacities, black, viewmats, Ks, *scalars)
+    inputs = (means, quats, scales, None, opacities, black, viewmats, Ks, *scalars, False, "pinhole")
     pictures = (nothing, nothing[..., 0], pixels[..., None], nothing[..., 0])
     if is_torch(means):
         from .torch_ops import rasterize_backward
 
-        sums: Any = rasterize_backward(*inputs, *pictures)[4]
+        sums: Any = rasterize_backward(*inputs, *pictures)[5]
     else:
         shapes = (
             (count, 3),
@@ -84,6 +84,6 @@ def contributions(
             (cameras, count, 4),
         )
         gradients = [empty(shape, "float32", like=means) for shape in shapes]
-        _C.rasterize_backward(*inputs, *pictures, *gradients)
+        _C.rasterize_backward(*(*inputs, *pictures, *gradients[:3], None, *gradients[3:]))
         sums = gradients[4]
     return sums[..., 0]

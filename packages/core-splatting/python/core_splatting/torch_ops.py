@@ -1,117 +1,146 @@
-"""The torch operators `core_splatting::rasterize` and its gradient, on the CPU and on CUDA."""
+"""The torch operators of core-splatting and their gradients, on the CPU and on CUDA."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from core_registry import torchlib
+from torch import Tensor
 
 from . import _core_splatting as _C
 
+_SHAPE = "Tensor means, Tensor? quats, Tensor? scales, Tensor? covars, Tensor opacities"
+_SCALARS = (
+    "float near_plane, float far_plane, float radius_clip, float eps2d, float max_alpha, bool antialiased, "
+    "str camera_model"
+)
 _SCHEMA = (
-    "rasterize(Tensor means, Tensor quats, Tensor scales, Tensor opacities, Tensor colors, Tensor viewmats, Tensor Ks, "
-    "Tensor? backgrounds, SymInt width, SymInt height, float near_plane, float far_plane, float radius_clip, "
-    "float eps2d, float max_alpha) -> (Tensor, Tensor)"
+    f"rasterize({_SHAPE}, Tensor colors, Tensor viewmats, Tensor Ks, Tensor? backgrounds, Tensor? means2d, "
+    f"SymInt width, SymInt height, {_SCALARS}, bool absgrad) -> (Tensor, Tensor)"
 )
 
 
-def _outputs(
-    means: torch.Tensor, colors: torch.Tensor, viewmats: torch.Tensor, width: int, height: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _fake(*args: Any) -> tuple[Tensor, Tensor]:
+    means, colors, viewmats, width, height = args[0], args[5], args[6], args[10], args[11]
     cameras = viewmats.shape[0]
-    return (
-        torch.empty((cameras, height, width, colors.shape[-1]), dtype=torch.float32, device=means.device),
-        torch.empty((cameras, height, width), dtype=torch.float32, device=means.device),
-    )
+    return means.new_empty((cameras, height, width, colors.shape[-1])), means.new_empty((cameras, height, width))
 
 
-def _impl(
-    means: torch.Tensor,
-    quats: torch.Tensor,
-    scales: torch.Tensor,
-    opacities: torch.Tensor,
-    colors: torch.Tensor,
-    viewmats: torch.Tensor,
-    Ks: torch.Tensor,
-    backgrounds: torch.Tensor | None,
-    width: int,
-    height: int,
-    near_plane: float,
-    far_plane: float,
-    radius_clip: float,
-    eps2d: float,
-    max_alpha: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    out, alphas = _outputs(means, colors, viewmats, width, height)
-    _C.rasterize(
-        means, quats, scales, opacities, colors, viewmats, Ks, backgrounds,
-        near_plane, far_plane, radius_clip, eps2d, max_alpha, out, alphas,
-    )  # fmt: skip
+def _impl(*args: Any) -> tuple[Tensor, Tensor]:
+    out, alphas = _fake(*args)
+    _C.rasterize(*(*args[:9], *args[12:19], out, alphas))
     return out, alphas
 
 
-def _fake(
-    means: torch.Tensor,
-    quats: torch.Tensor,
-    scales: torch.Tensor,
-    opacities: torch.Tensor,
-    colors: torch.Tensor,
-    viewmats: torch.Tensor,
-    Ks: torch.Tensor,
-    backgrounds: torch.Tensor | None,
-    width: int,
-    height: int,
-    near_plane: float,
-    far_plane: float,
-    radius_clip: float,
-    eps2d: float,
-    max_alpha: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return _outputs(means, colors, viewmats, width, height)
-
-
 _BACKWARD_SCHEMA = (
-    "rasterize_backward(Tensor means, Tensor quats, Tensor scales, Tensor opacities, Tensor colors, Tensor viewmats, "
-    "Tensor Ks, float near_plane, float far_plane, float radius_clip, float eps2d, float max_alpha, Tensor image, "
-    "Tensor alphas, Tensor v_image, Tensor v_alphas) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    f"rasterize_backward({_SHAPE}, Tensor colors, Tensor viewmats, Tensor Ks, {_SCALARS}, Tensor image, Tensor alphas, "
+    "Tensor v_image, Tensor v_alphas) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
-def _gradients(
-    means: torch.Tensor, quats: torch.Tensor, scales: torch.Tensor, opacities: torch.Tensor, colors: torch.Tensor,
-    viewmats: torch.Tensor, *_: Any,
-) -> tuple[torch.Tensor, ...]:  # fmt: skip
-    inputs = (means, quats, scales, opacities, colors, viewmats)
+def _gradients(*args: Any) -> tuple[Tensor, ...]:
+    means, viewmats = args[0], args[6]
     return (
-        *(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs),
-        torch.empty((viewmats.shape[0], means.shape[0], 4), dtype=means.dtype, device=means.device),
-    )  # fmt: skip
+        *(means.new_empty((0,) if x is None else x.shape) for x in args[:7]),
+        means.new_empty((viewmats.shape[0], means.shape[0], 4)),
+    )
 
 
-def _backward_impl(*args: Any) -> tuple[torch.Tensor, ...]:
+def _backward_impl(*args: Any) -> tuple[Tensor, ...]:
     out = _gradients(*args)
-    _C.rasterize_backward(*args, *out)
+    _C.rasterize_backward(*args, *(None if i < 4 and args[i] is None else x for i, x in enumerate(out)))
     return out
 
 
 rasterize_backward = torchlib.define("core_splatting", _BACKWARD_SCHEMA, _backward_impl, _gradients)
-"""Gradients of a loss by means, quats, scales, opacities, colors, viewmats and (C, N, 4) by the projected centres."""
+"""Gradients of a loss by means, quats, scales, covars (empty where not given), opacities, colors, viewmats, and
+(C, N, 4) by the projected centres: the derivatives, and the sums of their absolute values."""
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:7], *output)
-    ctx.scalars = inputs[10:]
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:8], *output)
+    ctx.scalars = inputs[12:19]
+    ctx.absgrad = inputs[9] if inputs[19] else None
 
 
-def _backward(ctx: Any, v_image: torch.Tensor, v_alphas: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+def _backward(ctx: Any, v_image: Tensor, v_alphas: Tensor) -> tuple[Tensor | None, ...]:
     *inputs, image, alphas = ctx.saved_tensors
-    if ctx.needs_input_grad[6]:
+    if ctx.needs_input_grad[7]:
         raise NotImplementedError("rasterize: argument 'Ks' requires grad, but has no derivative; use Ks.detach()")
-    v_backgrounds = ((1 - alphas)[..., None] * v_image).sum((1, 2)) if ctx.needs_input_grad[7] else None
+    v_backgrounds = ((1 - alphas)[..., None] * v_image).sum((1, 2)) if ctx.needs_input_grad[8] else None
     gradients = rasterize_backward(*inputs, *ctx.scalars, image, alphas, v_image, v_alphas)
-    return (*gradients[:6], None, v_backgrounds, *[None] * 7)
+    if ctx.absgrad is not None:
+        ctx.absgrad.absgrad = gradients[7][..., 2:]
+    given = (None if x is None else v for x, v in zip(inputs[:7], gradients[:7], strict=True))
+    v_means2d = gradients[7][..., :2] if ctx.needs_input_grad[9] else None
+    return (*given, None, v_backgrounds, v_means2d, *[None] * 10)
 
 
 rasterize = torchlib.define("core_splatting", _SCHEMA, _impl, _fake, _backward, _setup_context)
-"""(colours (C, H, W, D), alphas (C, H, W)) of the raw operator's arguments; see `rasterization`."""
+"""(colours (C, H, W, D), alphas (C, H, W)) of the raw operator's arguments; see `rasterization`. `means2d` (C, N, 2) is
+not read; its gradient is that by the projected centres, and `absgrad` sets its attribute of this name."""
+
+_HARMONICS = (
+    "int degree, int time_degree, Tensor dirs, Tensor coeffs, Tensor? viewmats, Tensor? phases, Tensor? masks, "
+    "bool as_color"
+)
+
+
+def _harmonics_fake(*args: Any) -> Tensor:
+    dirs, coeffs, viewmats = args[2], args[3], args[4]
+    cameras = coeffs.shape[0] if viewmats is None else viewmats.shape[0]
+    out: Tensor = dirs.new_empty((cameras, dirs.shape[0], coeffs.shape[-1]))
+    return out
+
+
+def _harmonics_impl(*args: Any) -> Tensor:
+    out = _harmonics_fake(*args)
+    _C.spherical_harmonics(*(*args, out))
+    return out
+
+
+def _harmonics_gradients(*args: Any) -> tuple[Tensor, ...]:
+    dirs, coeffs, v_out = args[2], args[3], args[8]
+    return (
+        dirs.new_empty(dirs.shape), dirs.new_empty(coeffs.shape), dirs.new_empty((v_out.shape[0], 4, 4)),
+        dirs.new_empty(dirs.shape[:1]),
+    )  # fmt: skip
+
+
+def _harmonics_backward_impl(*args: Any) -> tuple[Tensor, ...]:
+    out = _harmonics_gradients(*args)
+    _C.spherical_harmonics_backward(*args, *out)
+    return out
+
+
+spherical_harmonics_backward = torchlib.define(
+    "core_splatting",
+    f"spherical_harmonics_backward({_HARMONICS}, Tensor v_out) -> (Tensor, Tensor, Tensor, Tensor)",
+    _harmonics_backward_impl,
+    _harmonics_gradients,
+)
+"""Gradients of a loss by dirs, coeffs, viewmats and phases."""
+
+
+def _harmonics_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[2:7])
+    ctx.scalars = (*inputs[:2], inputs[7])
+
+
+def _harmonics_backward(ctx: Any, v_out: Tensor) -> tuple[Tensor | None, ...]:
+    degree, time_degree, as_color = ctx.scalars
+    dirs, coeffs, viewmats, phases, masks = ctx.saved_tensors
+    v_dirs, v_coeffs, v_viewmats, v_phases = spherical_harmonics_backward(
+        degree, time_degree, dirs, coeffs, viewmats, phases, masks, as_color, v_out
+    )
+    return (
+        None, None, v_dirs, v_coeffs, None if viewmats is None else v_viewmats, None if phases is None else v_phases,
+        None, None,
+    )  # fmt: skip
+
+
+spherical_harmonics = torchlib.define(
+    "core_splatting", f"spherical_harmonics({_HARMONICS}) -> Tensor", _harmonics_impl, _harmonics_fake,
+    _harmonics_backward, _harmonics_context,
+)  # fmt: skip
+"""(C, N, D) of the raw operator's arguments; see `core_splatting.harmonics`."""

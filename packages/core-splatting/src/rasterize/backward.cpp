@@ -193,24 +193,27 @@ void clear(const core::Tensor<float, N>& t) {
 
 }  // namespace
 
-void rasterize_backward(core::Tensor<const float, 2> means, core::Tensor<const float, 2> quats, core::Tensor<const float, 2> scales,
-                        core::Tensor<const float, 1> opacities, core::Tensor<const float, 3> colors, core::Tensor<const float, 3> viewmats,
-                        core::Tensor<const float, 3> Ks, double near_plane, double far_plane, double radius_clip, double eps2d,
-                        double max_alpha, core::Tensor<const float, 4> image, core::Tensor<const float, 3> alphas,
-                        core::Tensor<const float, 4> v_image, core::Tensor<const float, 3> v_alphas, core::Tensor<float, 2> v_means,
-                        core::Tensor<float, 2> v_quats, core::Tensor<float, 2> v_scales, core::Tensor<float, 1> v_opacities,
-                        core::Tensor<float, 3> v_colors, core::Tensor<float, 3> v_viewmats, core::Tensor<float, 3> v_means2d) {
+void rasterize_backward(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors, In<3> viewmats,
+                        In<3> Ks, double near_plane, double far_plane, double radius_clip, double eps2d, double max_alpha, bool antialiased,
+                        const char* camera_model, In<4> image, In<3> alphas, In<4> v_image, In<3> v_alphas, Out<2> v_means,
+                        MaybeOut<2> v_quats, MaybeOut<2> v_scales, MaybeOut<2> v_covars, Out<1> v_opacities, Out<3> v_colors,
+                        Out<3> v_viewmats, Out<3> v_means2d) {
+  const char* const op = "rasterize_backward";
   const std::int64_t cameras = viewmats.shape[0], channels = colors.shape[2];
-  const Options o = check_options("rasterize_backward", cameras, means.shape[0], colors.shape[0], near_plane, far_plane, radius_clip, eps2d,
-                                  max_alpha, alphas.shape[1], alphas.shape[2]);
-  if (v_colors.shape[0] != colors.shape[0])
-    throw core::Error("ValueError", "rasterize_backward: argument 'v_colors' must have the shape of 'colors': its first size must be " +
-                                        std::to_string(colors.shape[0]) + ", got " + std::to_string(v_colors.shape[0]));
-  clear(v_means), clear(v_quats), clear(v_scales), clear(v_opacities), clear(v_colors), clear(v_viewmats), clear(v_means2d);
+  const Options o =
+      check_options(op, cameras, means.shape[0], colors.shape[0],
+                    {near_plane, far_plane, radius_clip, eps2d, max_alpha, antialiased, camera_model}, alphas.shape[1], alphas.shape[2]);
+  const Gaussians gaussians = check_gaussians(op, means, quats, scales, covars, opacities);
+  check_gradients(op, gaussians, colors, v_quats, v_scales, v_covars, v_colors);
+  if (covars)
+    clear(*v_covars);
+  else
+    clear(*v_quats), clear(*v_scales);
+  clear(v_means), clear(v_opacities), clear(v_colors), clear(v_viewmats), clear(v_means2d);
   for (std::int64_t c = 0; c < cameras; ++c) {
-    const Camera cam = load_camera("rasterize_backward", viewmats, Ks, c);
+    const Camera cam = load_camera(op, viewmats, Ks, c);
     if (o.tiles_x * o.tiles_y == 0) continue;
-    const Projected projected = project_sorted(cam, o, means, quats, scales, opacities);
+    const Projected projected = project_sorted(cam, o, gaussians);
     const Bins bins = bin(projected.splats, o);
     const std::int64_t color_set = colors.shape[0] == 1 ? 0 : c;
     Pass pass{&projected, &bins, o, c, color_set, colors, image, v_image, alphas, v_alphas, 0, nullptr};
@@ -227,11 +230,14 @@ void rasterize_backward(core::Tensor<const float, 2> means, core::Tensor<const f
         const Splat& s = projected.splats[static_cast<std::size_t>(i)];
         const float* const m = sums.data() + i * (moments + channels);
         const SplatGradient v = splat_gradient(s, m);
-        const float mean[] = {means(n, 0), means(n, 1), means(n, 2)}, scale[] = {scales(n, 0), scales(n, 1), scales(n, 2)};
-        const float quat[] = {quats(n, 0), quats(n, 1), quats(n, 2), quats(n, 3)};
-        const GaussianGradient g = project_backward(cam, o, mean, quat, scale, opacities(n), v);
-        for (int k = 0; k < 3; ++k) v_means(n, k) += g.mean[k], v_scales(n, k) += g.scale[k];
-        for (int k = 0; k < 4; ++k) v_quats(n, k) += g.quat[k];
+        const GaussianGradient g = project_backward(cam, o, load_gaussian(gaussians, n), v);
+        for (int k = 0; k < 3; ++k) v_means(n, k) += g.mean[k];
+        if (covars) {
+          for (int k = 0; k < 6; ++k) (*v_covars)(n, k) += g.covar[k];
+        } else {
+          for (int k = 0; k < 3; ++k) (*v_scales)(n, k) += g.scale[k];
+          for (int k = 0; k < 4; ++k) (*v_quats)(n, k) += g.quat[k];
+        }
         v_opacities(n) += g.opacity;
         for (std::int64_t d = 0; d < channels; ++d) v_colors(color_set, n, d) += m[moments + d];
         v_means2d(c, n, 0) = v.x, v_means2d(c, n, 1) = v.y;

@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(block, K > 16 ? 1 : 2)
 }
 
 struct Outputs {
-  core::Tensor<float, 2> means, quats, scales;
+  core::Tensor<float, 2> means, quats, scales, covars;
   core::Tensor<float, 1> opacities;
   core::Tensor<float, 3> colors, viewmats, means2d;
 };
@@ -141,15 +141,13 @@ __global__ void __launch_bounds__(block)
       if (binned.counts && binned.counts[i]) {
         const Splat s = load_splat(binned.splats, static_cast<std::uint32_t>(i));
         const SplatGradient v = splat_gradient(s, m);
-        float mean[3], scale[3], quat[4];
-        for (int k = 0; k < 3; ++k) mean[k] = at(in.means, n, k), scale[k] = at(in.scales, n, k);
-        for (int k = 0; k < 4; ++k) quat[k] = at(in.quats, n, k);
-        g = project_backward(load_camera(in, c), o, mean, quat, scale, at(in.opacities, n), v);
+        g = project_backward(load_camera(in, c), o, load_gaussian(in.gaussians, n), v);
         centre[0] = v.x, centre[1] = v.y, centre[2] = -2.f / log2e * s.uu * m[6], centre[3] = 2.f / log2e * m[7];
       }
       for (int k = 0; k < 4; ++k) at(out.means2d, c, n, k) = centre[k];
       for (int k = 0; k < 3; ++k) total.mean[k] += g.mean[k], total.scale[k] += g.scale[k];
       for (int k = 0; k < 4; ++k) total.quat[k] += g.quat[k];
+      for (int k = 0; k < 6; ++k) total.covar[k] += g.covar[k];
       total.opacity += g.opacity;
       for (int d = 0; d < channels; ++d) {
         float& to = at(out.colors, one_set ? 0 : c, n, d);
@@ -167,8 +165,13 @@ __global__ void __launch_bounds__(block)
     __syncthreads();
   }
   if (n >= gaussians) return;
-  for (int k = 0; k < 3; ++k) at(out.means, n, k) = total.mean[k], at(out.scales, n, k) = total.scale[k];
-  for (int k = 0; k < 4; ++k) at(out.quats, n, k) = total.quat[k];
+  for (int k = 0; k < 3; ++k) at(out.means, n, k) = total.mean[k];
+  if (in.gaussians.by_covariance) {
+    for (int k = 0; k < 6; ++k) at(out.covars, n, k) = total.covar[k];
+  } else {
+    for (int k = 0; k < 3; ++k) at(out.scales, n, k) = total.scale[k];
+    for (int k = 0; k < 4; ++k) at(out.quats, n, k) = total.quat[k];
+  }
   at(out.opacities, n) = total.opacity;
 }
 
@@ -181,33 +184,29 @@ __global__ void __launch_bounds__(block) clear_colors(core::Tensor<float, 3> col
 
 }  // namespace
 
-void rasterize_backward_cuda(core::Tensor<const float, 2> means, core::Tensor<const float, 2> quats, core::Tensor<const float, 2> scales,
-                             core::Tensor<const float, 1> opacities, core::Tensor<const float, 3> colors,
-                             core::Tensor<const float, 3> viewmats, core::Tensor<const float, 3> Ks, double near_plane, double far_plane,
-                             double radius_clip, double eps2d, double max_alpha, core::Tensor<const float, 4> image,
-                             core::Tensor<const float, 3> alphas, core::Tensor<const float, 4> v_image,
-                             core::Tensor<const float, 3> v_alphas, core::Tensor<float, 2> v_means, core::Tensor<float, 2> v_quats,
-                             core::Tensor<float, 2> v_scales, core::Tensor<float, 1> v_opacities, core::Tensor<float, 3> v_colors,
-                             core::Tensor<float, 3> v_viewmats, core::Tensor<float, 3> v_means2d, core::Stream queue) {
+void rasterize_backward_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors,
+                             In<3> viewmats, In<3> Ks, double near_plane, double far_plane, double radius_clip, double eps2d,
+                             double max_alpha, bool antialiased, const char* camera_model, In<4> image, In<3> alphas, In<4> v_image,
+                             In<3> v_alphas, Out<2> v_means, MaybeOut<2> v_quats, MaybeOut<2> v_scales, MaybeOut<2> v_covars,
+                             Out<1> v_opacities, Out<3> v_colors, Out<3> v_viewmats, Out<3> v_means2d, core::Stream queue) {
   const char* op = "rasterize_backward";
   const std::int64_t cameras = viewmats.shape[0], gaussians = means.shape[0], channels = colors.shape[2];
-  const Options o = check_options(op, cameras, gaussians, colors.shape[0], near_plane, far_plane, radius_clip, eps2d, max_alpha,
-                                  alphas.shape[1], alphas.shape[2]);
-  if (v_colors.shape[0] != colors.shape[0])
-    throw core::Error("ValueError", std::string(op) + ": argument 'v_colors' must have the shape of 'colors': its first size must be " +
-                                        std::to_string(colors.shape[0]) + ", got " + std::to_string(v_colors.shape[0]));
+  const Options o =
+      check_options(op, cameras, gaussians, colors.shape[0],
+                    {near_plane, far_plane, radius_clip, eps2d, max_alpha, antialiased, camera_model}, alphas.shape[1], alphas.shape[2]);
+  const Scene scene{check_gaussians(op, means, quats, scales, covars, opacities), viewmats, Ks};
+  check_gradients(op, scene.gaussians, colors, v_quats, v_scales, v_covars, v_colors);
   if (channels > most_channels)
     throw core::Error("NotImplementedError", std::string(op) + ": argument 'colors' must have at most " + std::to_string(most_channels) +
                                                  " channels on CUDA, got " + std::to_string(channels));
   const std::int64_t tiles = cameras * o.tiles_x * o.tiles_y;
-  const OnDevice guard(v_means.device_id);
+  const core::OnDevice guard(op, v_means.device_id);
   const auto stream = static_cast<cudaStream_t>(queue.handle);
   if (cameras) clear_cameras<<<static_cast<unsigned>(cameras), 16, 0, stream>>>(v_viewmats);
   if (gaussians == 0) return;
   if (const std::int64_t of_colors = v_colors.shape[0] * gaussians * channels; of_colors && cameras == 0)
     clear_colors<<<blocks_for(of_colors), block, 0, stream>>>(v_colors, of_colors);
 
-  const Scene scene{means, quats, scales, opacities, viewmats, Ks};
   Scratch first(v_means.device_id, stream), second(v_means.device_id, stream), third(v_means.device_id, stream);
   const std::int64_t floats = core::checked_mul(cameras * gaussians, moments + channels, "rasterize_backward: scratch");
   const auto at_sums = third.part<float>(floats);
@@ -229,7 +228,8 @@ void rasterize_backward_cuda(core::Tensor<const float, 2> means, core::Tensor<co
   }
   gradient_gaussians<<<blocks_for(gaussians), block, 0, stream>>>(
       scene, o, static_cast<int>(cameras), static_cast<int>(gaussians), static_cast<int>(channels), binned, sums,
-      {v_means, v_quats, v_scales, v_opacities, v_colors, v_viewmats, v_means2d});
+      {v_means, v_quats.value_or(Out<2>{}), v_scales.value_or(Out<2>{}), v_covars.value_or(Out<2>{}), v_opacities, v_colors, v_viewmats,
+       v_means2d});
   check(cudaGetLastError(), "projecting backward");
 }
 

@@ -1,9 +1,8 @@
 // What the forward and the backward pass on CUDA share: scratch memory, and the tiles' lists of projected Gaussians.
 #pragma once
-#include <cuda_runtime.h>
+#include <core/cuda.hpp>
 
-#include <array>
-#include <mutex>
+#include <optional>
 
 #include "project.hpp"
 
@@ -11,51 +10,12 @@ namespace core_splatting {
 
 constexpr int block = 256;
 
-inline void check(cudaError_t e, const char* what) {
-  if (e == cudaSuccess) return;
-  cudaGetLastError();
-  throw core::Error(e == cudaErrorMemoryAllocation ? "MemoryError" : "RuntimeError",
-                    std::string("rasterize: ") + what + ": " + cudaGetErrorString(e));
-}
-
-/// Makes a device current for a scope.
-class OnDevice {
- public:
-  explicit OnDevice(int device) {
-    check(cudaGetDevice(&before_), "asking for the current device");
-    if (device != before_) check(cudaSetDevice(device), "choosing the device");
-  }
-  ~OnDevice() { cudaSetDevice(before_); }
-  OnDevice(const OnDevice&) = delete;
-
- private:
-  int before_ = 0;
-};
-
-/// The pool of a device. The default pool would give its memory back at each wait of the host.
-inline cudaMemPool_t pool(int device) {
-  static std::mutex mutex;
-  static std::array<cudaMemPool_t, 128> pools{};
-  std::lock_guard lock(mutex);
-  cudaMemPool_t& p = pools.at(static_cast<std::size_t>(device));
-  if (!p) {
-    cudaMemPoolProps props{};
-    props.allocType = cudaMemAllocationTypePinned;
-    props.location = {cudaMemLocationTypeDevice, device};
-    check(cudaMemPoolCreate(&p, &props), "making a memory pool");
-    std::uint64_t keep = std::uint64_t{1} << 30;
-    check(cudaMemPoolSetAttribute(p, cudaMemPoolAttrReleaseThreshold, &keep), "setting up a memory pool");
-  }
-  return p;
-}
+inline void check(cudaError_t e, const char* what) { core::check_cuda("rasterize", e, what); }
 
 /// One allocation, handed out in parts: ask for all parts, allocate, then read the pointers.
 class Scratch {
  public:
   Scratch(int device, cudaStream_t stream) : device_(device), stream_(stream) {}
-  ~Scratch() {
-    if (base_) cudaFreeAsync(base_, stream_);
-  }
   Scratch(const Scratch&) = delete;
 
   template <class T>
@@ -64,16 +24,16 @@ class Scratch {
     size_ += (static_cast<std::size_t>(core::checked_mul(n, sizeof(T), "rasterize: scratch")) + 255) / 256 * 256;
     return at;
   }
-  void allocate() { check(cudaMallocFromPoolAsync(&base_, size_ + 256, pool(device_), stream_), "allocating scratch memory"); }
+  void allocate() { memory_.emplace("rasterize", device_, stream_, static_cast<std::int64_t>(size_ + 256)); }
   template <class T>
   T* at(std::size_t part) const {
-    return reinterpret_cast<T*>(static_cast<char*>(base_) + part);
+    return reinterpret_cast<T*>(memory_->get<char>() + part);
   }
 
  private:
   int device_;
   cudaStream_t stream_;
-  void* base_ = nullptr;
+  std::optional<core::DeviceScratch> memory_;
   std::size_t size_ = 0;
 };
 
@@ -101,18 +61,9 @@ class Mailbox {
   cudaEvent_t arrived_{};
 };
 
-template <class T, int N, class... I>
-__device__ inline T& at(const core::Tensor<T, N>& t, I... i) {
-  const std::int64_t index[] = {static_cast<std::int64_t>(i)...};
-  std::int64_t offset = 0;
-  for (int d = 0; d < N; ++d) offset += index[d] * t.stride[d];
-  return t.data[offset];
-}
-
 struct Scene {
-  core::Tensor<const float, 2> means, quats, scales;
-  core::Tensor<const float, 1> opacities;
-  core::Tensor<const float, 3> viewmats, Ks;
+  Gaussians gaussians;
+  In<3> viewmats, Ks;
 };
 
 /// The camera of the arrays, not checked.

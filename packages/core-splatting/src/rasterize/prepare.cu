@@ -25,11 +25,9 @@ __global__ void __launch_bounds__(block) project_all(Scene in, Options o, int ga
   if (i < total) {
     const int c = i / gaussians, n = i - c * gaussians;
     const Camera cam = load_camera(in, c);
-    float mean[3], scale[3], quat[4], depth;
-    for (int k = 0; k < 3; ++k) mean[k] = at(in.means, n, k), scale[k] = at(in.scales, n, k);
-    for (int k = 0; k < 4; ++k) quat[k] = at(in.quats, n, k);
+    float depth;
     Splat s;
-    if (project(cam, o, mean, quat, scale, at(in.opacities, n), s, depth)) {
+    if (project(cam, o, load_gaussian(in.gaussians, n), s, depth)) {
       const Range rows = tile_rows(s, o);
       for (int row = rows.first; row <= rows.last; ++row) {
         const Range columns = tile_columns(s, o, row);
@@ -110,6 +108,12 @@ __global__ void __launch_bounds__(block) find_ranges(const Key* tiles, std::uint
   const Key tile = tiles[i];
   if (i == 0 || tiles[i - 1] != tile) ranges[tile].x = i;
   if (i + 1 == pairs || tiles[i + 1] != tile) ranges[tile].y = i + 1;
+}
+
+__global__ void __launch_bounds__(block) project_only(Scene in, Options o, int gaussians, int total, ProjectionOutputs out) {
+  const int i = blockIdx.x * block + static_cast<int>(threadIdx.x);
+  if (i < total)
+    write_projection(out, load_camera(in, i / gaussians), o, load_gaussian(in.gaussians, i % gaussians), i / gaussians, i % gaussians);
 }
 
 struct CountOf {
@@ -206,6 +210,23 @@ Binned prepare(const Scene& in, const Options& o, std::int64_t cameras, std::int
     check(cudaMemsetAsync(second.at<uint2>(at_ranges), 0, static_cast<std::size_t>(tiles) * sizeof(uint2), stream), "clearing the tiles");
   }
   return binned;
+}
+
+void project_gaussians_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> viewmats, In<3> Ks,
+                            std::int64_t width, std::int64_t height, double near_plane, double far_plane, double radius_clip, double eps2d,
+                            bool antialiased, const char* camera_model, Out<3> means2d, core::Tensor<std::int32_t, 3> radii, Out<2> depths,
+                            Out<3> conics, Out<2> weights, core::Stream queue) {
+  const char* const op = "project_gaussians";
+  const std::int64_t cameras = viewmats.shape[0], count = means.shape[0];
+  const Options o =
+      check_options(op, cameras, count, 1, {near_plane, far_plane, radius_clip, eps2d, 0.5, antialiased, camera_model}, height, width);
+  const Scene scene{check_gaussians(op, means, quats, scales, covars, opacities), viewmats, Ks};
+  const int total = static_cast<int>(cameras * count);
+  if (total == 0) return;
+  const core::OnDevice guard(op, means2d.device_id);
+  project_only<<<blocks_for(total), block, 0, static_cast<cudaStream_t>(queue.handle)>>>(scene, o, static_cast<int>(count), total,
+                                                                                         {means2d, radii, depths, conics, weights});
+  core::check_cuda(op, cudaGetLastError(), "projecting");
 }
 
 }  // namespace core_splatting

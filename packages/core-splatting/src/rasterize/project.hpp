@@ -1,18 +1,8 @@
 // Projection of one Gaussian and the exact tiles of its ellipse, for the CPU and for CUDA.
 #pragma once
-#include <core/tensor.hpp>
+#include <core_splatting/rasterize.hpp>
 
-#include <cmath>
-#include <cstdint>
-
-#if defined(__CUDACC__)
-#define CORE_HD __host__ __device__ inline
-// The counting and the filling kernel must get the same tiles bit for bit: one body, not inlined.
-#define CORE_HD_ONCE __host__ __device__ __noinline__ inline
-#else
-#define CORE_HD inline
-#define CORE_HD_ONCE inline
-#endif
+#include "camera.hpp"
 
 namespace core_splatting {
 
@@ -23,16 +13,6 @@ inline constexpr float max_extent = 3.33f;                                  // s
 inline constexpr float max_power = 0.5f * max_extent * max_extent * log2e;  // of a contribution, in bits
 inline constexpr float min_transmittance = 1e-4f;
 
-struct Camera {
-  float r[9], t[3], fx, fy, cx, cy;
-};
-
-/// What projection and blending need beside the arrays.
-struct Options {
-  float near_plane, far_plane, radius_clip, eps2d, max_alpha;
-  int width, height, tiles_x, tiles_y;
-};
-
 /// The ellipse of a Gaussian: alpha(dx, dy) = 2^(uu (dx - shear dy)^2 + yy dy^2 + log2_opacity). Both uu and yy
 /// are negative, so that nothing cancels, however thin the ellipse is.
 struct Splat {
@@ -40,60 +20,141 @@ struct Splat {
   float extent_x, extent_y;  // half axes of the box around the pixels that it reaches
 };
 
-CORE_HD float max_of(float a, float b) { return a > b ? a : b; }
-CORE_HD float min_of(float a, float b) { return a < b ? a : b; }
-
 /// Exponents below this do not contribute.
 CORE_HD float exponent_cut(float log2_opacity) { return max_of(min_exponent, log2_opacity - max_power); }
 
-/// Projects a Gaussian; false if it is culled. `depth` is its distance along the camera's axis.
-CORE_HD bool project(const Camera& cam, const Options& o, const float* mean, const float* quat, const float* scale, float opacity, Splat& s,
-                     float& depth) {
-  const float* r = cam.r;
-  const float x = r[0] * mean[0] + r[1] * mean[1] + r[2] * mean[2] + cam.t[0];
-  const float y = r[3] * mean[0] + r[4] * mean[1] + r[5] * mean[2] + cam.t[1];
-  const float z = r[6] * mean[0] + r[7] * mean[1] + r[8] * mean[2] + cam.t[2];
-  depth = z;
-  if (!(z >= o.near_plane && z <= o.far_plane && opacity > 1.f / 255.f)) return false;
+/// The arrays of Gaussians: with covars, or with quats and scales.
+struct Gaussians {
+  In<2> means, quats, scales, covars;
+  In<1> opacities;
+  bool by_covariance;
+};
 
-  const float iz = 1.f / z, w = static_cast<float>(o.width), h = static_cast<float>(o.height);
-  const float margin_x = 0.15f * w / cam.fx, margin_y = 0.15f * h / cam.fy;
-  const float u = min_of((w - cam.cx) / cam.fx + margin_x, max_of(-cam.cx / cam.fx - margin_x, x * iz));
-  const float v = min_of((h - cam.cy) / cam.fy + margin_y, max_of(-cam.cy / cam.fy - margin_y, y * iz));
-  const float jx = cam.fx * iz, jy = cam.fy * iz;
+struct Gaussian {
+  float mean[3], quat[4], scale[3], covar[6], opacity;  // covar: xx, xy, xz, yy, yz, zz
+  bool by_covariance;
+};
 
-  const float qw = quat[0], qx = quat[1], qy = quat[2], qz = quat[3];
-  const float norm = 2.f / (qw * qw + qx * qx + qy * qy + qz * qz);
-  const float rot[9] = {1.f - norm * (qy * qy + qz * qz), norm * (qx * qy - qw * qz),       norm * (qx * qz + qw * qy),
-                        norm * (qx * qy + qw * qz),       1.f - norm * (qx * qx + qz * qz), norm * (qy * qz - qw * qx),
-                        norm * (qx * qz - qw * qy),       norm * (qy * qz + qw * qx),       1.f - norm * (qx * qx + qy * qy)};
-  // m = J R_camera R_gaussian S, two rows; the covariance is m m^T.
-  float a[3], b[3], m0[3], m1[3];
-  for (int k = 0; k < 3; ++k) a[k] = jx * (r[k] - u * r[6 + k]), b[k] = jy * (r[3 + k] - v * r[6 + k]);
-  for (int k = 0; k < 3; ++k) {
-    m0[k] = scale[k] * (a[0] * rot[k] + a[1] * rot[3 + k] + a[2] * rot[6 + k]);
-    m1[k] = scale[k] * (b[0] * rot[k] + b[1] * rot[3 + k] + b[2] * rot[6 + k]);
+CORE_HD Gaussian load_gaussian(const Gaussians& in, std::int64_t n) {
+  Gaussian g;
+  g.by_covariance = in.by_covariance;
+  for (int k = 0; k < 3; ++k) g.mean[k] = at(in.means, n, k);
+  if (g.by_covariance) {
+    for (int k = 0; k < 6; ++k) g.covar[k] = at(in.covars, n, k);
+  } else {
+    for (int k = 0; k < 3; ++k) g.scale[k] = at(in.scales, n, k);
+    for (int k = 0; k < 4; ++k) g.quat[k] = at(in.quats, n, k);
   }
-  const float xx = m0[0] * m0[0] + m0[1] * m0[1] + m0[2] * m0[2];
-  const float yy = m1[0] * m1[0] + m1[1] * m1[1] + m1[2] * m1[2];
-  const float xy = m0[0] * m1[0] + m0[1] * m1[1] + m0[2] * m1[2];
+  g.opacity = at(in.opacities, n);
+  return g;
+}
+
+CORE_HD void rotation_of(const float* unit, float* rot) {
+  const float w = unit[0], x = unit[1], y = unit[2], z = unit[3];
+  rot[0] = 1.f - 2.f * (y * y + z * z), rot[1] = 2.f * (x * y - w * z), rot[2] = 2.f * (x * z + w * y);
+  rot[3] = 2.f * (x * y + w * z), rot[4] = 1.f - 2.f * (x * x + z * z), rot[5] = 2.f * (y * z - w * x);
+  rot[6] = 2.f * (x * z - w * y), rot[7] = 2.f * (y * z + w * x), rot[8] = 1.f - 2.f * (x * x + y * y);
+}
+
+/// The derivative by a unit quaternion, given that by its rotation.
+CORE_HD void rotation_backward(const float* unit, const float* v_rot, float* v_unit) {
+  const float w = unit[0], x = unit[1], y = unit[2], z = unit[3];
+  const float wx = v_rot[7] - v_rot[5], wy = v_rot[2] - v_rot[6], wz = v_rot[3] - v_rot[1];
+  const float sxy = v_rot[1] + v_rot[3], sxz = v_rot[2] + v_rot[6], syz = v_rot[5] + v_rot[7];
+  v_unit[0] = 2.f * (x * wx + y * wy + z * wz);
+  v_unit[1] = 2.f * (w * wx - 2.f * x * (v_rot[4] + v_rot[8]) + y * sxy + z * sxz);
+  v_unit[2] = 2.f * (w * wy + x * sxy - 2.f * y * (v_rot[0] + v_rot[8]) + z * syz);
+  v_unit[3] = 2.f * (w * wz + x * sxz + y * syz - 2.f * z * (v_rot[0] + v_rot[4]));
+}
+
+/// S v of a symmetric matrix (xx, xy, xz, yy, yz, zz).
+CORE_HD void times_symmetric(const float* s, const float* v, float* out) {
+  out[0] = s[0] * v[0] + s[1] * v[1] + s[2] * v[2];
+  out[1] = s[1] * v[0] + s[3] * v[1] + s[4] * v[2];
+  out[2] = s[2] * v[0] + s[4] * v[1] + s[5] * v[2];
+}
+
+/// The covariance of a projected Gaussian, before eps2d, and what it was made of.
+struct Footprint {
+  float point[3];         // the centre in the camera's coordinates
+  View view;              // of the centre
+  float a[3], b[3];       // the rows of J R_camera
+  float unit[4], length;  // the quaternion, normalised
+  float rot[9];
+  float p0[3], p1[3];     // a R_gaussian, b R_gaussian; or covar a, covar b
+  float m0[3], m1[3];     // the same times the scales
+  float xx, xy, yy, det;  // the covariance and its determinant
+};
+
+CORE_HD void footprint(const Camera& cam, const Options& o, const Gaussian& g, Footprint& f) {
+  f.view = view_of(cam, o, f.point[0], f.point[1], f.point[2]);
+  const float *jx = f.view.jx, *jy = f.view.jy, *r = cam.r;
+  for (int k = 0; k < 3; ++k) {
+    f.a[k] = jx[0] * r[k] + jx[1] * r[3 + k] + jx[2] * r[6 + k];
+    f.b[k] = jy[0] * r[k] + jy[1] * r[3 + k] + jy[2] * r[6 + k];
+  }
+  if (g.by_covariance) {
+    times_symmetric(g.covar, f.a, f.p0), times_symmetric(g.covar, f.b, f.p1);
+    f.xx = f.a[0] * f.p0[0] + f.a[1] * f.p0[1] + f.a[2] * f.p0[2];
+    f.xy = f.b[0] * f.p0[0] + f.b[1] * f.p0[1] + f.b[2] * f.p0[2];
+    f.yy = f.b[0] * f.p1[0] + f.b[1] * f.p1[1] + f.b[2] * f.p1[2];
+    f.det = f.xx * f.yy - f.xy * f.xy;
+    return;
+  }
+  const float* q = g.quat;
+  f.length = sqrtf(q[0] * q[0] + q[1] * q[1] + q[2] * q[2] + q[3] * q[3]);
+  const float over_length = 1.f / f.length;
+  for (int k = 0; k < 4; ++k) f.unit[k] = q[k] * over_length;
+  rotation_of(f.unit, f.rot);
+  for (int k = 0; k < 3; ++k) {
+    f.p0[k] = f.a[0] * f.rot[k] + f.a[1] * f.rot[3 + k] + f.a[2] * f.rot[6 + k], f.m0[k] = g.scale[k] * f.p0[k];
+    f.p1[k] = f.b[0] * f.rot[k] + f.b[1] * f.rot[3 + k] + f.b[2] * f.rot[6 + k], f.m1[k] = g.scale[k] * f.p1[k];
+  }
+  const float *m0 = f.m0, *m1 = f.m1;
+  f.xx = m0[0] * m0[0] + m0[1] * m0[1] + m0[2] * m0[2];
+  f.yy = m1[0] * m1[0] + m1[1] * m1[1] + m1[2] * m1[2];
+  f.xy = m0[0] * m1[0] + m0[1] * m1[1] + m0[2] * m1[2];
   // det(m m^T) as the sum of squared minors (Cauchy-Binet): no cancellation for thin ellipses.
   const float d01 = m0[0] * m1[1] - m0[1] * m1[0], d02 = m0[0] * m1[2] - m0[2] * m1[0], d12 = m0[1] * m1[2] - m0[2] * m1[1];
-  const float det = d01 * d01 + d02 * d02 + d12 * d12 + o.eps2d * (xx + yy) + o.eps2d * o.eps2d;
-  const float cov_x = xx + o.eps2d, cov_y = yy + o.eps2d;
+  f.det = d01 * d01 + d02 * d02 + d12 * d12;
+}
 
+CORE_HD void to_camera(const Camera& cam, const float* mean, float* point) {
+  const float* r = cam.r;
+  for (int i = 0; i < 3; ++i) point[i] = r[3 * i] * mean[0] + r[3 * i + 1] * mean[1] + r[3 * i + 2] * mean[2] + cam.t[i];
+}
+
+/// Projects a Gaussian; false if it is culled. `depth` is its distance along the camera's axis.
+CORE_HD bool project(const Camera& cam, const Options& o, const Gaussian& g, Splat& s, float& depth) {
+  Footprint f;
+  to_camera(cam, g.mean, f.point);
+  depth = f.point[2];
+  if (!(depth >= o.near_plane && depth <= o.far_plane && g.opacity > 1.f / 255.f)) return false;
+  footprint(cam, o, g, f);
+  const float det = f.det + o.eps2d * (f.xx + f.yy) + o.eps2d * o.eps2d, cov_x = f.xx + o.eps2d, cov_y = f.yy + o.eps2d;
+  float opacity = g.opacity;
+  if (o.antialiased) {
+    opacity *= sqrtf(max_of(f.det / det, 0.f));
+    if (!(opacity > 1.f / 255.f)) return false;
+  }
   s.log2_opacity = log2f(opacity);
   const float power = s.log2_opacity - exponent_cut(s.log2_opacity);
   const float reach = sqrtf(power * (2.f / log2e));
-  s.x = x * jx + cam.cx;
-  s.y = y * jy + cam.cy;
+  s.x = f.view.x;
+  s.y = f.view.y;
   s.extent_x = reach * sqrtf(cov_x);
   s.extent_y = reach * sqrtf(cov_y);
   s.uu = -0.5f * log2e * cov_y / det;
   s.yy = -0.5f * log2e / cov_y;
-  s.shear = xy / cov_y;
+  s.shear = f.xy / cov_y;
   const float sum = s.x + s.y + s.extent_x + s.extent_y + s.uu + s.yy + s.shear;
   return sum - sum == 0.f && s.uu < 0.f && s.yy < 0.f && (ceilf(s.extent_x) > o.radius_clip || ceilf(s.extent_y) > o.radius_clip);
+}
+
+/// Whether the box of a splat meets the picture.
+CORE_HD bool in_picture(const Splat& s, const Options& o) {
+  return s.x + s.extent_x > 0 && s.y + s.extent_y > 0 && s.x - s.extent_x < static_cast<float>(o.width) &&
+         s.y - s.extent_y < static_cast<float>(o.height);
 }
 
 /// Derivatives of a loss by what `project` returns.
@@ -103,86 +164,80 @@ struct SplatGradient {
 
 /// Derivatives of a loss by what `project` takes; `r` and `t` are those of the camera.
 struct GaussianGradient {
-  float mean[3], quat[4], scale[3], opacity, r[9], t[3];
+  float mean[3], quat[4], scale[3], covar[6], opacity, r[9], t[3];
 };
 
 /// The derivative of `project` at a Gaussian that is not culled.
-CORE_HD GaussianGradient project_backward(const Camera& cam, const Options& o, const float* mean, const float* quat, const float* scale,
-                                          float opacity, const SplatGradient& v) {
-  const float* r = cam.r;
-  const float x = r[0] * mean[0] + r[1] * mean[1] + r[2] * mean[2] + cam.t[0];
-  const float y = r[3] * mean[0] + r[4] * mean[1] + r[5] * mean[2] + cam.t[1];
-  const float z = r[6] * mean[0] + r[7] * mean[1] + r[8] * mean[2] + cam.t[2];
-  const float iz = 1.f / z, w = static_cast<float>(o.width), h = static_cast<float>(o.height);
-  const float margin_x = 0.15f * w / cam.fx, margin_y = 0.15f * h / cam.fy;
-  const float u = min_of((w - cam.cx) / cam.fx + margin_x, max_of(-cam.cx / cam.fx - margin_x, x * iz));
-  const float s = min_of((h - cam.cy) / cam.fy + margin_y, max_of(-cam.cy / cam.fy - margin_y, y * iz));
-  const float jx = cam.fx * iz, jy = cam.fy * iz;
-
-  const float length = sqrtf(quat[0] * quat[0] + quat[1] * quat[1] + quat[2] * quat[2] + quat[3] * quat[3]);
-  const float qw = quat[0] / length, qx = quat[1] / length, qy = quat[2] / length, qz = quat[3] / length;
-  const float rot[9] = {1.f - 2.f * (qy * qy + qz * qz), 2.f * (qx * qy - qw * qz),       2.f * (qx * qz + qw * qy),
-                        2.f * (qx * qy + qw * qz),       1.f - 2.f * (qx * qx + qz * qz), 2.f * (qy * qz - qw * qx),
-                        2.f * (qx * qz - qw * qy),       2.f * (qy * qz + qw * qx),       1.f - 2.f * (qx * qx + qy * qy)};
-  float a[3], b[3], p0[3], p1[3], m0[3], m1[3];
-  for (int k = 0; k < 3; ++k) a[k] = jx * (r[k] - u * r[6 + k]), b[k] = jy * (r[3 + k] - s * r[6 + k]);
-  for (int k = 0; k < 3; ++k) {
-    p0[k] = a[0] * rot[k] + a[1] * rot[3 + k] + a[2] * rot[6 + k], m0[k] = scale[k] * p0[k];
-    p1[k] = b[0] * rot[k] + b[1] * rot[3 + k] + b[2] * rot[6 + k], m1[k] = scale[k] * p1[k];
-  }
-  const float cov_y = m1[0] * m1[0] + m1[1] * m1[1] + m1[2] * m1[2] + o.eps2d;
-  const float xy = m0[0] * m1[0] + m0[1] * m1[1] + m0[2] * m1[2];
-  const float d01 = m0[0] * m1[1] - m0[1] * m1[0], d02 = m0[0] * m1[2] - m0[2] * m1[0], d12 = m0[1] * m1[2] - m0[2] * m1[1];
-  const float xx = m0[0] * m0[0] + m0[1] * m0[1] + m0[2] * m0[2];
-  const float det = d01 * d01 + d02 * d02 + d12 * d12 + o.eps2d * (xx + cov_y - o.eps2d) + o.eps2d * o.eps2d;
-
-  // With the covariance (A, B; B, C): uu = -k C / (A C - B^2), shear = B / C, yy = -k / C.
-  constexpr float k_half = 0.5f * log2e;
-  const float q = cov_y / det, shear = xy / cov_y, v_xx = v.uu * k_half * q * q;
-  const float v_xy = v.shear / cov_y - 2.f * shear * v_xx;
-  const float v_yy = v_xx * shear * shear + (v.yy * k_half / cov_y - v.shear * shear) / cov_y;
+CORE_HD GaussianGradient project_backward(const Camera& cam, const Options& o, const Gaussian& in, const SplatGradient& v) {
+  Footprint f;
+  to_camera(cam, in.mean, f.point);
+  footprint(cam, o, in, f);
+  const float det = f.det + o.eps2d * (f.xx + f.yy) + o.eps2d * o.eps2d, cov_y = f.yy + o.eps2d;
 
   GaussianGradient g{};
-  float v_a[3] = {}, v_b[3] = {}, v_rot[9];
-  for (int k = 0; k < 3; ++k) {
-    const float v_m0 = 2.f * v_xx * m0[k] + v_xy * m1[k], v_m1 = 2.f * v_yy * m1[k] + v_xy * m0[k];
-    g.scale[k] = v_m0 * p0[k] + v_m1 * p1[k];
-    for (int i = 0; i < 3; ++i) {
-      v_a[i] += v_m0 * scale[k] * rot[3 * i + k];
-      v_b[i] += v_m1 * scale[k] * rot[3 * i + k];
-      v_rot[3 * i + k] = scale[k] * (v_m0 * a[i] + v_m1 * b[i]);
+  g.opacity = v.log2_opacity * log2e / in.opacity;
+  // With the covariance (A, B; B, C): uu = -k C / (A C - B^2), shear = B / C, yy = -k / C.
+  constexpr float k_half = 0.5f * log2e;
+  const float q = cov_y / det, shear = f.xy / cov_y;
+  float v_xx = v.uu * k_half * q * q;
+  float v_xy = v.shear / cov_y - 2.f * shear * v_xx;
+  float v_yy = v_xx * shear * shear + (v.yy * k_half / cov_y - v.shear * shear) / cov_y;
+  float v_det = 0.f;
+  if (o.antialiased) {
+    // log2_opacity holds log2(det / (det + eps2d (xx + yy) + eps2d^2)) / 2.
+    const float half = 0.5f * log2e * v.log2_opacity;
+    v_det = half / f.det - half / det;
+    v_xx -= half * o.eps2d / det;
+    v_yy -= half * o.eps2d / det;
+  }
+
+  float v_a[3] = {}, v_b[3] = {};
+  if (in.by_covariance) {
+    v_xx += v_det * f.yy, v_yy += v_det * f.xx, v_xy -= 2.f * v_det * f.xy;
+    for (int i = 0, at = 0; i < 3; ++i) {
+      v_a[i] = 2.f * v_xx * f.p0[i] + v_xy * f.p1[i];
+      v_b[i] = 2.f * v_yy * f.p1[i] + v_xy * f.p0[i];
+      for (int k = i; k < 3; ++k, ++at) {
+        const float sum = v_xx * f.a[i] * f.a[k] + v_yy * f.b[i] * f.b[k] + 0.5f * v_xy * (f.a[i] * f.b[k] + f.a[k] * f.b[i]);
+        g.covar[at] = i == k ? sum : 2.f * sum;
+      }
     }
+  } else {
+    float v_rot[9];
+    const float *m0 = f.m0, *m1 = f.m1;
+    for (int k = 0; k < 3; ++k) {
+      float v_m0 = 2.f * v_xx * m0[k] + v_xy * m1[k], v_m1 = 2.f * v_yy * m1[k] + v_xy * m0[k];
+      for (int j = 0; j < 3; ++j) {
+        const float minor = 2.f * v_det * (m0[k] * m1[j] - m0[j] * m1[k]);
+        v_m0 += minor * m1[j], v_m1 -= minor * m0[j];
+      }
+      g.scale[k] = v_m0 * f.p0[k] + v_m1 * f.p1[k];
+      for (int i = 0; i < 3; ++i) {
+        v_a[i] += v_m0 * in.scale[k] * f.rot[3 * i + k];
+        v_b[i] += v_m1 * in.scale[k] * f.rot[3 * i + k];
+        v_rot[3 * i + k] = in.scale[k] * (v_m0 * f.a[i] + v_m1 * f.b[i]);
+      }
+    }
+    float v_unit[4];
+    rotation_backward(f.unit, v_rot, v_unit);
+    const float along = v_unit[0] * f.unit[0] + v_unit[1] * f.unit[1] + v_unit[2] * f.unit[2] + v_unit[3] * f.unit[3];
+    for (int k = 0; k < 4; ++k) g.quat[k] = (v_unit[k] - along * f.unit[k]) / f.length;
   }
-  float v_jx = v.x * x, v_jy = v.y * y, v_u = 0.f, v_s = 0.f;
-  for (int k = 0; k < 3; ++k) {
-    v_jx += v_a[k] * (r[k] - u * r[6 + k]);
-    v_jy += v_b[k] * (r[3 + k] - s * r[6 + k]);
-    v_u -= jx * v_a[k] * r[6 + k];
-    v_s -= jy * v_b[k] * r[6 + k];
-    g.r[k] = jx * v_a[k];
-    g.r[3 + k] = jy * v_b[k];
-    g.r[6 + k] = -jx * u * v_a[k] - jy * s * v_b[k];
-  }
-  // Where the slope is clamped to the border, it does not depend on the centre.
-  if (u != x * iz) v_u = 0.f;
-  if (s != y * iz) v_s = 0.f;
-  g.t[0] = v.x * jx + v_u * iz;
-  g.t[1] = v.y * jy + v_s * iz;
-  g.t[2] = -iz * (v_jx * jx + v_jy * jy + (v_u * x + v_s * y) * iz);
+
+  const float* r = cam.r;
+  View v_view{v.x, v.y, {}, {}};
+  for (int i = 0; i < 3; ++i)
+    for (int k = 0; k < 3; ++k) {
+      v_view.jx[i] += v_a[k] * r[3 * i + k];
+      v_view.jy[i] += v_b[k] * r[3 * i + k];
+      g.r[3 * i + k] = f.view.jx[i] * v_a[k] + f.view.jy[i] * v_b[k];
+    }
+  view_backward(cam, o, f.point[0], f.point[1], f.point[2], v_view, g.t);
   for (int i = 0; i < 3; ++i)
     for (int k = 0; k < 3; ++k) {
       g.mean[k] += r[3 * i + k] * g.t[i];
-      g.r[3 * i + k] += g.t[i] * mean[k];
+      g.r[3 * i + k] += g.t[i] * in.mean[k];
     }
-  const float wx = v_rot[7] - v_rot[5], wy = v_rot[2] - v_rot[6], wz = v_rot[3] - v_rot[1];
-  const float sxy = v_rot[1] + v_rot[3], sxz = v_rot[2] + v_rot[6], syz = v_rot[5] + v_rot[7];
-  const float unit[4] = {qw, qx, qy, qz};
-  const float v_unit[4] = {2.f * (qx * wx + qy * wy + qz * wz), 2.f * (qw * wx - 2.f * qx * (v_rot[4] + v_rot[8]) + qy * sxy + qz * sxz),
-                           2.f * (qw * wy + qx * sxy - 2.f * qy * (v_rot[0] + v_rot[8]) + qz * syz),
-                           2.f * (qw * wz + qx * sxz + qy * syz - 2.f * qz * (v_rot[0] + v_rot[4]))};
-  const float along = v_unit[0] * qw + v_unit[1] * qx + v_unit[2] * qy + v_unit[3] * qz;
-  for (int k = 0; k < 4; ++k) g.quat[k] = (v_unit[k] - along * unit[k]) / length;
-  g.opacity = v.log2_opacity * log2e / opacity;
   return g;
 }
 
@@ -235,8 +290,48 @@ CORE_HD_ONCE Range tile_columns(const Splat& s, const Options& o, int row) {
   return cells(s.x + left, s.x + right, tile_size, o.tiles_x);
 }
 
+/// The parts of `project_gaussians` for one Gaussian in one camera.
+struct ProjectionOutputs {
+  Out<3> means2d;
+  core::Tensor<std::int32_t, 3> radii;
+  Out<2> depths;
+  Out<3> conics;
+  Out<2> weights;
+};
+
+CORE_HD void write_projection(const ProjectionOutputs& out, const Camera& cam, const Options& o, const Gaussian& g, std::int64_t c,
+                              std::int64_t n) {
+  Splat s{};
+  float depth = 0.f;
+  const bool seen = project(cam, o, g, s, depth) && in_picture(s, o);
+  constexpr float k = 2.f / log2e;
+  at(out.means2d, c, n, 0) = seen ? s.x : 0.f, at(out.means2d, c, n, 1) = seen ? s.y : 0.f;
+  at(out.radii, c, n, 0) = seen ? static_cast<std::int32_t>(min_of(ceilf(s.extent_x), 1e9f)) : 0;
+  at(out.radii, c, n, 1) = seen ? static_cast<std::int32_t>(min_of(ceilf(s.extent_y), 1e9f)) : 0;
+  at(out.depths, c, n) = seen ? depth : 0.f;
+  at(out.conics, c, n, 0) = seen ? -k * s.uu : 0.f;
+  at(out.conics, c, n, 1) = seen ? k * s.uu * s.shear : 0.f;
+  at(out.conics, c, n, 2) = seen ? -k * (s.uu * s.shear * s.shear + s.yy) : 0.f;
+  at(out.weights, c, n) = seen ? exp2f(s.log2_opacity) : 0.f;
+}
+
+/// The scalars of an operator.
+struct Scalars {
+  double near_plane, far_plane, radius_clip, eps2d, max_alpha;
+  bool antialiased;
+  const char* camera_model;
+};
+
 /// Throws ValueError, in the name of the operator `op`, if a scalar or a size is out of range.
-Options check_options(const char* op, std::int64_t cameras, std::int64_t gaussians, std::int64_t color_sets, double near_plane,
-                      double far_plane, double radius_clip, double eps2d, double max_alpha, std::int64_t height, std::int64_t width);
+Options check_options(const char* op, std::int64_t cameras, std::int64_t gaussians, std::int64_t color_sets, const Scalars& scalars,
+                      std::int64_t height, std::int64_t width);
+
+/// The arrays in one; throws ValueError unless there are either quats and scales or covars.
+Gaussians check_gaussians(const char* op, const In<2>& means, const MaybeIn<2>& quats, const MaybeIn<2>& scales, const MaybeIn<2>& covars,
+                          const In<1>& opacities);
+
+/// Throws ValueError unless the gradients of the given arrays are there, and v_colors has the shape of colors.
+void check_gradients(const char* op, const Gaussians& gaussians, const In<3>& colors, const MaybeOut<2>& v_quats,
+                     const MaybeOut<2>& v_scales, const MaybeOut<2>& v_covars, const Out<3>& v_colors);
 
 }  // namespace core_splatting

@@ -15,50 +15,6 @@
 
 namespace core_splatting {
 
-Options check_options(const char* op, std::int64_t cameras, std::int64_t gaussians, std::int64_t color_sets, double near_plane,
-                      double far_plane, double radius_clip, double eps2d, double max_alpha, std::int64_t height, std::int64_t width) {
-  const auto require = [op](bool ok, const char* name, const char* wanted, double got) {
-    if (!ok)
-      throw core::Error("ValueError", std::string(op) + ": argument '" + name + "' must be " + wanted + ", got " + std::to_string(got));
-  };
-  constexpr double most = std::numeric_limits<float>::max();
-  require(near_plane > 0 && near_plane <= most, "near_plane", "positive and finite", near_plane);
-  require(far_plane >= near_plane, "far_plane", "at least near_plane", far_plane);
-  require(radius_clip >= 0, "radius_clip", "at least 0", radius_clip);
-  require(eps2d >= 0 && eps2d <= most, "eps2d", "at least 0 and finite", eps2d);
-  require(max_alpha >= 1.0 / 255 && max_alpha < 1, "max_alpha", "at least 1/255 and less than 1", max_alpha);
-  require(color_sets == 1 || color_sets == cameras, "colors", "of shape (1, N, D) or (C, N, D): its first size",
-          static_cast<double>(color_sets));
-  require(width <= 65536, "out_alphas", "at most 65536 pixels wide", static_cast<double>(width));
-  require(height <= 65536, "out_alphas", "at most 65536 pixels high", static_cast<double>(height));
-  const std::int64_t tiles_x = (width + tile_size - 1) / tile_size, tiles_y = (height + tile_size - 1) / tile_size;
-  constexpr std::int64_t limit = std::numeric_limits<std::int32_t>::max();
-  if (core::checked_mul(cameras, gaussians, (std::string(op) + ": the number of projections").c_str()) > limit ||
-      core::checked_mul(cameras, tiles_x * tiles_y, (std::string(op) + ": the number of tiles").c_str()) > limit)
-    throw core::Error("ValueError", std::string(op) + ": more than 2^31 - 1 projections or tiles in one call; pass fewer cameras");
-  const auto narrow = [most](double v) { return static_cast<float>(std::min(v, most)); };
-  return {narrow(near_plane),       narrow(far_plane),       narrow(radius_clip),      narrow(eps2d),
-          narrow(max_alpha),        static_cast<int>(width), static_cast<int>(height), static_cast<int>(tiles_x),
-          static_cast<int>(tiles_y)};
-}
-
-Camera load_camera(const char* op, const core::Tensor<const float, 3>& viewmats, const core::Tensor<const float, 3>& Ks, std::int64_t c) {
-  Camera cam;
-  for (int row = 0; row < 3; ++row) {
-    for (int k = 0; k < 3; ++k) cam.r[3 * row + k] = viewmats(c, row, k);
-    cam.t[row] = viewmats(c, row, 3);
-  }
-  cam.fx = Ks(c, 0, 0), cam.fy = Ks(c, 1, 1), cam.cx = Ks(c, 0, 2), cam.cy = Ks(c, 1, 2);
-  const bool finite = std::all_of(cam.r, cam.r + 9, [](float v) { return std::isfinite(v); }) &&
-                      std::all_of(cam.t, cam.t + 3, [](float v) { return std::isfinite(v); });
-  if (!finite)
-    throw core::Error("ValueError", std::string(op) + ": argument 'viewmats' must be finite, but camera " + std::to_string(c) + " is not");
-  if (!(cam.fx > 0 && cam.fy > 0 && std::isfinite(cam.fx + cam.fy + cam.cx + cam.cy)))
-    throw core::Error("ValueError", std::string(op) + ": argument 'Ks' must be finite with positive focal lengths, but camera " +
-                                        std::to_string(c) + " is not");
-  return cam;
-}
-
 namespace {
 
 struct Key {
@@ -82,20 +38,15 @@ void sort_by_depth(std::vector<Key>& keys) {
 
 }  // namespace
 
-Projected project_sorted(const Camera& cam, const Options& o, const core::Tensor<const float, 2>& means,
-                         const core::Tensor<const float, 2>& quats, const core::Tensor<const float, 2>& scales,
-                         const core::Tensor<const float, 1>& opacities) {
-  const std::int64_t n = means.shape[0];
+Projected project_sorted(const Camera& cam, const Options& o, const Gaussians& gaussians) {
+  const std::int64_t n = gaussians.means.shape[0];
   std::vector<Splat> all(static_cast<std::size_t>(n));
   std::vector<float> depths(static_cast<std::size_t>(n));
   core::parallel_for(n, 1024, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
-      const float mean[] = {means(i, 0), means(i, 1), means(i, 2)}, scale[] = {scales(i, 0), scales(i, 1), scales(i, 2)};
-      const float quat[] = {quats(i, 0), quats(i, 1), quats(i, 2), quats(i, 3)};
       Splat& s = all[static_cast<std::size_t>(i)];
       float depth;
-      const bool visible = project(cam, o, mean, quat, scale, opacities(i), s, depth) && s.x + s.extent_x > 0 && s.y + s.extent_y > 0 &&
-                           s.x - s.extent_x < static_cast<float>(o.width) && s.y - s.extent_y < static_cast<float>(o.height);
+      const bool visible = project(cam, o, load_gaussian(gaussians, i), s, depth) && in_picture(s, o);
       depths[static_cast<std::size_t>(i)] = visible ? depth : 0.f;
     }
   });
@@ -273,19 +224,19 @@ void blend_tile_on_this_isa(const Frame* frame, std::int64_t tile) {
 
 }  // namespace
 
-void rasterize(core::Tensor<const float, 2> means, core::Tensor<const float, 2> quats, core::Tensor<const float, 2> scales,
-               core::Tensor<const float, 1> opacities, core::Tensor<const float, 3> colors, core::Tensor<const float, 3> viewmats,
-               core::Tensor<const float, 3> Ks, std::optional<core::Tensor<const float, 2>> backgrounds, double near_plane,
-               double far_plane, double radius_clip, double eps2d, double max_alpha, core::Tensor<float, 4> out_colors,
-               core::Tensor<float, 3> out_alphas) {
+void rasterize(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors, In<3> viewmats, In<3> Ks,
+               MaybeIn<2> backgrounds, double near_plane, double far_plane, double radius_clip, double eps2d, double max_alpha,
+               bool antialiased, const char* camera_model, Out<4> out_colors, Out<3> out_alphas) {
   const std::int64_t cameras = viewmats.shape[0];
-  const Options o = check_options("rasterize", cameras, means.shape[0], colors.shape[0], near_plane, far_plane, radius_clip, eps2d,
-                                  max_alpha, out_alphas.shape[1], out_alphas.shape[2]);
+  const Options o = check_options("rasterize", cameras, means.shape[0], colors.shape[0],
+                                  {near_plane, far_plane, radius_clip, eps2d, max_alpha, antialiased, camera_model}, out_alphas.shape[1],
+                                  out_alphas.shape[2]);
+  const Gaussians gaussians = check_gaussians("rasterize", means, quats, scales, covars, opacities);
   const std::int64_t tiles = static_cast<std::int64_t>(o.tiles_x) * o.tiles_y;
   for (std::int64_t c = 0; c < cameras; ++c) {
     const Camera cam = load_camera("rasterize", viewmats, Ks, c);
     if (tiles == 0) continue;
-    const Projected projected = project_sorted(cam, o, means, quats, scales, opacities);
+    const Projected projected = project_sorted(cam, o, gaussians);
     const Bins bins = bin(projected.splats, o);
     Frame frame{&projected, &bins,      o, c, colors.shape[0] == 1 ? 0 : c, colors, backgrounds ? &*backgrounds : nullptr,
                 out_colors, out_alphas, 0, 0};

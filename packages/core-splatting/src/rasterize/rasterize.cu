@@ -85,20 +85,21 @@ __global__ void __launch_bounds__(block, K > 16 ? 2 : 4)
 
 }  // namespace
 
-void rasterize_cuda(core::Tensor<const float, 2> means, core::Tensor<const float, 2> quats, core::Tensor<const float, 2> scales,
-                    core::Tensor<const float, 1> opacities, core::Tensor<const float, 3> colors, core::Tensor<const float, 3> viewmats,
-                    core::Tensor<const float, 3> Ks, std::optional<core::Tensor<const float, 2>> backgrounds, double near_plane,
-                    double far_plane, double radius_clip, double eps2d, double max_alpha, core::Tensor<float, 4> out_colors,
-                    core::Tensor<float, 3> out_alphas, core::Stream queue) {
+void rasterize_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors, In<3> viewmats,
+                    In<3> Ks, MaybeIn<2> backgrounds, double near_plane, double far_plane, double radius_clip, double eps2d,
+                    double max_alpha, bool antialiased, const char* camera_model, Out<4> out_colors, Out<3> out_alphas,
+                    core::Stream queue) {
   const std::int64_t cameras = viewmats.shape[0], gaussians = means.shape[0];
-  const Options o = check_options("rasterize", cameras, gaussians, colors.shape[0], near_plane, far_plane, radius_clip, eps2d, max_alpha,
-                                  out_alphas.shape[1], out_alphas.shape[2]);
+  const Options o = check_options("rasterize", cameras, gaussians, colors.shape[0],
+                                  {near_plane, far_plane, radius_clip, eps2d, max_alpha, antialiased, camera_model}, out_alphas.shape[1],
+                                  out_alphas.shape[2]);
+  const Scene scene{check_gaussians("rasterize", means, quats, scales, covars, opacities), viewmats, Ks};
   const std::int64_t tiles = cameras * o.tiles_x * o.tiles_y;
   if (tiles == 0) return;
-  const OnDevice guard(out_alphas.device_id);
+  const core::OnDevice guard("rasterize", out_alphas.device_id);
   const auto stream = static_cast<cudaStream_t>(queue.handle);
   Scratch first(out_alphas.device_id, stream), second(out_alphas.device_id, stream);
-  const Binned binned = prepare({means, quats, scales, opacities, viewmats, Ks}, o, cameras, gaussians, first, second, stream);
+  const Binned binned = prepare(scene, o, cameras, gaussians, first, second, stream);
 
   const auto background = backgrounds.value_or(core::Tensor<const float, 2>{});
   const int channels = static_cast<int>(colors.shape[2]);

@@ -23,9 +23,7 @@ struct Bins {
 /// Throws ValueError, in the name of the operator `op`, if the camera is not finite or has no positive focal length.
 Camera load_camera(const char* op, const core::Tensor<const float, 3>& viewmats, const core::Tensor<const float, 3>& Ks, std::int64_t c);
 
-Projected project_sorted(const Camera& cam, const Options& o, const core::Tensor<const float, 2>& means,
-                         const core::Tensor<const float, 2>& quats, const core::Tensor<const float, 2>& scales,
-                         const core::Tensor<const float, 1>& opacities);
+Projected project_sorted(const Camera& cam, const Options& o, const Gaussians& gaussians);
 
 Bins bin(const std::vector<Splat>& splats, const Options& o);
 

@@ -21,9 +21,9 @@ struct Scene {
   void render(double max_alpha = 0.999, double near_plane = 0.01) {
     const auto n = static_cast<std::int64_t>(opacities.size());
     const auto in = [](const std::vector<float>& v) { return v.data(); };
-    core_splatting::rasterize(core::tensor(in(means), n, 3), core::tensor(in(quats), n, 4), core::tensor(in(scales), n, 3),
+    core_splatting::rasterize(core::tensor(in(means), n, 3), core::tensor(in(quats), n, 4), core::tensor(in(scales), n, 3), std::nullopt,
                               core::tensor(in(opacities), n), core::tensor(in(colors), 1, n, 3), core::tensor(in(view), 1, 4, 4),
-                              core::tensor(in(K), 1, 3, 3), std::nullopt, near_plane, 1e10, 0.0, 0.3, max_alpha,
+                              core::tensor(in(K), 1, 3, 3), std::nullopt, near_plane, 1e10, 0.0, 0.3, max_alpha, false, "pinhole",
                               core::tensor(image.data(), 1, 16, 20, 3), core::tensor(alphas.data(), 1, 16, 20));
   }
   float alpha(int row, int column) const { return alphas[static_cast<std::size_t>(row * 20 + column)]; }
@@ -90,13 +90,14 @@ CORE_TEST(the_gradient_of_one_gaussian_is_that_of_its_formula) {
   v_image[(8 * 20 + 10) * 3] = 3;  // and its red is opacity times red
   std::vector<float> means(3), quats(4), scales(3), opacities(1), colors(3), view(16), means2d(4);
   const auto in = [](const std::vector<float>& v) { return v.data(); };
-  core_splatting::rasterize_backward(
-      core::tensor(in(s.means), 1, 3), core::tensor(in(s.quats), 1, 4), core::tensor(in(s.scales), 1, 3), core::tensor(in(s.opacities), 1),
-      core::tensor(in(s.colors), 1, 1, 3), core::tensor(in(s.view), 1, 4, 4), core::tensor(in(s.K), 1, 3, 3), 0.01, 1e10, 0.0, 0.3, 0.999,
-      core::tensor(in(s.image), 1, 16, 20, 3), core::tensor(in(s.alphas), 1, 16, 20), core::tensor(in(v_image), 1, 16, 20, 3),
-      core::tensor(in(v_alphas), 1, 16, 20), core::tensor(means.data(), 1, 3), core::tensor(quats.data(), 1, 4),
-      core::tensor(scales.data(), 1, 3), core::tensor(opacities.data(), 1), core::tensor(colors.data(), 1, 1, 3),
-      core::tensor(view.data(), 1, 4, 4), core::tensor(means2d.data(), 1, 1, 4));
+  core_splatting::rasterize_backward(core::tensor(in(s.means), 1, 3), core::tensor(in(s.quats), 1, 4), core::tensor(in(s.scales), 1, 3),
+                                     std::nullopt, core::tensor(in(s.opacities), 1), core::tensor(in(s.colors), 1, 1, 3),
+                                     core::tensor(in(s.view), 1, 4, 4), core::tensor(in(s.K), 1, 3, 3), 0.01, 1e10, 0.0, 0.3, 0.999, false,
+                                     "pinhole", core::tensor(in(s.image), 1, 16, 20, 3), core::tensor(in(s.alphas), 1, 16, 20),
+                                     core::tensor(in(v_image), 1, 16, 20, 3), core::tensor(in(v_alphas), 1, 16, 20),
+                                     core::tensor(means.data(), 1, 3), core::tensor(quats.data(), 1, 4), core::tensor(scales.data(), 1, 3),
+                                     std::nullopt, core::tensor(opacities.data(), 1), core::tensor(colors.data(), 1, 1, 3),
+                                     core::tensor(view.data(), 1, 4, 4), core::tensor(means2d.data(), 1, 1, 4));
   CHECK_NEAR(opacities[0], 5, 1e-5);
   CHECK_NEAR(colors[0], 3 * 0.8, 1e-5);
   CHECK_NEAR(colors[1], 0, 1e-7);

@@ -11,6 +11,20 @@ from .. import behaviour_tree as bt
 from ..behaviour_tree import FAILURE, INVALID, RUNNING, SUCCESS, Kind, Status
 
 _COMPARE = (operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne)
+_OPERATIONS = (
+    operator.add,
+    operator.sub,
+    operator.mul,
+    operator.truediv,
+    lambda x, y: y if y < x else x,
+    lambda x, y: y if x < y else x,
+    *_COMPARE,
+    lambda x, y: x != 0 and y != 0,
+    lambda x, y: x != 0 or y != 0,
+    lambda x, y: x == 0,
+    lambda x, y: -x,
+    lambda x, y: abs(x),
+)
 _MAP = {
     Kind.INVERTER: {SUCCESS: FAILURE, FAILURE: SUCCESS},
     Kind.FAILURE_IS_RUNNING: {FAILURE: RUNNING},
@@ -35,6 +49,8 @@ class Agent:
         """Below a synchronised parallel: the node's last tick succeeded."""
         self.final = [INVALID] * count
         self.action = -1
+        self.ticked: dict[int, Status] = {}
+        """The nodes that the last tick reached, and with which status they ended."""
 
     def children(self, node: int) -> list[int]:
         """The numbers of a node's children."""
@@ -49,14 +65,27 @@ class Agent:
         for i in range(node, self.arrays["ends"][node]):
             self.status[i] = INVALID
 
+    def column(self, number: int, observation: np.ndarray) -> np.float32:
+        """A column of the observation, or behind them the result of an instruction."""
+        if number < len(observation):
+            return np.float32(observation[number])
+        k = number - len(observation)
+        value = self.arrays["code_values"][k]
+        x, y = (
+            value if self.arrays[side][k] < 0 else self.column(self.arrays[side][k], observation)
+            for side in ("code_lefts", "code_rights")
+        )
+        with np.errstate(all="ignore"):
+            return np.float32(_OPERATIONS[self.arrays["code_ops"][k]](x, y))
+
     def holds(self, node: int, observation: np.ndarray) -> bool:
         """Whether the node's condition holds."""
-        left = observation[self.arrays["features"][node]]
+        left = self.column(self.arrays["features"][node], observation)
         return bool(_COMPARE[self.arrays["comparisons"][node]](left, self.arrays["thresholds"][node]))
 
     def tick(self, observation: np.ndarray) -> tuple[Status, int]:
         """Ticks once; returns the root's status and the last action id that was emitted, or -1."""
-        self.action = -1
+        self.action, self.ticked = -1, {}
         return self._tick(0, observation), self.action
 
     def _tick(self, node: int, observation: np.ndarray) -> Status:
@@ -75,7 +104,7 @@ class Agent:
             status = self._act(node, observation, kind)
         else:
             status = self._decorate(node, observation, kind)
-        self.status[node] = status
+        self.status[node] = self.ticked[node] = status
         return status
 
     def _counts(self, node: int) -> bool:
@@ -190,7 +219,10 @@ def sizes(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 def tick(args: dict[str, Any]) -> dict[str, np.ndarray]:
     """What the operator ``tick`` gives for its arguments by name."""
-    out = {name: np.array(args[name]) for name in ("state", "counters", "actions", "statuses")}
+    outputs = ("state", "counters", "actions", "statuses", "log")
+    out = {name: np.array(args[name]) for name in outputs if args[name] is not None}
+    if "log" in out:
+        out["log"][:] = INVALID
     arrays = {name: np.asarray(args[name]) for name in bt.ARRAYS}
     agent, (rows, _) = Agent(arrays), sizes(arrays)
     for a, observation in enumerate(np.asarray(args["observations"])):
@@ -199,15 +231,35 @@ def tick(args: dict[str, Any]) -> dict[str, np.ndarray]:
         agent.load(rows, out["state"][:, a], out["counters"][:, a])
         out["statuses"][a], out["actions"][a] = agent.tick(observation)
         agent.store(rows, out["state"][:, a], out["counters"][:, a])
+        if "log" in out:
+            out["log"][:, a] = [agent.ticked.get(n, INVALID) for n in range(len(agent.status))]
     return out
+
+
+def random_expression(rng: np.random.Generator, features: int, size: int, truth: bool) -> bt.Expression:
+    """An expression of up to ``size`` operations: a truth, or a number."""
+    if size <= 0 and not truth:
+        if rng.random() < 0.6:
+            return bt.Feature(int(rng.integers(features)))
+        return bt.Constant(float(np.float32(round(rng.normal(), 1))))
+    op = str(rng.choice(bt.OPERATIONS[6:15] if truth else np.array([*bt.OPERATIONS[:6], "neg", "abs"])))
+    count = 1 if op in ("not", "neg", "abs") else 2
+    part = (size - 1) // count
+    operands = (op in ("and", "or", "not") and part > 0 and bool(rng.random() < 0.8) for _ in range(count))
+    return bt.Operation(op, tuple(random_expression(rng, features, part, t) for t in operands))
 
 
 def random_tree(rng: np.random.Generator, nodes: int, features: int, stateless: bool = False) -> bt.Node:
     """A tree of about ``nodes`` nodes of every kind; without anything that can be RUNNING if ``stateless``."""
     names = iter(range(10**9))
 
-    def condition() -> tuple[int, str, float]:
-        return int(rng.integers(features)), str(rng.choice(bt.COMPARISONS)), float(np.float32(round(rng.normal(), 1)))
+    def condition() -> tuple[int | bt.Expression, str, float]:
+        op, threshold = str(rng.choice(bt.COMPARISONS)), float(np.float32(round(rng.normal(), 1)))
+        if rng.random() < 0.7:
+            return int(rng.integers(features)), op, threshold
+        truth = bool(rng.random() < 0.7)
+        made = random_expression(rng, features, int(rng.integers(1, 12)), truth)
+        return (made, "!=", 0.0) if truth else (made, op, threshold)
 
     def grow(budget: int, depth: int) -> bt.Node:
         name = f"n{next(names)}"
@@ -257,3 +309,37 @@ def random_tree(rng: np.random.Generator, nodes: int, features: int, stateless: 
         return bt.Parallel(name, policies[rng.integers(3)], children)
 
     return grow(nodes, 0)
+
+
+def random_forest(rng: np.random.Generator, nodes: int, features: int) -> bt.Node:
+    """A random tree that calls random sub-trees, which call each other, with features, numbers and actions as ports."""
+    made: list[bt.Definition] = []
+
+    def call(name: str, ports: tuple[str, ...]) -> bt.Node:
+        chosen = made[int(rng.integers(len(made)))]
+        given: dict[str, Any] = {}
+        for port in chosen.ports:
+            kind = chosen.kinds.get(port, "value")
+            inherited = [p for p in ports if p.startswith(kind)]
+            if inherited and rng.random() < 0.5:
+                given[port] = bt.Port(str(rng.choice(inherited)))
+            elif kind == "action":
+                given[port] = int(rng.integers(-1, 5))
+            else:
+                given[port] = random_expression(rng, features, 0, False)
+        return bt.SubTree(name, chosen, tuple(given.items()))
+
+    for i in range(int(rng.integers(1, 4))):
+        ports = tuple(f"{kind}{k}" for kind in ("value", "action") for k in range(int(rng.integers(3))))
+        children = [random_tree(rng, nodes // 4, features)]
+        if made:
+            children.append(call("nested", ports))
+        for port in ports:
+            if port.startswith("action"):
+                children.append(bt.Action(f"do {port}", bt.Port(port)))
+            else:
+                compared = bt.Operation("<", (random_expression(rng, features, 1, False), bt.Port(port)))
+                children.append(bt.Condition(f"test {port}", compared, "!=", 0.0))
+        made.append(bt.Definition(f"part{i}", ports, bt.Selector(f"body{i}", bool(i % 2), children)))
+    parts = [random_tree(rng, nodes // 2, features), call("first", ()), call("second", ())]
+    return bt.Sequence("root", False, [parts[i] for i in rng.permutation(3)])

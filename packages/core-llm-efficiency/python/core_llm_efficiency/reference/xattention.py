@@ -72,3 +72,28 @@ def block_sparse_attention(
     with np.errstate(divide="ignore"):
         lse = (np.log(total) + top)[..., 0]
     return weights / np.where(total == 0, 1, total) @ v, lse
+
+
+def block_sparse_attention_backward(
+    q: Array, k: Array, v: Array, mask: Array, block: int, scale: float, causal: bool, grad_out: Array, grad_lse: Array
+) -> tuple[Array, Array, Array]:
+    """Gradients of q, k and v by the softmax's Jacobian, with the whole matrix of weights."""
+    groups, share = k.shape[1], q.shape[1] // max(k.shape[1], 1)
+    n, m = q.shape[2], k.shape[2]
+    wide_k, wide_v = _repeat(k, q.shape[1]), _repeat(v, q.shape[1])
+    q = q.astype(np.float64)
+    _, lse = block_sparse_attention(q, k, v, mask, block, scale, causal)
+    seen = np.repeat(np.repeat(mask, block, 2), block, 3)[:, :, :n, :m]
+    if causal:
+        seen = seen & (np.arange(m) <= np.arange(n)[:, None] + m - n)
+    logits = np.where(seen, q @ wide_k.swapaxes(2, 3) * scale, -np.inf)
+    weights = np.exp(logits - np.where(np.isneginf(lse), 0, lse)[..., None])
+    of_weights = grad_out.astype(np.float64) @ wide_v.swapaxes(2, 3)
+    inner = (weights * of_weights).sum(3, keepdims=True) - grad_lse[..., None]
+    of_logits = weights * (of_weights - inner) * scale
+
+    def grouped(x: Array) -> Array:
+        return x.reshape(len(x), groups, share, *x.shape[2:]).sum(2)
+
+    of_k, of_v = grouped(of_logits.swapaxes(2, 3) @ q), grouped(weights.swapaxes(2, 3) @ grad_out)
+    return of_logits @ wide_k, of_k, of_v

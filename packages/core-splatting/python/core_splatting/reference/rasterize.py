@@ -25,23 +25,87 @@ def rotation_matrices(quats: Array) -> Array:
     return np.moveaxis(np.array(rows), -1, 0)
 
 
-def project(
-    means: Array, quats: Array, scales: Array, viewmat: Array, K: Array, width: int, height: int, eps2d: float
-) -> tuple[Array, Array, Array]:
-    """Centres (N, 2) in pixels, covariances (N, 2, 2) in square pixels and depths (N,) of one camera, float64."""
+def covariances_of(args: dict[str, Any]) -> Array:
+    """(N, 3, 3) float64, of the quats and scales or the six covars of an operator's arguments."""
+    if args["covars"] is not None:
+        return np.asarray(args["covars"], np.float64)[:, [[0, 1, 2], [1, 3, 4], [2, 4, 5]]]
     with np.errstate(all="ignore"):
-        world = rotation_matrices(quats) * scales[:, None, :]
-        world = world @ world.transpose(0, 2, 1)
-        x, y, z = (means @ viewmat[:3, :3].T + viewmat[:3, 3]).T
-        fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
-        # A Gaussian far outside the image gets the Jacobian of the border (plus 15 % of the image).
-        u = np.clip(x / z, (0 - cx - 0.15 * width) / fx, (width - cx + 0.15 * width) / fx)
-        v = np.clip(y / z, (0 - cy - 0.15 * height) / fy, (height - cy + 0.15 * height) / fy)
-        zero = np.zeros_like(z)
-        jacobian = np.array([[fx / z, zero, -fx * u / z], [zero, fy / z, -fy * v / z]]).transpose(2, 0, 1)
-        map_ = jacobian @ viewmat[:3, :3]
-        covariance = map_ @ world @ map_.transpose(0, 2, 1) + eps2d * np.eye(2)
-        return np.stack([fx * x / z + cx, fy * y / z + cy], -1), covariance, z
+        factor = (
+            rotation_matrices(np.asarray(args["quats"], np.float64))
+            * np.asarray(args["scales"], np.float64)[:, None, :]
+        )
+        product: Array = factor @ factor.transpose(0, 2, 1)
+    return product
+
+
+def place(points: Array, K: Array, model: str) -> Array:
+    """(..., 2) pixels of points (..., 3) in the camera's coordinates."""
+    x, y, z = np.moveaxis(points, -1, 0)
+    if model == "pinhole":
+        x, y = x / z, y / z
+    elif model == "fisheye":
+        rho = np.hypot(x, y)
+        factor = np.where(rho > 0, np.arctan2(rho, z) / np.where(rho > 0, rho, 1), 1 / z)
+        x, y = factor * x, factor * y
+    return np.stack([K[0, 0] * x + K[0, 2], K[1, 1] * y + K[1, 2]], -1)
+
+
+def project(
+    means: Array, world: Array, viewmat: Array, K: Array, width: int, height: int, eps2d: float, model: str = "pinhole"
+) -> tuple[Array, Array, Array, Array]:
+    """Centres (N, 2) in pixels, covariances (N, 2, 2) in square pixels, depths (N,) and the square roots (N,) of what
+    the determinant was before eps2d to what it is after; of one camera, float64. `world` are covariances (N, 3, 3)."""
+    with np.errstate(all="ignore"):
+        points = means @ viewmat[:3, :3].T + viewmat[:3, 3]
+        at = points.copy()
+        if model == "pinhole":  # a Gaussian far outside gets the Jacobian of the border (plus 15 % of the image)
+            for axis, size in enumerate((width, height)):
+                f, c = K[axis, axis], K[axis, 2]
+                at[:, axis] = at[:, 2] * np.clip(
+                    at[:, axis] / at[:, 2], (-c - 0.15 * size) / f, (size - c + 0.15 * size) / f
+                )
+        step = 2e-3 * np.abs(at[:, 2])
+        columns = []
+        for k in range(3):  # fourth order differences
+            moved = np.zeros_like(at)
+            moved[:, k] = step
+            near = place(at + moved, K, model) - place(at - moved, K, model)
+            far = place(at + 2 * moved, K, model) - place(at - 2 * moved, K, model)
+            columns.append((8 * near - far) / (12 * step[:, None]))
+        map_ = np.stack(columns, -1) @ viewmat[:3, :3]
+        before = map_ @ world @ map_.transpose(0, 2, 1)
+        covariance = before + eps2d * np.eye(2)
+        compensation = np.sqrt(np.clip(np.linalg.det(before) / np.linalg.det(covariance), 0, None))
+        return place(points, K, model), covariance, points[:, 2], compensation
+
+
+def project_gaussians(args: dict[str, Any]) -> dict[str, Array]:
+    """The raw operator's outputs in float64."""
+    cameras, count = args["depths"].shape
+    shapes = {"means2d": (2,), "radii": (2,), "depths": (), "conics": (3,), "weights": ()}
+    out = {k: np.zeros((cameras, count, *shape)) for k, shape in shapes.items()}
+    world = covariances_of(args)
+    size = np.array([args["width"], args["height"]])
+    for c in range(cameras):
+        centres, covariances, depths, compensation = project(
+            args["means"].astype(np.float64), world, args["viewmats"][c].astype(np.float64),
+            args["Ks"][c].astype(np.float64), *size, args["eps2d"], args["camera_model"],
+        )  # fmt: skip
+        weights = args["opacities"] * (compensation if args["antialiased"] else 1.0)
+        with np.errstate(all="ignore"):
+            extent = np.minimum(3.33, np.sqrt(2 * np.log(255 * weights)))[:, None] * np.sqrt(
+                covariances[:, [0, 1], [0, 1]]
+            )
+            seen = (
+                (depths >= args["near_plane"]) & (depths <= args["far_plane"]) & (weights > 1 / 255)
+                & (np.ceil(extent) > args["radius_clip"]).any(-1)
+                & (centres + extent > 0).all(-1) & (centres - extent < size).all(-1)
+            )  # fmt: skip
+        inverse = np.linalg.inv(covariances[seen])
+        out["means2d"][c, seen], out["radii"][c, seen] = centres[seen], np.ceil(extent[seen])
+        out["depths"][c, seen], out["weights"][c, seen] = depths[seen], weights[seen]
+        out["conics"][c, seen] = inverse[:, [0, 0, 1], [0, 1, 1]]
+    return out | {"radii": out["radii"].astype(np.int32)}
 
 
 def rasterize(args: dict[str, Any]) -> dict[str, Array]:
@@ -53,11 +117,12 @@ def rasterize(args: dict[str, Any]) -> dict[str, Array]:
     colors = np.broadcast_to(f64["colors"], (cameras, *f64["colors"].shape[1:]))
     out_colors, out_alphas = np.zeros((cameras, height, width, channels)), np.zeros((cameras, height, width))
     px, py = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-    opacities = f64["opacities"]
+    world = covariances_of(args)
     for c in range(cameras):
-        centres, covariances, depths = project(
-            f64["means"], f64["quats"], f64["scales"], f64["viewmats"][c], f64["Ks"][c], width, height, args["eps2d"]
+        centres, covariances, depths, compensation = project(
+            f64["means"], world, f64["viewmats"][c], f64["Ks"][c], width, height, args["eps2d"], args["camera_model"]
         )
+        opacities = f64["opacities"] * (compensation if args["antialiased"] else 1.0)
         with np.errstate(all="ignore"):
             determinants = np.linalg.det(covariances)
             extent = np.minimum(3.33, np.sqrt(2 * np.log(255 * opacities)))
@@ -94,30 +159,38 @@ def rasterize_backward(args: dict[str, Any]) -> dict[str, Array]:
     cameras, height, width, _ = args["image"].shape
     count = len(f64["means"])
     colors = np.broadcast_to(f64["colors"], (cameras, *f64["colors"].shape[1:]))
-    out = {k: np.zeros(v.shape) for k, v in args.items() if k.startswith("v_") and k not in ("v_image", "v_alphas")}
+    given = [k for k in args if k.startswith("v_") and k not in ("v_image", "v_alphas") and args[k] is not None]
+    out = {k: np.zeros(args[k].shape) for k in given}
+    names = ["means", *(k for k in ("quats", "scales", "covars") if args[k] is not None)]
+    ends = np.cumsum([f64[k].shape[1] for k in names])
     px, py = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     for c in range(cameras):
         K = f64["Ks"][c]
-        inputs = np.concatenate(
-            [f64["means"], f64["quats"], f64["scales"], np.tile(f64["viewmats"][c, :3].reshape(12), (count, 1))], 1
-        )
+        inputs = np.concatenate([*(f64[k] for k in names), np.tile(f64["viewmats"][c, :3].reshape(12), (count, 1))], 1)
 
         def projected(x: Array, K: Array = K) -> Array:
-            """(N, 5): centre and covariance (xx, xy, yy) for one camera per Gaussian."""
+            """(N, 6): centre, covariance (xx, xy, yy) and factor of the opacity, for one camera per Gaussian."""
             views = np.zeros((len(x), 4, 4))
-            views[:, :3] = x[:, 10:].reshape(-1, 3, 4)
+            views[:, :3] = x[:, ends[-1] :].reshape(-1, 3, 4)
+            parts = dict(zip(names, np.split(x, ends, 1), strict=False))
+            world = covariances_of({"covars": None} | parts)
             rows = [
-                project(x[i : i + 1, :3], x[i : i + 1, 3:7], x[i : i + 1, 7:10], views[i], K, width, height,
-                        args["eps2d"])
+                project(parts["means"][i : i + 1], world[i : i + 1], views[i], K, width, height, args["eps2d"],
+                        args["camera_model"])
                 for i in range(len(x))
             ]  # fmt: skip
-            return np.array([[*centre[0], cov[0, 0, 0], cov[0, 0, 1], cov[0, 1, 1]] for centre, cov, _ in rows])
+            return np.array(
+                [
+                    [*centre[0], *cov[0].ravel()[[0, 1, 3]], factor[0] if args["antialiased"] else 1.0]
+                    for centre, cov, _, factor in rows
+                ]
+            )
 
         if count == 0 or height * width == 0:
             continue
         now = projected(inputs)
         depths = f64["means"] @ f64["viewmats"][c, 2, :3] + f64["viewmats"][c, 2, 3]
-        opacities = f64["opacities"]
+        opacities = f64["opacities"] * now[:, 5]
         with np.errstate(all="ignore"):
             reach = np.minimum(3.33, np.sqrt(2 * np.log(255 * opacities)))
             radii = np.ceil(reach[:, None] * np.sqrt(now[:, [2, 4]]))
@@ -147,36 +220,32 @@ def rasterize_backward(args: dict[str, Any]) -> dict[str, Array]:
             (alpha * before * (v_image @ colors[c, i]) for i, alpha, before, *_ in blended), np.zeros((height, width))
         )
         behind = total - front - left * v_alphas  # what the background adds, and alpha takes
-        v_projected = np.zeros((count, 5))
+        v_projected = np.zeros((count, 6))
         for i, alpha, before, free, pull in reversed(blended):
             shade = v_image @ colors[c, i]
             v_alpha = before * shade - behind / (1 - alpha)
             behind = behind + alpha * before * shade
             out["v_colors"][c if len(out["v_colors"]) > 1 else 0, i] += np.einsum("hw,hwd->d", alpha * before, v_image)
             v_log = np.where(free, v_alpha * alpha, 0)
-            out["v_opacities"][i] += v_log.sum() / opacities[i]
+            out["v_opacities"][i] += v_log.sum() / f64["opacities"][i]
             v_centre = v_log[..., None] * pull
             v_projected[i, :2] = v_centre.sum((0, 1))
             v_covariance = 0.5 * np.einsum("hw,hwi,hwj->ij", v_log, pull, pull)
-            v_projected[i, 2:] = v_covariance[0, 0], 2 * v_covariance[0, 1], v_covariance[1, 1]
+            v_projected[i, 2:5] = v_covariance[0, 0], 2 * v_covariance[0, 1], v_covariance[1, 1]
+            v_projected[i, 5] = v_log.sum() / now[i, 5]
             out["v_means2d"][c, i] = *v_projected[i, :2], *np.abs(v_centre).sum((0, 1))
-        for k in range(22):
-            step = 1e-6 * np.maximum(1e-2, np.abs(inputs[order, k]))
+        for k in range(inputs.shape[1] if len(order) else 0):
+            step = 1e-5 * np.maximum(1e-1, np.abs(inputs[order, k]))
             above, below = inputs[order].copy(), inputs[order].copy()
             above[:, k] += step
             below[:, k] -= step
-            if not len(order):
-                break
             slope = (projected(above) - projected(below)) / (2 * step[:, None])
             v = (slope * v_projected[order]).sum(-1)
-            if k < 3:
-                out["v_means"][order, k] += v
-            elif k < 7:
-                out["v_quats"][order, k - 3] += v
-            elif k < 10:
-                out["v_scales"][order, k - 7] += v
+            if k < ends[-1]:
+                which = int(np.searchsorted(ends, k, side="right"))
+                out[f"v_{names[which]}"][order, k - ends[which]] += v  # counted from the end of its own columns
             else:
-                out["v_viewmats"][c, (k - 10) // 4, (k - 10) % 4] = v.sum()
+                out["v_viewmats"][c, (k - ends[-1]) // 4, (k - ends[-1]) % 4] = v.sum()
     return out
 
 
