@@ -2,6 +2,7 @@
 #pragma once
 #include <core/op.hpp>
 #include <core_3d_molecule/bonds.hpp>
+#include <core_3d_molecule/crystals.hpp>
 #include <core_3d_molecule/geometry.hpp>
 #include <core_3d_molecule/octree.hpp>
 #include <core_3d_molecule/relational_attention.hpp>
@@ -37,6 +38,29 @@ inline constexpr auto ops = core::op_set(
                                           {"positions[A,3]", "targets[A,3]", "offsets[B+1]", "rmsd[B]"}, {.ns_per_element = 10}),
     core::op<"gaussian_mmd", &gaussian_mmd>("Maximum mean discrepancy of two sets of numbers, five Gaussian kernels.",
                                             {"x[N]", "y[M]", "mmd[1]"}, {.paper = "2305.12347", .ns_per_element = 1000}),
+    core::op<"niggli_reduce", &niggli_reduce>("Niggli's reduced cell of each lattice of a batch.",
+                                              {"lattices[B,3,3]", "reduced[B,3,3]", "transforms[B,3,3]"}, {.ns_per_element = 50}),
+    core::op<"neighbor_count", &neighbor_count>("How many neighbours each atom of each crystal has within a cutoff.",
+                                                {"fractional[A,3]", "lattices[B,3,3]", "offsets[B+1]", "cutoff", "counts[A]"},
+                                                {.ns_per_element = 500}),
+    core::op<"neighbor_list", &neighbor_list>("The neighbours of each atom of each crystal within a cutoff.",
+                                              {"fractional[A,3]", "lattices[B,3,3]", "offsets[B+1]", "cutoff", "neighbor_offsets[A+1]",
+                                               "pairs[P,2]", "shifts[P,3]", "distances[P]"},
+                                              {.ns_per_element = 10}),
+    core::op<"crystal_distances", &crystal_distances>(
+        "The volume and the least distance between different atoms of each crystal.",
+        {"fractional[A,3]", "lattices[B,3,3]", "offsets[B+1]", "volumes[B]", "min_distances[B]"}, {.ns_per_element = 100}),
+    core::op<"pxrd_count", &pxrd_count>("How many peaks the powder pattern of each crystal may have.",
+                                        {"lattices[B,3,3]", "wavelength", "low", "high", "counts[B]"}, {.ns_per_element = 500}),
+    core::op<"pxrd_patterns", &pxrd_patterns>("The powder diffraction pattern of each crystal.",
+                                              {"numbers[A]", "fractional[A,3]", "lattices[B,3,3]", "offsets[B+1]", "capacities[B+1]",
+                                               "wavelength", "low", "high", "two_theta[P]", "intensity[P]", "counts[B]"},
+                                              {.ns_per_element = 100}),
+    core::op<"match_crystals", &match_crystals>(
+        "Whether pairs of crystals are the same within tolerances, and how far apart their atoms are.",
+        {"numbers1[A]", "fractional1[A,3]", "lattices1[B,3,3]", "offsets1[B+1]", "numbers2[C]", "fractional2[C,3]", "lattices2[B,3,3]",
+         "offsets2[B+1]", "ltol", "stol", "angle_tol", "primitive_cell", "scale", "rms[B]", "max_distance[B]"},
+        {.ns_per_element = 1000}),
     core::op<"relational_attention", &relational_attention<float>, &relational_attention<double>>(
         "Attention among the atoms of each molecule, with features of every pair that are made on the fly.",
         {"q[A,H,D]", "k[A,H,D]", "v[A,H,D]", "q_edge[A,H,E]", "k_edge[A,H,E]", "form[H,S]", "positions[A,3]", "bonds[P]", "offsets[B+1]",

@@ -22,6 +22,12 @@ inline constexpr auto ops = core::op_set(
          "code_lefts[K]", "code_rights[K]", "code_values[K]", "observations[A,F]", "mask[A]", "state[R,A]", "counters[C,A]", "actions[A]",
          "statuses[A]", "log[P,A]"},
         {.paper = "2503.13356"}),
+    core::op<"tick_scalar", &tick_scalar>(
+        "What `tick` does, one agent at a time and only the nodes that it reaches: faster for a few agents.",
+        {"kinds[P]", "ends[P]", "features[P]", "comparisons[P]", "thresholds[P]", "action_ids[P]", "results[P]", "params[P]", "code_ops[K]",
+         "code_lefts[K]", "code_rights[K]", "code_values[K]", "observations[A,F]", "mask[A]", "state[R,A]", "counters[C,A]", "actions[A]",
+         "statuses[A]", "log[P,A]"},
+        {.paper = "2503.13356"}),
     core::op<"encode_actions", &encode_actions>(
         "Minecraft buttons (VPT's 20) and camera angles in degrees to joint ids by VPT's rules: opposite keys cancel, else the "
         "later button of a group wins; angles fall into mu-law bins of width `binsize`.",

@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 from .bonds import EDM_VALENCES, Stability, edm_bonds, edm_stability
+from .crystals import (
+    Crystals,
+    Neighbors,
+    Patterns,
+    crystal_distances,
+    match_crystals,
+    neighbor_list,
+    niggli_reduce,
+    pxrd_patterns,
+    structure_validity,
+)
 from .geometry import gaussian_mmd, kabsch_rmsd
 from .octree import OctreeTokenizer, Structures, Tokens
 from .relational import relational_attention
 
 __all__ = [
     "EDM_VALENCES",
+    "Crystals",
+    "Neighbors",
     "OctreeTokenizer",
+    "Patterns",
     "Stability",
     "Structures",
     "Tokens",
+    "crystal_distances",
     "edm_bonds",
     "edm_stability",
     "gaussian_mmd",
     "kabsch_rmsd",
+    "match_crystals",
+    "neighbor_list",
+    "niggli_reduce",
+    "pxrd_patterns",
     "relational_attention",
+    "structure_validity",
 ]

@@ -95,6 +95,86 @@ def gaussian_mmd(
 ) -> None:
     """Maximum mean discrepancy of two sets of numbers, five Gaussian kernels."""
 
+def niggli_reduce(
+    lattices: Any,  # float64[B,3,3]
+    reduced: Any,  # out float64[B,3,3]
+    transforms: Any,  # out int64[B,3,3]
+) -> None:
+    """Niggli's reduced cell of each lattice of a batch."""
+
+def neighbor_count(
+    fractional: Any,  # float64[A,3]
+    lattices: Any,  # float64[B,3,3]
+    offsets: Any,  # int64[B+1]
+    cutoff: float,
+    counts: Any,  # out int64[A]
+) -> None:
+    """How many neighbours each atom of each crystal has within a cutoff."""
+
+def neighbor_list(
+    fractional: Any,  # float64[A,3]
+    lattices: Any,  # float64[B,3,3]
+    offsets: Any,  # int64[B+1]
+    cutoff: float,
+    neighbor_offsets: Any,  # int64[A+1]
+    pairs: Any,  # out int64[P,2]
+    shifts: Any,  # out int32[P,3]
+    distances: Any,  # out float64[P]
+) -> None:
+    """The neighbours of each atom of each crystal within a cutoff."""
+
+def crystal_distances(
+    fractional: Any,  # float64[A,3]
+    lattices: Any,  # float64[B,3,3]
+    offsets: Any,  # int64[B+1]
+    volumes: Any,  # out float64[B]
+    min_distances: Any,  # out float64[B]
+) -> None:
+    """The volume and the least distance between different atoms of each crystal."""
+
+def pxrd_count(
+    lattices: Any,  # float64[B,3,3]
+    wavelength: float,
+    low: float,
+    high: float,
+    counts: Any,  # out int64[B]
+) -> None:
+    """How many peaks the powder pattern of each crystal may have."""
+
+def pxrd_patterns(
+    numbers: Any,  # int32[A]
+    fractional: Any,  # float64[A,3]
+    lattices: Any,  # float64[B,3,3]
+    offsets: Any,  # int64[B+1]
+    capacities: Any,  # int64[B+1]
+    wavelength: float,
+    low: float,
+    high: float,
+    two_theta: Any,  # out float64[P]
+    intensity: Any,  # out float64[P]
+    counts: Any,  # out int64[B]
+) -> None:
+    """The powder diffraction pattern of each crystal."""
+
+def match_crystals(
+    numbers1: Any,  # int32[A]
+    fractional1: Any,  # float64[A,3]
+    lattices1: Any,  # float64[B,3,3]
+    offsets1: Any,  # int64[B+1]
+    numbers2: Any,  # int32[C]
+    fractional2: Any,  # float64[C,3]
+    lattices2: Any,  # float64[B,3,3]
+    offsets2: Any,  # int64[B+1]
+    ltol: float,
+    stol: float,
+    angle_tol: float,
+    primitive_cell: bool,
+    scale: bool,
+    rms: Any,  # out float64[B]
+    max_distance: Any,  # out float64[B]
+) -> None:
+    """Whether pairs of crystals are the same within tolerances, and how far apart their atoms are."""
+
 def relational_attention(
     q: Any,  # float32 | float64[A,H,D]
     k: Any,  # float32 | float64[A,H,D]

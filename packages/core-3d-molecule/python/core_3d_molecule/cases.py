@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from core_registry.testing import Case
 
+from . import cases_crystals
 from .bonds import EDM_VALENCES
 from .octree import _C, _offsets
 from .reference import bonds as reference_bonds
@@ -293,4 +294,5 @@ cases = [
         reference=relational.backward, tolerance=dict.fromkeys(GRADIENTS, (2e-4, 2e-4)),
         peer=("numpy", lambda a: lambda: relational.backward(a)), work=_bytes, vary=ATTENTION_VARY,
     ),
+    *cases_crystals.cases,
 ]  # fmt: skip

@@ -43,6 +43,29 @@ def tick(
 ) -> None:
     """Ticks one behaviour tree for A agents at once: conditions read `observations`, actions write an id into `actions`, `statuses` is the root's status, `log` every node's. Semantics of py_trees' tick_once. Agents that `mask` leaves out keep everything."""
 
+def tick_scalar(
+    kinds: Any,  # uint8[P]
+    ends: Any,  # int32[P]
+    features: Any,  # int32[P]
+    comparisons: Any,  # uint8[P]
+    thresholds: Any,  # float32[P]
+    action_ids: Any,  # int32[P]
+    results: Any,  # uint8[P]
+    params: Any,  # int32[P]
+    code_ops: Any,  # uint8[K]
+    code_lefts: Any,  # int32[K]
+    code_rights: Any,  # int32[K]
+    code_values: Any,  # float32[K]
+    observations: Any,  # float32[A,F]
+    mask: Any | None,  # bool[A]
+    state: Any,  # out uint8[R,A]
+    counters: Any,  # out int32[C,A]
+    actions: Any,  # out int32[A]
+    statuses: Any,  # out uint8[A]
+    log: Any | None,  # out uint8[P,A]
+) -> None:
+    """What `tick` does, one agent at a time and only the nodes that it reaches: faster for a few agents."""
+
 def encode_actions(
     buttons: Any,  # bool[N,20]
     camera: Any,  # float32[N,2]

@@ -279,6 +279,21 @@ def make_sketches(rng: np.random.Generator, messages: int, width: int) -> Args:
     }
 
 
+TICK = Case(
+    op="core_agents.tick",
+    sizes={
+        "tiny": {"nodes": 30, "agents": 9, "features": 4},
+        "bench": {"nodes": 50, "agents": 1000, "features": 8},
+    },
+    make=make_tick,
+    reference=reference.tick,
+    tolerance=dict.fromkeys(("state", "counters", "actions", "statuses", "log"), (0, 0)),
+    peer=("py_trees", peer_tick),
+    work=work_tick,
+    inout=("state", "counters"),
+    vary={"nodes": (1, 60), "agents": (0, 300)},
+)
+
 cases = [
     Case(
         op="core_agents.text_sketches",
@@ -375,18 +390,6 @@ cases = [
         tolerance={"rows": (0, 0), "sizes": (0, 0)},
         vary={"nodes": (1, 60)},
     ),
-    Case(
-        op="core_agents.tick",
-        sizes={
-            "tiny": {"nodes": 30, "agents": 9, "features": 4},
-            "bench": {"nodes": 50, "agents": 1000, "features": 8},
-        },
-        make=make_tick,
-        reference=reference.tick,
-        tolerance=dict.fromkeys(("state", "counters", "actions", "statuses", "log"), (0, 0)),
-        peer=("py_trees", peer_tick),
-        work=work_tick,
-        inout=("state", "counters"),
-        vary={"nodes": (1, 60), "agents": (0, 300)},
-    ),
+    TICK,
+    dataclasses.replace(TICK, op="core_agents.tick_scalar"),
 ]

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "checks.hpp"
 #include "program.hpp"
 
 namespace core_agents {
@@ -395,12 +396,6 @@ void run(const Block* block) {
 using Rows = core::Tensor<std::uint8_t, 2>;
 using Counters = core::Tensor<std::int32_t, 2>;
 
-void check_rows(const char* argument, const char* what, std::int64_t got, std::int64_t want) {
-  if (got != want)
-    throw core::Error("ValueError", std::string("tick: argument '") + argument + "' must have " + std::to_string(want) +
-                                        " rows, one per node that " + what + " (see check_program), got " + std::to_string(got));
-}
-
 /// n elements, the steps given in elements.
 template <class T>
 void copy(const T* from, std::int64_t from_step, T* to, std::int64_t to_step, int n) {
@@ -451,8 +446,7 @@ void tick(core::Tensor<const std::uint8_t, 1> kinds, core::Tensor<const std::int
   const Compiled c = compile(
       "tick", {kinds, ends, features, comparisons, thresholds, action_ids, results, params, code_ops, code_lefts, code_rights, code_values},
       observations.shape[1]);
-  check_rows("state", "can be RUNNING or is remembered", state.shape[0], c.rows);
-  check_rows("counters", "counts", counters.shape[0], c.counters);
+  check_rows("tick", state.shape[0], c.rows, counters.shape[0], c.counters);
 
   const std::int64_t agents = observations.shape[0], blocks = (agents + width - 1) / width;
   core::parallel_for(blocks, 8, [&](std::int64_t first_block, std::int64_t last_block) {
