@@ -2,7 +2,6 @@
 // feeds the operands through the copy engine, two warpgroups of 64 rows multiply; the feeding runs ahead of the tile.
 #pragma once
 #include <algorithm>
-#include <cstdlib>
 
 #include "antidiagonal.cuh"
 #include "hopper.cuh"
@@ -160,8 +159,7 @@ bool estimate_hopper(const View<const T>& q, const View<const T>& k, const Estim
   int major = 0;
   check_cuda("antidiagonal_scores", cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "asking for the device");
   if (major != 9 || e.dim != 128 || e.n % e.stride || e.m % e.stride || (e.per != 8 && e.per != 16 && e.per != 32)) return false;
-  const char* way = std::getenv("L1_PIECE");
-  const cuuint32_t piece = way ? std::atoi(way) : 64;
+  constexpr int piece = 64;
   const auto describe = [&](CUtensorMap* map, const View<const T>& x, std::int64_t heads, std::int64_t tiles, cuuint32_t box) {
     return x.wide && hopper::describe<T, 5>(map, x.data, {128, e.stride, tiles, heads, batch},
                                             {1, x.row, x.row * e.stride, x.head, x.batch}, {piece, 1, box, 1, 1});
@@ -169,14 +167,10 @@ bool estimate_hopper(const View<const T>& q, const View<const T>& k, const Estim
   Maps maps{};
   if (!describe(&maps.q, q, e.heads, e.rows, rows_of_tile) || !describe(&maps.k, k, e.heads / e.share, e.columns, columns_of_tile))
     return false;
-  maps.together = pairs % e.share || e.first_head % e.share || std::getenv("L1_APART") ? 1 : e.share;
-  const auto go = [&]<int Piece>(std::integral_constant<int, Piece>) {
-    if (e.per == 8) launch<T, 1, Piece>(maps, e, pairs, device, partial, stream);
-    if (e.per == 16) launch<T, 2, Piece>(maps, e, pairs, device, partial, stream);
-    if (e.per == 32) launch<T, 4, Piece>(maps, e, pairs, device, partial, stream);
-  };
-  if (piece == 64) go(std::integral_constant<int, 64>{});
-  if (piece == 32) go(std::integral_constant<int, 32>{});
+  maps.together = pairs % e.share || e.first_head % e.share ? 1 : e.share;
+  if (e.per == 8) launch<T, 1, piece>(maps, e, pairs, device, partial, stream);
+  if (e.per == 16) launch<T, 2, piece>(maps, e, pairs, device, partial, stream);
+  if (e.per == 32) launch<T, 4, piece>(maps, e, pairs, device, partial, stream);
   return true;
 }
 }  // namespace core_llm_efficiency
