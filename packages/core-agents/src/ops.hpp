@@ -14,7 +14,7 @@ inline constexpr auto ops = core::op_set(
         {"kinds[P]", "ends[P]", "features[P]", "comparisons[P]", "thresholds[P]", "action_ids[P]", "results[P]", "params[P]", "code_ops[K]",
          "code_lefts[K]", "code_rights[K]", "code_values[K]", "num_features", "rows[P]", "sizes[2]"},
         {.paper = "2503.13356"}),
-    core::op<"tick", &tick>(
+    core::op<"tick", &tick CORE_IF_CUDA(&tick_cuda)>(
         "Ticks one behaviour tree for A agents at once: conditions read `observations`, actions write an id into `actions`, "
         "`statuses` is the root's status, `log` every node's. Semantics of py_trees' tick_once. Agents that `mask` leaves out keep "
         "everything.",
@@ -55,5 +55,13 @@ inline constexpr auto ops = core::op_set(
         {"text[T]", "offsets[M+1]", "sketches[M,K]"}, {.paper = "2503.13657", .ns_per_element = 2}),
     core::op<"near_duplicates", &near_duplicates>(
         "For each message the first earlier one of the same agent that says nearly the same, or -1.",
-        {"sketches[M,K]", "agents[M]", "threshold", "earlier[M]"}, {.paper = "2503.13657", .ns_per_element = 20}));
+        {"sketches[M,K]", "agents[M]", "threshold", "earlier[M]"}, {.paper = "2503.13657", .ns_per_element = 20}),
+    core::op<"read_traces", &read_traces>(
+        "Recorded traces (inspect-ai, OpenAI messages, OpenTelemetry, OpenInference, LangSmith) to columns; `sizes` tells how many "
+        "rows, runs, bytes of text and failures there are, what does not fit is left out.",
+        {"text[T]", "offsets[D+1]", "format", "lines", "rows[18,M]", "runs[14,R]", "values[4,R]", "buffer[B]", "failures[3,F]", "sizes[4]"},
+        {.paper = "2503.16416"}),
+    core::op<"zip_members", &zip_members>(
+        "The members of a zip archive, by its directory or, where that is damaged, by their own headers; all ranges lie within it.",
+        {"archive[T]", "members[8,E]", "sizes[2]"}));
 }  // namespace core_agents

@@ -8,7 +8,7 @@ import pytest
 from core_agents import jobs, mast
 from core_agents.judge import ScriptedJudge
 from core_agents.reference import traces as reference
-from core_agents.reference.mast import forms
+from core_agents.reference.mast import FAULTS, VOCABULARY, clean, f1_score, fault_counts, forms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer import Typer
@@ -125,67 +125,11 @@ def test_a_scripted_judge_end_to_end():
 
 # ---- detectors ----
 
-VOCABULARY = [f"{a}{b}" for a in ("plan", "test", "open", "file", "user", "graph", "value") for b in range(60)]
-AGENTS = ("planner", "coder", "critic")
 
-
-def clean(rng):
-    """A trace in which everything is said once and the work ends."""
-    n = int(rng.integers(8, 25))
-    trace = [{"role": "user", "content": " ".join(rng.choice(VOCABULARY, 30))}]
-    trace += [
-        {"role": "assistant", "name": AGENTS[i % 3], "content": " ".join(rng.choice(VOCABULARY, rng.integers(8, 60)))}
-        for i in range(n)
-    ]
-    return [*trace, {"role": "assistant", "name": "planner", "content": "All is well. TERMINATE"}]
-
-
-def again(rng, message):
-    """Nearly the same message: one word of it is another."""
-    words = message["content"].split()
-    words[int(rng.integers(len(words)))] = "other"
-    return {**message, "content": " ".join(words) if len(words) > 30 else message["content"]}
-
-
-def inject(rng, trace, code):
-    n = len(trace) - 1
-    if code == "1.3":
-        i = int(rng.integers(1, n - 2))
-        at = int(rng.integers(i + 2, n)) if i + 2 < n else n
-        return [*trace[:at], again(rng, trace[i]), *trace[at:]]
-    if code == "1.4":
-        i, length = int(rng.integers(1, n - 4)), int(rng.integers(2, 4))
-        return [*trace[:n], *(again(rng, m) for m in trace[i : i + length]), *trace[n:]]
-    if code == "2.1":
-        return [*trace[:n], *(again(rng, m) for m in trace[: int(rng.integers(2, 5))]), *trace[n:]]
-    if code == "1.5":
-        rest = [
-            {"role": "assistant", "name": AGENTS[i % 3], "content": " ".join(rng.choice(VOCABULARY, 20))}
-            for i in range(3)
-        ]
-        return [*trace, *rest]
-    return trace[: int(rng.integers(3, n))]
-
-
-@pytest.mark.parametrize("code", ["1.3", "1.4", "1.5", "2.1", "3.1"])
+@pytest.mark.parametrize("code", FAULTS)
 def test_injected_faults_are_found(code):
-    rng = np.random.default_rng(int(code.replace(".", "")))
-    counts = {"right": 0, "wrong": 0, "missed": 0}
-    for _ in range(60):
-        for faults in (
-            (),
-            (code,),
-            tuple(c for c in ("1.3", "1.4", "1.5", "2.1", "3.1") if c != code and rng.random() < 0.3),
-        ):
-            trace = clean(rng)
-            for fault in faults:
-                trace = inject(rng, trace, fault)
-            found = code in {f.code for f in mast.detect(trace)}
-            counts["right"] += found and code in faults
-            counts["wrong"] += found and code not in faults
-            counts["missed"] += not found and code in faults
-    f1 = 2 * counts["right"] / (2 * counts["right"] + counts["wrong"] + counts["missed"])
-    assert f1 >= 0.9, counts
+    counts = fault_counts(code, int(code.replace(".", "")), 60)
+    assert f1_score(counts) >= 0.9, counts
 
 
 def test_findings_name_their_messages():

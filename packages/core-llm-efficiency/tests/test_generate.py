@@ -62,6 +62,17 @@ def test_low_threshold_reads_fewer_blocks(loaded: tuple[Any, Any]) -> None:
     assert 0 < density < 0.8
 
 
+def test_packed_cache_is_smaller_and_follows_the_prompt(loaded: tuple[Any, Any]) -> None:
+    tokenizer, model = loaded
+    how: dict[str, Any] = {"threshold": 1.0, "block_size": 32, "max_new_tokens": 9}
+    packed, plain = (run(model, tokenizer, TEXT, kv=kv, **how) for kv in ("vidkv", "plain"))
+    assert packed.cache_bytes < 0.6 * plain.cache_bytes
+    assert packed.density == 1
+    assert packed.text.split()[0] == plain.text.split()[0]  # it comes from the prompt's own attention
+    with pytest.raises(ValueError, match="argument 'kv' must be 'plain', or 'vidkv' with attention not 'eager'"):
+        run(model, tokenizer, TEXT, kv="vidkv", attention="eager", max_new_tokens=2)
+
+
 def test_sampling_follows_the_seed(loaded: tuple[Any, Any]) -> None:
     tokenizer, model = loaded
     made = [run(model, tokenizer, TEXT, max_new_tokens=12, temperature=2.0, seed=s).text for s in (1, 1, 2)]
@@ -71,7 +82,7 @@ def test_sampling_follows_the_seed(loaded: tuple[Any, Any]) -> None:
 def test_job(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompt, out = tmp_path / "prompt.txt", tmp_path / "out.json"
     prompt.write_text(TEXT)
-    generate(folder, prompt, out, block=32, max_new_tokens=5)
+    generate(folder, prompt, out, kv="vidkv", block=32, max_new_tokens=5)
     figures = json.loads(out.read_text())
     shown = capsys.readouterr()
     assert figures["new_tokens"] <= 5

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from core_llm_efficiency import smollm2
 from core_llm_efficiency.cases import structured_qkv
-from core_llm_efficiency.claims.xattention import claim
+from core_llm_efficiency.claims import vidkv, xattention
 from core_llm_efficiency.jobs import density
 
 pytest.importorskip("matplotlib")
@@ -27,7 +27,8 @@ def test_density_names_what_is_missing(tmp_path):
         density(tmp_path / "x.npz", tmp_path / "out.png")
 
 
-def test_claim(tmp_path, monkeypatch):
+@pytest.mark.parametrize("claim", [xattention.claim, vidkv.claim], ids=["xattention", "vidkv"])
+def test_claim(tmp_path, monkeypatch, claim):
     monkeypatch.setattr(smollm2, "available", lambda: False)
     result = claim("cpu", 0, tmp_path)
     assert result.holds

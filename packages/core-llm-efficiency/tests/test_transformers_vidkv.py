@@ -15,7 +15,7 @@ from core_llm_efficiency.transformers_vidkv import (  # noqa: E402
 )
 from transformers.cache_utils import Cache, DynamicLayer  # noqa: E402
 
-RECENT, GAMMA = 16, 0.75
+RECENT, GAMMA = 16, 0.5
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ def test_half_the_spectrum_equals_the_whole():
 
 def test_least_squares_scale():
     _, value = kv(n=32)
-    codes = reference.unpack_values(32, *reference.pack_values(value, 32, 0.75, 3)[:2], None)
+    codes = reference.unpack_values(32, *reference.pack_values(value, 32, 0.5, 3)[:2], None)
     signs = np.sign(codes)
     best = (signs * value).sum(2) / np.maximum(np.abs(signs).sum(2), 1)
     np.testing.assert_allclose(core.pack_values(value).scales[:, :, 0], best, rtol=1e-3)

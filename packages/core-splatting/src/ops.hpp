@@ -2,6 +2,7 @@
 #pragma once
 #include <core/op.hpp>
 
+#include <core_splatting/dynamic.hpp>
 #include <core_splatting/harmonics.hpp>
 #include <core_splatting/rasterize.hpp>
 #include <core_splatting/train.hpp>
@@ -37,6 +38,21 @@ inline constexpr auto ops = core::op_set(
         {"degree", "time_degree", "dirs[N,3]", "coeffs[*,N,K,D]", "viewmats[C,4,4]", "phases[N]", "masks[C,N]", "as_color", "v_out[C,N,D]",
          "v_dirs[N,3]", "v_coeffs[*,N,K,D]", "v_viewmats[C,4,4]", "v_phases[N]"},
         {.paper = "2310.10642"}),
+    core::op<"slice_4d", &slice_4d CORE_IF_CUDA(&slice_4d_cuda)>(
+        "The 3D Gaussians that 4D Gaussians are at a time: conditional mean and covariance, opacity times temporal weight.",
+        {"means[N,4]", "scales[N,4]", "quats_l[N,4]", "quats_r[N,4]", "opacities[N]", "indices[M]", "time", "min_weight", "prefilter_var",
+         "out_means[M,3]", "out_covars[M,6]", "out_opacities[M]", "out_weights[M]"},
+        {.paper = "2503.16422", .ns_per_element = 5}),
+    core::op<"slice_4d_backward", &slice_4d_backward CORE_IF_CUDA(&slice_4d_backward_cuda)>(
+        "The gradient of slice_4d by the 4D Gaussians.",
+        {"means[N,4]", "scales[N,4]", "quats_l[N,4]", "quats_r[N,4]", "opacities[N]", "indices[M]", "time", "min_weight", "prefilter_var",
+         "v_out_means[M,3]", "v_out_covars[M,6]", "v_out_opacities[M]", "v_means[N,4]", "v_scales[N,4]", "v_quats_l[N,4]", "v_quats_r[N,4]",
+         "v_opacities[N]"},
+        {.paper = "2503.16422", .ns_per_element = 5}),
+    core::op<"temporal_variation", &temporal_variation CORE_IF_CUDA(&temporal_variation_cuda)>(
+        "How little each 4D Gaussian's temporal weight curves, summed over times: the temporal part of the variation score.",
+        {"means[N,4]", "scales[N,4]", "quats_l[N,4]", "quats_r[N,4]", "times[T]", "out[N]"},
+        {.paper = "2503.16422", .ns_per_element = 100}),
     core::op<"ssim", &ssim CORE_IF_CUDA(&ssim_cuda)>(
         "The structural similarity of two images at each pixel, 11x11 Gaussian window, and its partial derivatives.",
         {"image[B,C,H,W]", "target[B,C,H,W]", "out[B,C,H,W]", "partials[3,B,C,H,W]"}, {.paper = "2308.04079", .ns_per_element = 10}),

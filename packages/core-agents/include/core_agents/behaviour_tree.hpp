@@ -121,6 +121,18 @@ CORE_EXPORT void tick(core::Tensor<const std::uint8_t, 1> kinds, core::Tensor<co
                       core::Tensor<std::uint8_t, 2> state, core::Tensor<std::int32_t, 2> counters, core::Tensor<std::int32_t, 1> actions,
                       core::Tensor<std::uint8_t, 1> statuses, std::optional<core::Tensor<std::uint8_t, 2>> log);
 
+/// The same on CUDA, bit for bit. The program's arrays are read by the host, which waits for the stream to do so.
+CORE_EXPORT void tick_cuda(core::Tensor<const std::uint8_t, 1> kinds, core::Tensor<const std::int32_t, 1> ends,
+                           core::Tensor<const std::int32_t, 1> features, core::Tensor<const std::uint8_t, 1> comparisons,
+                           core::Tensor<const float, 1> thresholds, core::Tensor<const std::int32_t, 1> action_ids,
+                           core::Tensor<const std::uint8_t, 1> results, core::Tensor<const std::int32_t, 1> params,
+                           core::Tensor<const std::uint8_t, 1> code_ops, core::Tensor<const std::int32_t, 1> code_lefts,
+                           core::Tensor<const std::int32_t, 1> code_rights, core::Tensor<const float, 1> code_values,
+                           core::Tensor<const float, 2> observations, std::optional<core::Tensor<const bool, 1>> mask,
+                           core::Tensor<std::uint8_t, 2> state, core::Tensor<std::int32_t, 2> counters,
+                           core::Tensor<std::int32_t, 1> actions, core::Tensor<std::uint8_t, 1> statuses,
+                           std::optional<core::Tensor<std::uint8_t, 2>> log, core::Stream stream);
+
 /// The same, one agent at a time and only the nodes that it reaches: faster for a few agents.
 CORE_EXPORT void tick_scalar(core::Tensor<const std::uint8_t, 1> kinds, core::Tensor<const std::int32_t, 1> ends,
                              core::Tensor<const std::int32_t, 1> features, core::Tensor<const std::uint8_t, 1> comparisons,

@@ -148,3 +148,24 @@ def near_duplicates(
     earlier: Any,  # out int32[M]
 ) -> None:
     """For each message the first earlier one of the same agent that says nearly the same, or -1."""
+
+def read_traces(
+    text: Any,  # uint8[T]
+    offsets: Any,  # int64[D+1]
+    format: str,
+    lines: bool,
+    rows: Any,  # out int64[18,M]
+    runs: Any,  # out int64[14,R]
+    values: Any,  # out float64[4,R]
+    buffer: Any,  # out uint8[B]
+    failures: Any,  # out int64[3,F]
+    sizes: Any,  # out int64[4]
+) -> None:
+    """Recorded traces (inspect-ai, OpenAI messages, OpenTelemetry, OpenInference, LangSmith) to columns; `sizes` tells how many rows, runs, bytes of text and failures there are, what does not fit is left out."""
+
+def zip_members(
+    archive: Any,  # uint8[T]
+    members: Any,  # out int64[8,E]
+    sizes: Any,  # out int64[2]
+) -> None:
+    """The members of a zip archive, by its directory or, where that is damaged, by their own headers; all ranges lie within it."""

@@ -1,4 +1,4 @@
-"""Trees run by BehaviorTree.CPP v4 through its Python wheel `behaviortreepy`."""
+"""Trees run by BehaviorTree.CPP v4 through its Python wheel `behaviortreepy` (extra ``behaviortree-cpp``)."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from core_registry.testing import Case
 
 from . import behaviour_tree as bt
 from .action_tokens import INVENTORY, JARVIS_CAMERA
+from .cases_traces import trace_cases
 from .reference import action_tokens as tokens_reference
 from .reference import behaviour_tree as reference
 from .reference import statistics as statistics_reference
@@ -281,6 +282,7 @@ def make_sketches(rng: np.random.Generator, messages: int, width: int) -> Args:
 
 TICK = Case(
     op="core_agents.tick",
+    devices=("cpu", "cuda"),
     sizes={
         "tiny": {"nodes": 30, "agents": 9, "features": 4},
         "bench": {"nodes": 50, "agents": 1000, "features": 8},
@@ -295,6 +297,7 @@ TICK = Case(
 )
 
 cases = [
+    *trace_cases,
     Case(
         op="core_agents.text_sketches",
         sizes={"tiny": {"messages": 6, "words": 9}, "bench": {"messages": 2000, "words": 400}},
@@ -391,5 +394,5 @@ cases = [
         vary={"nodes": (1, 60)},
     ),
     TICK,
-    dataclasses.replace(TICK, op="core_agents.tick_scalar"),
+    dataclasses.replace(TICK, op="core_agents.tick_scalar", devices=("cpu",)),
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from core_registry.demo import Demo, Picture
@@ -13,28 +12,9 @@ from core_registry.files import replace
 
 from . import behaviour_tree as bt
 from .jobs import environments, parse, play, tree_policy
+from .pictures import draw
 
 _ENV, _AGENTS, _STEPS = "CartPole-v1", 1000, 500
-_COLOURS = {bt.Condition: "#fff3c4", bt.Action: "#cdeccd", bt.Sequence: "#cfe2f7", bt.Selector: "#f5d0d0"}
-
-
-def draw(tree: bt.Node, axes: Any, labels: list[str]) -> None:
-    """Draws a tree into matplotlib axes: one node a line (its label), children indented and joined to their parent."""
-    rows: list[tuple[bt.Node, int, int]] = []  # node, depth, row of its parent
-    stack: list[tuple[bt.Node, int, int]] = [(tree, 0, -1)]
-    while stack:
-        node, depth, parent = stack.pop()
-        stack.extend((c, depth + 1, len(rows)) for c in reversed(node.children))
-        rows.append((node, depth, parent))
-    for row, ((node, depth, parent), label) in enumerate(zip(rows, labels, strict=True)):
-        if parent >= 0:
-            x = depth - 0.75
-            axes.plot([x, x, depth - 0.1], [-parent - 0.35, -row, -row], color="grey", linewidth=1)
-        box = {"boxstyle": "round,pad=0.25", "facecolor": _COLOURS.get(type(node), "white"), "edgecolor": "grey"}
-        axes.text(depth, -row, label, va="center", fontsize=8, bbox=box)
-    axes.set_xlim(-0.3, 7)
-    axes.set_ylim(-len(rows), 1)
-    axes.set_axis_off()
 
 
 def demo(out: Path) -> Demo:

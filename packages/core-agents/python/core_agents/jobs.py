@@ -13,17 +13,11 @@ import numpy as np
 import typer
 from core_registry.files import replace
 
-from . import evaluation, mast
+from . import evaluation, mast, traces
 from .behaviour_tree import BatchedTree, Node, compile  # noqa: A004
 from .dsl import ParseError, from_dsl
+from .games import NAMES
 from .judge import ChatJudge, JudgeError
-
-NAMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "CartPole-v1": (("position", "velocity", "angle", "spin"), ("left", "right")),
-    "MountainCar-v0": (("position", "velocity"), ("left", "none", "right")),
-    "Acrobot-v1": (("cos1", "sin1", "cos2", "sin2", "spin1", "spin2"), ("negative", "zero", "positive")),
-}
-"""The names by which trees call the features and actions of Gymnasium's environments; others: obs[0], 0."""
 
 
 def parse(text: str, env: str) -> Node:
@@ -141,7 +135,10 @@ def rollout(
 
 def evaluate(
     runs: Annotated[
-        Path, typer.Argument(help="JSON lines, a run each: task, success, ...", exists=True, dir_okay=False)
+        Path,
+        typer.Argument(
+            help="JSON lines, a run each: task, success, ...; or scored traces", exists=True, dir_okay=False
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML to write; the figures go beside it as .json")],
     baseline: Annotated[Path | None, typer.Option(help="Runs of another system", exists=True, dir_okay=False)] = None,
@@ -155,7 +152,7 @@ def evaluate(
         matcher = evaluation.Matcher(arguments)
         for path in (runs, baseline) if baseline else (runs,):
             try:
-                read.append(evaluation.read_runs(path.read_text(encoding="utf-8").splitlines()))
+                read.append(_runs(path))
                 name = path.stem if path.stem not in systems else str(path)
                 systems[name] = evaluation.summarise(read[-1], matcher, bootstrap, seed)
             except ValueError as e:
@@ -172,9 +169,26 @@ def evaluate(
         typer.echo(f"{name}: success {figures_of['success'].value:.3f}, {output}")
 
 
+def _runs(path: Path) -> list[dict[str, Any]]:
+    """Runs of JSON lines, or of traces that carry scores, such as inspect-ai's logs."""
+    data = path.read_bytes()
+    if traces.sniff(data) == "openai":
+        return evaluation.read_runs(data.decode().splitlines())
+    found = traces.loads(data).to_runs()
+    if not found:
+        raise ValueError("none of its runs has a score")
+    return found
+
+
 def judge(
-    traces: Annotated[
-        Path, typer.Argument(help="JSON lines, a list of OpenAI messages each", exists=True, dir_okay=False)
+    recorded: Annotated[
+        Path,
+        typer.Argument(
+            help="OpenAI messages, inspect-ai logs, spans, LangSmith runs",
+            exists=True,
+            dir_okay=False,
+            metavar="TRACES",
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON lines to write, one a trace")],
     endpoint: Annotated[
@@ -189,22 +203,23 @@ def judge(
 
     if taxonomy not in mast.TAXONOMIES:
         raise typer.BadParameter(f"--taxonomy must be one of {', '.join(mast.TAXONOMIES)}, got {taxonomy}")
-    version, rows, read = mast.TAXONOMIES[taxonomy], [], []
+    version, rows = mast.TAXONOMIES[taxonomy], []
     try:
         asked = ChatJudge(endpoint, model, seed=seed) if endpoint else None
     except ValueError as e:
         raise typer.BadParameter(str(e)) from None
-    for number, line in enumerate(traces.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            messages = json.loads(line)
-        except (ValueError, RecursionError) as e:
-            raise typer.BadParameter(f"{traces}: line {number}: not JSON: {e}") from None
-        if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-            raise typer.BadParameter(f"{traces}: line {number}: must be a list of messages")
-        read.append(messages)
-    for messages in track(read, "reading traces"):
+    try:
+        found_runs = traces.read(recorded, keep_damaged=True)
+        if not found_runs.rows.size:
+            raise ValueError(f"{recorded}: {(*found_runs.problems, 'there are no messages')[0]}")
+    except (OSError, ValueError) as e:
+        raise typer.BadParameter(str(e)) from None
+    for problem in found_runs.problems:
+        typer.echo(f"warning: {recorded}: {problem}", err=True)
+    ids = found_runs.run_strings("id")
+    for name, messages in zip(ids, track(found_runs.to_messages(), "reading traces"), strict=True):
         found = [{"code": f.code, "messages": f.messages, "why": f.why} for f in mast.detect(messages)]
-        row: dict[str, Any] = {"taxonomy": taxonomy, "detected": found}
+        row: dict[str, Any] = {"id": name, "taxonomy": taxonomy, "detected": found}
         if asked:
             try:
                 answer, reply = mast.judge_trace(asked, mast.trace_text(messages), version)

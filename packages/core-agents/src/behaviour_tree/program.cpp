@@ -127,6 +127,7 @@ Compiled compile(const char* op, const ProgramView& p, std::int64_t num_features
   }
 
   Compiled c;
+  c.steps.reserve(4 * nodes.size());                      // begin and end of each, child and join around it
   std::vector<std::int32_t> first_row(nodes.size() + 1);  // rows of the nodes before i
   for (std::int32_t i = 0; i < n; ++i) {
     const int kind = p.kinds(i);

@@ -188,6 +188,7 @@ void tick_scalar(core::Tensor<const std::uint8_t, 1> kinds, core::Tensor<const s
   check_rows("tick_scalar", state.shape[0], c.rows, counters.shape[0], c.counters);
   std::vector<Step> nodes;
   std::vector<std::int32_t> last;
+  nodes.reserve(static_cast<std::size_t>(ends.shape[0])), last.reserve(static_cast<std::size_t>(ends.shape[0]));
   for (const Step& s : c.steps)
     if (s.code == Code::leaf || s.code == Code::begin) nodes.push_back(s), last.push_back(ends(s.node));
   const std::size_t loaded = c.columns.size();

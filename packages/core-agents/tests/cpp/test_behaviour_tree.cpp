@@ -47,6 +47,7 @@ struct Tree {
 struct Crowd {
   const Tree& tree;
   std::int64_t agents, features;
+  bool scalar = false;
   std::vector<std::int64_t> sizes = tree.check(features);
   std::vector<std::uint8_t> state = std::vector<std::uint8_t>(static_cast<std::size_t>(sizes[0] * agents));
   std::vector<std::int32_t> counters = std::vector<std::int32_t>(static_cast<std::size_t>(sizes[1] * agents));
@@ -57,12 +58,13 @@ struct Crowd {
   void tick(const std::vector<float>& observations, const bool* mask = nullptr) {
     std::optional<core::Tensor<const bool, 1>> m;
     if (mask) m = core::tensor(mask, agents);
-    core_agents::tick(Tree::view(tree.kinds), Tree::view(tree.ends), Tree::view(tree.features), Tree::view(tree.comparisons),
-                      Tree::view(tree.thresholds), Tree::view(tree.action_ids), Tree::view(tree.results), Tree::view(tree.params),
-                      Tree::view(tree.code_ops), Tree::view(tree.code_lefts), Tree::view(tree.code_rights), Tree::view(tree.code_values),
-                      core::tensor<const float>(observations.data(), agents, features), m, core::tensor(state.data(), sizes[0], agents),
-                      core::tensor(counters.data(), sizes[1], agents), core::tensor(actions.data(), agents),
-                      core::tensor(statuses.data(), agents), core::tensor(log.data(), tree.size(), agents));
+    const auto op = scalar ? core_agents::tick_scalar : core_agents::tick;
+    op(Tree::view(tree.kinds), Tree::view(tree.ends), Tree::view(tree.features), Tree::view(tree.comparisons), Tree::view(tree.thresholds),
+       Tree::view(tree.action_ids), Tree::view(tree.results), Tree::view(tree.params), Tree::view(tree.code_ops),
+       Tree::view(tree.code_lefts), Tree::view(tree.code_rights), Tree::view(tree.code_values),
+       core::tensor<const float>(observations.data(), agents, features), m, core::tensor(state.data(), sizes[0], agents),
+       core::tensor(counters.data(), sizes[1], agents), core::tensor(actions.data(), agents), core::tensor(statuses.data(), agents),
+       core::tensor(log.data(), tree.size(), agents));
   }
 };
 
@@ -180,16 +182,47 @@ CORE_TEST(random_bytes_as_program_and_state_are_safe) {
       continue;
     }
     ++accepted;
-    Crowd c{t, 5, 2};
+    Crowd c{t, 5, 2}, d{t, 5, 2, true};
     for (auto& b : c.state) b = static_cast<std::uint8_t>(rng());
     for (auto& n : c.counters) n = static_cast<std::int32_t>(rng());
+    d.state = c.state, d.counters = c.counters;
     std::vector<float> observations(10);
     for (auto& x : observations) x = static_cast<float>(upto(3)) - 1;
-    for (int i = 0; i < 3; ++i) c.tick(observations);
-    for (const auto s : c.statuses) CHECK(s >= SUCCESS && s <= RUNNING);
-    for (const auto a : c.actions) CHECK(a >= -1 && a < 3);
+    for (int i = 0; i < 3; ++i) c.tick(observations), d.tick(observations);
+    for (const Crowd* k : {&c, &d}) {
+      for (const auto s : k->statuses) CHECK(s >= SUCCESS && s <= RUNNING);
+      for (const auto a : k->actions) CHECK(a >= -1 && a < 3);
+    }
   }
   CHECK(accepted > 500);
+}
+
+CORE_TEST(one_by_one_equals_all_at_once) {
+  std::mt19937 rng(6);
+  const auto upto = [&](int n) { return static_cast<int>(rng() % static_cast<unsigned>(n)); };
+  int accepted = 0;
+  for (int round = 0; round < 20000; ++round) {
+    Tree t;
+    const int nodes = 1 + upto(7);
+    for (int i = 0; i < nodes; ++i) t.add(upto(NUM_KINDS), 1 + upto(2), upto(4) - 1, 1 + upto(3), upto(2), upto(6), 0.5f);
+    for (int i = 0; i < nodes; ++i) t.ends[static_cast<std::size_t>(i)] = i == 0 ? nodes : i + 1 + upto(nodes - i);
+    try {
+      t.check(2);
+    } catch (const core::Error&) {
+      continue;
+    }
+    ++accepted;
+    Crowd c{t, 5, 2}, d{t, 5, 2, true};
+    for (int i = 0; i < 8; ++i) {
+      std::vector<float> observations(10);
+      for (auto& x : observations) x = static_cast<float>(upto(3)) - 1;
+      const bool mask[] = {true, upto(2) == 0, upto(2) == 0, true, upto(2) == 0};
+      c.tick(observations, mask), d.tick(observations, mask);
+      CHECK(c.statuses == d.statuses && c.actions == d.actions && c.log == d.log);
+      CHECK(c.state == d.state && c.counters == d.counters);
+    }
+  }
+  CHECK(accepted > 300);
 }
 
 CORE_TEST(state_of_the_wrong_size_is_refused) {

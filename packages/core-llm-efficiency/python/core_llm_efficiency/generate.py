@@ -50,6 +50,7 @@ def run(
     prompt: str,
     *,
     attention: str = "core_xattention",
+    kv: str = "plain",
     threshold: float = 0.9,
     stride: int = 8,
     block_size: int = 128,
@@ -61,8 +62,10 @@ def run(
     """Continues `prompt` by at most `max_new_tokens` tokens; `temperature` 0 takes the likeliest token each time.
 
     attention: "core_xattention" (threshold, stride and block_size as in `xattention`) or one that transformers knows,
-    such as "sdpa". `streamer` gets the tokens as they come (transformers' TextStreamer). Prefill and decoding are timed
-    apart. Raises ValueError for an empty prompt or one that leaves no room in the model's context.
+    such as "sdpa". kv: "vidkv" packs keys and values (`VidKVCache`) and decodes from the packed form; "plain" keeps
+    them as they are. `streamer` gets the tokens as they come (TextStreamer). Prefill and decoding are timed
+    apart. Raises ValueError for an empty prompt, one that leaves no room in the model's context, and for another kv, or
+    "vidkv" with attention "eager".
     """
     import torch
     from transformers import DynamicCache
@@ -76,12 +79,21 @@ def run(
             f"argument 'prompt' must have tokens and leave room for max_new_tokens in {room} positions, "
             f"got {ids.shape[1]} and {max_new_tokens}"
         )
+    if kv not in ("plain", "vidkv") or (kv == "vidkv" and attention == "eager"):
+        raise ValueError(
+            f"argument 'kv' must be 'plain', or 'vidkv' with attention not 'eager', got {kv!r}, {attention!r}"
+        )
     densities: list[float] = []
     if attention == "core_xattention":
         register_transformers(densities=densities, threshold=threshold, stride=stride, block_size=block_size)
+    cache: Any = DynamicCache(config=model.config)
+    if kv == "vidkv":
+        from .transformers_vidkv import VidKVCache, register_vidkv
+
+        register_vidkv("core_generate", attention)
+        attention, cache = "core_generate", VidKVCache(model.config)
     model.set_attn_implementation(attention)
     torch.manual_seed(seed)
-    cache = DynamicCache(config=model.config)
     how: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     clock = _Clock(streamer)
     made = model.generate(
@@ -100,7 +112,7 @@ def run(
         new_tokens=len(new),
         decode_seconds=clock.times[-1] - clock.times[1],
         density=sum(densities) / len(densities) if densities else None,
-        cache_bytes=sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values)),
+        cache_bytes=cache.nbytes if kv == "vidkv" else sum(x.keys.nbytes + x.values.nbytes for x in cache.layers),
         text=tokenizer.decode(new, skip_special_tokens=True),
     )
 
@@ -129,6 +141,9 @@ def generate(
     attention: Annotated[
         Literal["core_xattention", "sdpa", "eager"], typer.Option(help="How prefill attends.")
     ] = "core_xattention",
+    kv: Annotated[
+        Literal["plain", "vidkv"], typer.Option(help="The cache: as it is, or packed to 1.x bits an element.")
+    ] = "plain",
     threshold: Annotated[float, typer.Option(min=0, help="Share of the attention mass the blocks must hold.")] = 0.9,
     stride: Annotated[int, typer.Option(min=1, help="Antidiagonal stride.")] = 8,
     block: Annotated[int, typer.Option(min=16, help="Block size.")] = 128,
@@ -149,6 +164,7 @@ def generate(
         tokenizer,
         text,
         attention=attention,
+        kv=kv,
         threshold=threshold,
         stride=stride,
         block_size=block,

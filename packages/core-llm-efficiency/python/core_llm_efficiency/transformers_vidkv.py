@@ -146,7 +146,7 @@ class VidKVLayer(DynamicLayer):  # type: ignore[misc]
         bits: float = 1.5,
         group: int = 32,
         residual_length: int = 128,
-        gamma: float = 0.75,
+        gamma: float = 0.5,
         protect: torch.Tensor | None = None,
     ) -> None:
         super().__init__()

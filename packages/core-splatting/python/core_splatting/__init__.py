@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from .contributions import contributions
+from .dynamic import KeyFrameFilter, keep_best, rasterization_4d, slice_4d, variation_scores
 from .harmonics import colors_by_view, spherical_harmonics
 from .rasterize import rasterization
 from .ssim import ssim
 
-__all__ = ["colors_by_view", "contributions", "rasterization", "spherical_harmonics", "ssim"]
+__all__ = [
+    "KeyFrameFilter",
+    "colors_by_view",
+    "contributions",
+    "keep_best",
+    "rasterization",
+    "rasterization_4d",
+    "slice_4d",
+    "spherical_harmonics",
+    "ssim",
+    "variation_scores",
+]

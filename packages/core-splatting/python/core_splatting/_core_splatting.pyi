@@ -108,6 +108,54 @@ def spherical_harmonics_backward(
 ) -> None:
     """The gradient of spherical_harmonics by directions, coefficients, cameras and phases."""
 
+def slice_4d(
+    means: Any,  # float32[N,4]
+    scales: Any,  # float32[N,4]
+    quats_l: Any,  # float32[N,4]
+    quats_r: Any,  # float32[N,4]
+    opacities: Any,  # float32[N]
+    indices: Any | None,  # int64[M]
+    time: float,
+    min_weight: float,
+    prefilter_var: float,
+    out_means: Any,  # out float32[M,3]
+    out_covars: Any,  # out float32[M,6]
+    out_opacities: Any,  # out float32[M]
+    out_weights: Any,  # out float32[M]
+) -> None:
+    """The 3D Gaussians that 4D Gaussians are at a time: conditional mean and covariance, opacity times temporal weight."""
+
+def slice_4d_backward(
+    means: Any,  # float32[N,4]
+    scales: Any,  # float32[N,4]
+    quats_l: Any,  # float32[N,4]
+    quats_r: Any,  # float32[N,4]
+    opacities: Any,  # float32[N]
+    indices: Any | None,  # int64[M]
+    time: float,
+    min_weight: float,
+    prefilter_var: float,
+    v_out_means: Any,  # float32[M,3]
+    v_out_covars: Any,  # float32[M,6]
+    v_out_opacities: Any,  # float32[M]
+    v_means: Any,  # out float32[N,4]
+    v_scales: Any,  # out float32[N,4]
+    v_quats_l: Any,  # out float32[N,4]
+    v_quats_r: Any,  # out float32[N,4]
+    v_opacities: Any,  # out float32[N]
+) -> None:
+    """The gradient of slice_4d by the 4D Gaussians."""
+
+def temporal_variation(
+    means: Any,  # float32[N,4]
+    scales: Any,  # float32[N,4]
+    quats_l: Any,  # float32[N,4]
+    quats_r: Any,  # float32[N,4]
+    times: Any,  # float32[T]
+    out: Any,  # out float32[N]
+) -> None:
+    """How little each 4D Gaussian's temporal weight curves, summed over times: the temporal part of the variation score."""
+
 def ssim(
     image: Any,  # float32[B,C,H,W]
     target: Any,  # float32[B,C,H,W]

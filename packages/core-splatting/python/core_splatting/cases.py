@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from core_registry.testing import Case
 
+from .cases_dynamic import cases as dynamic_cases
 from .cases_harmonics import harmonics_cases
 from .cases_train import cases as train_cases
 from .reference.rasterize import project_gaussians, rasterize, rasterize_backward, rasterize_torch
@@ -163,5 +164,6 @@ cases: list[Case] = [
         devices=("cpu", "cuda"),
     ),
     *harmonics_cases,
+    *dynamic_cases,
     *train_cases,
 ]

@@ -7,6 +7,7 @@ from typing import Any
 from core_registry.arrays import as_array, empty, is_torch
 
 from . import _core_splatting as _C
+from .rasterize import upper_triangles
 
 
 def contributions(
@@ -24,16 +25,19 @@ def contributions(
     radius_clip: float = 0.0,
     eps2d: float = 0.3,
     *,
+    covars: Any = None,
+    rasterize_mode: str = "classic",
+    camera_model: str = "pinhole",
     max_alpha: float = 0.999,
 ) -> Any:
     """The sum over the pixels of each view of alpha_i * prod_{j<i} (1 - alpha_j), the spatial score of 4DGS-1K
     (arXiv 2503.16422, section 4.1).
 
-    It is the derivative by a colour of one channel of a loss that sums the pixels. CPU arrays only.
+    It is the derivative by a colour of one channel of a loss that sums the pixels.
 
     Args:
-        means, quats, scales, opacities, viewmats, Ks, width, height, near_plane, far_plane, radius_clip, eps2d,
-        max_alpha: as in `rasterization`.
+        means, quats, scales, opacities, viewmats, Ks, width, height, near_plane, far_plane, radius_clip, eps2d, covars,
+        rasterize_mode, camera_model, max_alpha: as in `rasterization`.
         pixels: (C, H, W) float32, what each pixel counts (0 leaves it out); 1 if None.
 
     Returns:
@@ -47,12 +51,19 @@ def contributions(
     if width < 0 or height < 0:
         raise ValueError(f"contributions: argument 'width' and 'height' must not be negative, got {width} and {height}")
     means = as_array(means, "float32", "means")
-    quats, scales, opacities, viewmats, Ks = (
-        as_array(x, "float32", name, like=means)
+    quats, scales, covars, opacities, viewmats, Ks = (
+        None if x is None else as_array(x, "float32", name, like=means)
         for x, name in (
-            (quats, "quats"), (scales, "scales"), (opacities, "opacities"), (viewmats, "viewmats"), (Ks, "Ks"),
+            (quats, "quats"), (scales, "scales"), (covars, "covars"), (opacities, "opacities"), (viewmats, "viewmats"),
+            (Ks, "Ks"),
         )
     )  # fmt: skip
+    if rasterize_mode not in ("classic", "antialiased"):
+        raise ValueError(
+            f"contributions: argument 'rasterize_mode' must be classic or antialiased, got {rasterize_mode!r}"
+        )
+    if covars is not None:
+        covars = upper_triangles(covars, "contributions")
     cameras, count = viewmats.shape[0], means.shape[0]
     if pixels is None:
         pixels = empty((cameras, height, width), "float32", like=means)
@@ -67,23 +78,21 @@ def contributions(
     black = empty((cameras, count, 1), "float32", like=means)
     black[...] = 0
     scalars = (float(near_plane), float(far_plane), float(radius_clip), float(eps2d), float(max_alpha))
-    inputs = (means, quats, scales, None, opacities, black, viewmats, Ks, *scalars, False, "pinhole")
+    modes = (rasterize_mode == "antialiased", camera_model)
+    inputs = (means, quats, scales, covars, opacities, black, viewmats, Ks, *scalars, *modes)
     pictures = (nothing, nothing[..., 0], pixels[..., None], nothing[..., 0])
     if is_torch(means):
         from .torch_ops import rasterize_backward
 
         sums: Any = rasterize_backward(*inputs, *pictures)[5]
     else:
-        shapes = (
-            (count, 3),
-            (count, 4),
-            (count, 3),
-            (count,),
-            (cameras, count, 1),
-            (cameras, 4, 4),
-            (cameras, count, 4),
-        )
-        gradients = [empty(shape, "float32", like=means) for shape in shapes]
-        _C.rasterize_backward(*(*inputs, *pictures, *gradients[:3], None, *gradients[3:]))
-        sums = gradients[4]
+        shapes = {
+            "means": (count, 3), "quats": (count, 4), "scales": (count, 3), "covars": (count, 6),
+            "opacities": (count,), "colors": (cameras, count, 1), "viewmats": (cameras, 4, 4),
+            "means2d": (cameras, count, 4),
+        }  # fmt: skip
+        absent = ("quats", "scales") if covars is not None else ("covars",)
+        gradients = {k: None if k in absent else empty(shape, "float32", like=means) for k, shape in shapes.items()}
+        _C.rasterize_backward(*(*inputs, *pictures, *gradients.values()))
+        sums = gradients["colors"]
     return sums[..., 0]

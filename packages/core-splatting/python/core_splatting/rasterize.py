@@ -193,11 +193,7 @@ def _one_scene(
     quats, scales, opacities, colors, viewmats, Ks, backgrounds, covars = given.values()
     width, height = named["width"], named["height"]
     if covars is not None:
-        if tuple(covars.shape[-2:]) != (3, 3):
-            raise ValueError(
-                f"rasterization: argument 'covars' must be of shape (..., N, 3, 3), got {tuple(covars.shape)}"
-            )
-        covars = covars[..., [0, 0, 0, 1, 1, 2], [0, 1, 2, 1, 2, 2]]
+        covars = upper_triangles(covars, "rasterization")
     if sh_degree is not None:
         colors = colors_by_view(sh_degree, means, viewmats, colors)
     if colors.ndim not in (2, 3):
@@ -236,6 +232,13 @@ def _one_scene(
         else:
             out[..., -1:] = expected
     return out, alphas, information
+
+
+def upper_triangles(covars: Any, op: str) -> Any:
+    """(N, 6) of covariances (N, 3, 3), in the name of `op`."""
+    if covars.ndim != 3 or tuple(covars.shape[-2:]) != (3, 3):
+        raise ValueError(f"{op}: argument 'covars' must be of shape (N, 3, 3), got {tuple(covars.shape)}")
+    return covars[..., [0, 0, 0, 1, 1, 2], [0, 1, 2, 1, 2, 2]]
 
 
 def _projections(shape: tuple[Any, ...], viewmats: Any, Ks: Any, named: dict[str, Any]) -> dict[str, Any]:

@@ -144,3 +144,58 @@ spherical_harmonics = torchlib.define(
     _harmonics_backward, _harmonics_context,
 )  # fmt: skip
 """(C, N, D) of the raw operator's arguments; see `core_splatting.harmonics`."""
+
+_SLICE = (
+    "Tensor means, Tensor scales, Tensor quats_l, Tensor quats_r, Tensor opacities, Tensor? indices, float time, "
+    "float min_weight, float prefilter_var"
+)
+
+
+def _slice_fake(*args: Any) -> tuple[Tensor, ...]:
+    means, indices = args[0], args[5]
+    rows = means.shape[0] if indices is None else indices.shape[0]
+    return tuple(means.new_empty(shape) for shape in ((rows, 3), (rows, 6), (rows,), (rows,)))
+
+
+def _slice_impl(*args: Any) -> tuple[Tensor, ...]:
+    out = _slice_fake(*args)
+    _C.slice_4d(*(*args, *out))
+    return out
+
+
+def _slice_gradients(*args: Any) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape) for x in args[:5])
+
+
+def _slice_backward_impl(*args: Any) -> tuple[Tensor, ...]:
+    out = _slice_gradients(*args)
+    _C.slice_4d_backward(*(*args, *out))
+    return out
+
+
+slice_4d_backward = torchlib.define(
+    "core_splatting",
+    f"slice_4d_backward({_SLICE}, Tensor v_means, Tensor v_covars, Tensor v_opacities) -> (Tensor, Tensor, Tensor, "
+    "Tensor, Tensor)",
+    _slice_backward_impl,
+    _slice_gradients,
+)
+"""Gradients of a loss by means, scales, quats_l, quats_r and opacities."""
+
+
+def _slice_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:6])
+    ctx.scalars = inputs[6:]
+    ctx.mark_non_differentiable(output[3])
+
+
+def _slice_backward(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
+    gradients: tuple[Tensor, ...] = slice_4d_backward(*ctx.saved_tensors, *ctx.scalars, *v[:3])
+    return (*gradients, *[None] * 4)
+
+
+slice_4d = torchlib.define(
+    "core_splatting", f"slice_4d({_SLICE}) -> (Tensor, Tensor, Tensor, Tensor)", _slice_impl, _slice_fake,
+    _slice_backward, _slice_context,
+)  # fmt: skip
+"""(means (M, 3), covars (M, 6), opacities (M,), weights (M,)); see `core_splatting.dynamic.slice_4d`."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
-from core_registry.arrays import as_array, empty
+from core_registry.arrays import as_array, empty, is_torch
 
 from .. import _core_agents as _C
 from .log import TickLog
@@ -44,9 +45,10 @@ class BatchedTree:
     def tick(self, observations: Any, mask: Any = None, log: TickLog | None = None) -> Any:
         """Ticks the agents once and returns :attr:`status`; :attr:`actions` holds what they do.
 
-        ``observations`` [agents, features] float32 (numpy, torch on the CPU, or lists), ``mask`` [agents] bool:
-        which agents tick; the others keep everything. A program that was compiled for a structured dtype takes arrays
-        [agents] of it. ``log`` records what every node did. The returned arrays are overwritten by the next call.
+        ``observations`` [agents, features] float32 (numpy, torch or CuPy, on the CPU or a GPU, or lists), ``mask``
+        [agents] bool: which agents tick; the others keep everything. A program that was compiled for a structured dtype
+        takes arrays [agents] of it. ``log`` records what every node did. The agents move to the device of the
+        observations; the returned arrays are overwritten by the next call.
         """
         if self.program.dtype is not None:
             if getattr(observations, "dtype", None) != self.program.dtype:
@@ -59,40 +61,64 @@ class BatchedTree:
             raise ValueError(
                 f"tick: argument 'observations' must be float32 of shape ({self.num_agents}, F), got shape {shape}"
             )
-        if type(self.actions) is not type(observations):
-            self._adopt(observations)
+        if _place(self.actions) != _place(observations):
+            self._move(observations)
         if mask is not None:
             mask = as_array(mask, "bool", "mask")
+            if _place(mask) != _place(observations):
+                mask = _like(_host(mask), observations)
         if self._period is not None:
-            due = self.calls % self._period == self._phase
-            mask = due if mask is None else due & np.asarray(mask)
+            due = _like(self.calls % self._period == self._phase, observations)
+            mask = due if mask is None else due & mask
         self.calls += 1
-        nodes = None if log is None else np.empty((len(self.program), self.num_agents), np.uint8)
+        nodes = None if log is None else empty((len(self.program), self.num_agents), "uint8", like=observations)
         agents: tuple[Any, ...] = (observations, mask, self._state, self._counters, self.actions, self.status, nodes)
         _C.tick(*self._arguments, *agents)
-        if log is not None and nodes is not None:
-            log.append(nodes, np.asarray(self.actions))
+        if log is not None:
+            log.append(_host(nodes), _host(self.actions))
         return self.status
 
-    def _adopt(self, like: Any) -> None:
-        for name, dtype in (("actions", "int32"), ("status", "uint8")):
-            old = getattr(self, name)
-            new = empty((self.num_agents,), dtype, like=like)
-            np.asarray(new)[:] = np.asarray(old)
-            setattr(self, name, new)
+    def _move(self, like: Any) -> None:
+        """Brings program and agents to the kind and the device of an array."""
+        self._arguments = tuple(_like(a, like) for a in self.program.arrays.values())
+        for name in ("_state", "_counters", "actions", "status"):
+            setattr(self, name, _like(_host(getattr(self, name)), like))
 
     @property
     def running(self) -> np.ndarray:
         """bool [nodes, agents]: which nodes are RUNNING."""
         out = np.zeros((len(self.program), self.num_agents), bool)
         has = self.program.rows >= 0
-        out[has] = self._state[self.program.rows[has]] & 1
+        out[has] = _host(self._state)[self.program.rows[has]] & 1
         return out
 
     def reset(self, mask: Any = None) -> None:
         """Forgets everything about the agents of ``mask`` ([agents] bool; default all): status INVALID, action -1."""
-        who = slice(None) if mask is None else np.asarray(mask, bool)
+        who = slice(None) if mask is None else _like(np.asarray(_host(mask), bool), self.actions)
         self._state[:, who] = 0
         self._counters[:, who] = 0
-        np.asarray(self.actions)[who] = -1
-        np.asarray(self.status)[who] = INVALID
+        self.actions[who] = -1
+        self.status[who] = int(INVALID)
+
+
+def _place(x: Any) -> tuple[type, str]:
+    return type(x), str(getattr(x, "device", "cpu"))
+
+
+def _host(x: Any) -> np.ndarray:
+    """A numpy array of any array's values."""
+    if is_torch(x):
+        return np.asarray(x.detach().cpu())
+    return np.asarray(x.get() if hasattr(x, "get") else x)
+
+
+def _like(x: np.ndarray, like: Any) -> Any:
+    """A copy of a numpy array, of the kind and on the device of ``like``."""
+    if is_torch(like):
+        return sys.modules["torch"].tensor(x, device=like.device)
+    out = empty(x.shape, str(x.dtype), like=like)
+    if isinstance(out, np.ndarray):
+        out[...] = x
+    else:
+        out.set(x)
+    return out

@@ -1,0 +1,239 @@
+"""Games that a behaviour tree plays, one agent a seed: Gymnasium's environments and VizDoom's scenarios.
+
+A :class:`Game` names its features and actions, so that a tree's text can be read (:meth:`Game.parse`), and plays one
+episode for each seed (:meth:`Game.play`). VizDoom needs the wheel ``vizdoom``; no window is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from .behaviour_tree import BatchedTree, Node, TickLog, compile  # noqa: A004
+from .dsl import from_dsl
+
+NAMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "CartPole-v1": (("position", "velocity", "angle", "spin"), ("left", "right")),
+    "MountainCar-v0": (("position", "velocity"), ("left", "none", "right")),
+    "Acrobot-v1": (("cos1", "sin1", "cos2", "sin2", "spin1", "spin2"), ("negative", "zero", "positive")),
+}
+"""The names by which trees call the features and actions of Gymnasium's environments; others: obs[0], 0."""
+
+
+@dataclass
+class Played:
+    """One episode a seed.
+
+    ``metrics`` by name float64 [seeds]; ``used`` int64 [seeds, actions]: how often each action was taken; ``frames``
+    uint8 [height, width, 3]: what the first seed's player saw, if it was recorded.
+    """
+
+    metrics: dict[str, np.ndarray]
+    used: np.ndarray
+    frames: list[np.ndarray] = field(default_factory=list)
+
+    def means(self) -> dict[str, float]:
+        """The mean of each metric over the seeds."""
+        return {name: float(values.mean()) for name, values in self.metrics.items()}
+
+
+@dataclass
+class Game:
+    """What a tree may read and do; ``goal`` names the metric that is to grow."""
+
+    name: str
+    features: tuple[str, ...]
+    actions: tuple[str, ...]
+    goal: str
+    about: str
+
+    def parse(self, text: str) -> Node:
+        """The tree of a text that uses the game's names. Raises ParseError."""
+        return from_dsl(text, {n: i for i, n in enumerate(self.features)}, {n: i for i, n in enumerate(self.actions)})
+
+    def play(self, tree: Node, seeds: Sequence[int], record: bool = False, log: TickLog | None = None) -> Played:
+        """One episode a seed. Raises ValueError if the tree reads or does what the game has not."""
+        raise NotImplementedError
+
+    def _agents(self, tree: Node, count: int) -> Callable[[np.ndarray, np.ndarray, TickLog | None], np.ndarray]:
+        batched = BatchedTree(compile(tree, len(self.features)), count)
+        held = np.zeros(count, np.int64)
+
+        def act(observations: np.ndarray, playing: np.ndarray, log: TickLog | None) -> np.ndarray:
+            batched.tick(observations, playing, log)
+            np.copyto(held, batched.actions, where=batched.actions >= 0)
+            if held.size and held.max() >= len(self.actions):
+                raise ValueError(f"the tree emits action {held.max()}, {self.name} has {len(self.actions)}")
+            return held
+
+        return act
+
+
+@dataclass
+class GymGame(Game):
+    """A Gymnasium environment with a flat row of numbers as observation and discrete actions."""
+
+    steps: int = 500
+
+    def play(self, tree: Node, seeds: Sequence[int], record: bool = False, log: TickLog | None = None) -> Played:
+        """One episode a seed, at most ``steps`` long; the metrics are ``return`` and ``length``."""
+        import gymnasium
+
+        options: dict[str, Any] = {"render_mode": "rgb_array"} if record else {}
+        count = len(seeds)
+        act = self._agents(tree, count)
+        out = Played({"return": np.zeros(count), "length": np.zeros(count)}, np.zeros((count, len(self.actions)), int))
+        with closing(gymnasium.make_vec(self.name, count, vectorization_mode="sync", **options)) as made:
+            observations, _ = made.reset(seed=[int(s) for s in seeds])
+            playing = np.ones(count, bool)
+            for _ in range(self.steps):
+                actions = act(np.asarray(observations, np.float32), playing, log)
+                if record and playing[0]:
+                    out.frames.append(np.asarray(made.envs[0].render()))
+                out.used[playing, actions[playing]] += 1
+                observations, rewards, terminated, truncated, _ = made.step(actions)
+                out.metrics["return"] += np.where(playing, rewards, 0)
+                out.metrics["length"] += playing
+                playing &= ~(terminated | truncated)
+                if not playing.any():
+                    break
+        return out
+
+
+def gym(name: str, steps: int = 500) -> GymGame:
+    """A Gymnasium environment by its id. Raises ValueError for one that a tree cannot play."""
+    import gymnasium
+
+    with closing(gymnasium.make(name)) as made:
+        space, actions = made.observation_space, made.action_space
+        if not isinstance(actions, gymnasium.spaces.Discrete) or len(space.shape or ()) != 1:
+            raise ValueError(f"{name}: a tree needs one row of numbers as observation and discrete actions")
+        named = NAMES.get(name, ((), ()))
+        features = named[0] or tuple(f"x{i}" for i in range(space.shape[0]))
+        ids = named[1] or tuple(f"a{i}" for i in range(int(actions.n)))
+    return GymGame(name, features, ids, "return", f"Gymnasium's {name}.", steps)
+
+
+ENEMIES = frozenset(
+    [
+        "Zombieman",
+        "ShotgunGuy",
+        "ChaingunGuy",
+        "MarineChainsaw",
+        "MarineChainsawVzd",
+        "DoomImp",
+        "Demon",
+        "Spectre",
+        "HellKnight",
+        "BaronOfHell",
+        "LostSoul",
+        "Cacodemon",
+        "Arachnotron",
+        "Fatso",
+        "Revenant",
+        "Archvile",
+        "PainElemental",
+        "WolfensteinSS",
+    ]
+)
+"""The names by which VizDoom's labels buffer calls what shoots or bites."""
+
+
+@dataclass
+class DoomGame(Game):
+    """VizDoom's scenario ``defend_the_center``: enemies close in from all sides, the player turns and shoots.
+
+    The features are made from the game's variables and the labels buffer, of the enemy that looks largest:
+    ``offset`` of its middle from the crosshair and its ``width`` and ``height`` in half screens (0 if there is none),
+    ``enemies`` in sight, ``ammo``, ``health``. The tree ticks every ``skip`` frames of 1/35 s. Metrics: ``kills``,
+    ``survived`` (s), ``shots``, ``seconds_per_kill``.
+    """
+
+    skip: int = 4
+
+    def play(self, tree: Node, seeds: Sequence[int], record: bool = False, log: TickLog | None = None) -> Played:
+        """One episode a seed; the games run side by side."""
+        count = len(seeds)
+        act = self._agents(tree, count)
+        out = Played({n: np.zeros(count) for n in ("kills", "survived", "shots")}, np.zeros((count, 4), int))
+        with self._games(seeds) as games:
+            playing = np.ones(count, bool)
+            while playing.any():
+                observations = np.zeros((count, len(self.features)), np.float32)
+                for i in np.flatnonzero(playing):
+                    state = games[i].get_state()
+                    observations[i] = _see(state)
+                    if record and i == 0:
+                        out.frames.append(np.array(state.screen_buffer))
+                actions = act(observations, playing, log)
+                for i in np.flatnonzero(playing):
+                    out.used[i, actions[i]] += 1
+                    games[i].make_action([float(actions[i] == k) for k in range(3)], self.skip)
+                    if games[i].is_episode_finished():
+                        playing[i] = False
+                        dead = games[i].is_player_dead()
+                        out.metrics["kills"][i] = games[i].get_total_reward() + dead  # death costs 1
+                    else:
+                        out.metrics["survived"][i] = games[i].get_episode_time() / 35
+                        out.metrics["shots"][i] = 26 - games[i].get_state().game_variables[0]
+        out.metrics["seconds_per_kill"] = out.metrics["survived"] / np.maximum(out.metrics["kills"], 1)
+        return out
+
+    @contextmanager
+    def _games(self, seeds: Sequence[int]) -> Iterator[list[Any]]:
+        import vizdoom
+
+        games: list[Any] = []
+        with TemporaryDirectory() as folder, ExitStack() as open_games:
+            for seed in seeds:
+                game = vizdoom.DoomGame()
+                open_games.callback(game.close)
+                game.set_doom_config_path(f"{folder}/{len(games)}.ini")
+                game.load_config(f"{vizdoom.scenarios_path}/{self.name}.cfg")
+                game.set_window_visible(False)
+                game.set_labels_buffer_enabled(True)
+                game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)
+                game.set_screen_format(vizdoom.ScreenFormat.RGB24)
+                game.set_mode(vizdoom.Mode.PLAYER)
+                game.set_seed(int(seed))
+                game.init()
+                games.append(game)
+            yield games
+
+
+def _see(state: Any) -> tuple[float, ...]:
+    seen = [label for label in state.labels if label.object_name in ENEMIES]
+    ammo, health = state.game_variables[:2]
+    if not seen:
+        return (0, 0, 0, 0, ammo, health)
+    nearest = max(seen, key=lambda label: (label.width * label.height, -label.object_id))
+    middle = (nearest.x + nearest.width / 2) / 80 - 1
+    return (middle, nearest.width / 80, nearest.height / 60, len(seen), ammo, health)
+
+
+def doom() -> DoomGame:
+    """VizDoom's ``defend_the_center``. Raises ModuleNotFoundError that names the wheel if there is none."""
+    try:
+        import vizdoom  # noqa: F401
+    except ModuleNotFoundError as e:
+        raise ModuleNotFoundError("VizDoom is not installed; install core-agents[games]", name=e.name) from None
+    return DoomGame(
+        "defend_the_center",
+        ("offset", "width", "height", "enemies", "ammo", "health"),
+        ("left", "right", "attack", "none"),
+        "kills",
+        "A player stands in the middle of a round arena with a pistol and 26 bullets. Enemies come from all sides. It "
+        "can turn left, turn right or attack; each kill counts 1. offset is where the largest enemy in sight stands: "
+        "-1 the left edge of the screen, 0 the crosshair, 1 the right edge; width and height are its size in half "
+        "screens, 0 when no enemy is in sight; enemies counts those in sight.",
+    )
+
+
+def game(name: str) -> Game:
+    """``doom`` (or ``defend_the_center``), or a Gymnasium environment's id."""
+    return doom() if name in ("doom", "defend_the_center") else gym(name)

@@ -1,0 +1,126 @@
+"""The rows of 4D Gaussians."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from core_registry.testing import Case
+
+from .reference.dynamic import slice_4d, slice_4d_backward, temporal_variation
+
+
+def gaussians_4d(rng: np.random.Generator, N: int, duration: float = 1.0) -> dict[str, Any]:
+    """N random 4D Gaussians in the cube [-1, 1]^3 and the given duration, each there for about a tenth of it."""
+    f32 = np.float32
+    means = np.concatenate([rng.uniform(-1, 1, (N, 3)), rng.uniform(0, duration, (N, 1))], 1).astype(f32)
+    space = np.exp(rng.normal(np.log(0.02 * (1e4 / max(N, 1)) ** (1 / 3)), 0.5, (N, 3)))
+    scales = np.concatenate([space, np.exp(rng.normal(np.log(0.1 * duration), 0.4, (N, 1)))], 1).astype(f32)
+    # Nearly the unit rotation, so that the time axis stays the time axis: such Gaussians move slowly.
+    near = np.array([1, 0, 0, 0]) + rng.normal(0, 0.1, (2, N, 4))
+    return {
+        "means": means, "scales": scales, "quats_l": near[0].astype(f32), "quats_r": near[1].astype(f32),
+        "opacities": rng.uniform(0.1, 0.99, N).astype(f32),
+    }  # fmt: skip
+
+
+def _slice(rng: np.random.Generator, N: int, share: float = 1.0) -> dict[str, Any]:
+    indices = None if share == 1 else np.flatnonzero(rng.random(N) < share)
+    M = N if indices is None else len(indices)
+    f32 = np.float32
+    return gaussians_4d(rng, N) | {
+        "indices": indices, "time": 0.5, "min_weight": 0.05, "prefilter_var": 0.001, "out_means": np.empty((M, 3), f32),
+        "out_covars": np.empty((M, 6), f32), "out_opacities": np.empty(M, f32), "out_weights": np.empty(M, f32),
+    }  # fmt: skip
+
+
+def _slice_backward(rng: np.random.Generator, N: int, share: float = 1.0) -> dict[str, Any]:
+    forward = _slice(rng, N, share)
+    inputs = {k: v for k, v in forward.items() if not k.startswith("out_")}
+    derivatives = {
+        f"v_{k}": rng.normal(size=forward[k].shape).astype(np.float32)
+        for k in ("out_means", "out_covars", "out_opacities")
+    }
+    names = ("means", "scales", "quats_l", "quats_r", "opacities")
+    return inputs | derivatives | {f"v_{k}": np.empty_like(forward[k]) for k in names}
+
+
+def _variation(rng: np.random.Generator, N: int, T: int) -> dict[str, Any]:
+    a = gaussians_4d(rng, N)
+    del a["opacities"]
+    return a | {"times": rng.uniform(0, 1, T).astype(np.float32), "out": np.empty(N, np.float32)}
+
+
+def _slice_peer(args: dict[str, Any]) -> Callable[[], Mapping[str, Any]]:
+    """The official code's way: batched 4x4 matrices in torch."""
+    import torch
+
+    t = {k: torch.as_tensor(v) for k, v in args.items() if isinstance(v, np.ndarray)}
+
+    def run() -> Mapping[str, Any]:
+        a, b, c, d = torch.nn.functional.normalize(t["quats_l"], dim=-1).unbind(-1)
+        p, q, u, v = torch.nn.functional.normalize(t["quats_r"], dim=-1).unbind(-1)
+        left = torch.stack([a, -b, -c, -d, b, a, -d, c, c, d, a, -b, d, -c, b, a]).view(4, 4, -1).permute(2, 0, 1)
+        right = torch.stack([p, q, u, v, -q, p, -v, u, -u, v, p, -q, -v, -u, q, p]).view(4, 4, -1).permute(2, 0, 1)
+        factor = (left @ right).flip(1, 2) * t["scales"][:, None]
+        whole = factor @ factor.transpose(1, 2)
+        variance, across = whole[:, 3, 3], whole[:, :3, 3]
+        offset = args["time"] - t["means"][:, 3]
+        weights = torch.exp(-offset * offset / (2 * (variance + args["prefilter_var"])))
+        kept = weights > args["min_weight"]
+        covars = whole[:, :3, :3] - across[:, :, None] * across[:, None] / variance[:, None, None]
+        rows, columns = torch.triu_indices(3, 3)
+        out = {
+            "out_means": t["means"][:, :3] + across / variance[:, None] * offset[:, None],
+            "out_covars": covars[:, rows, columns],
+            "out_opacities": weights * t["opacities"], "out_weights": weights,
+        }  # fmt: skip
+        return {k: torch.where(kept.view(-1, *[1] * (x.ndim - 1)), x, 0).numpy() for k, x in out.items()}
+
+    return run
+
+
+def _torch_call(args: dict[str, Any]) -> Any:
+    from .torch_ops import slice_4d as op
+
+    return op(*(v for k, v in args.items() if not k.startswith("out_")))
+
+
+cases: list[Case] = [
+    Case(
+        op="core_splatting.slice_4d",
+        sizes={"tiny": {"N": 50, "share": 0.6}, "bench": {"N": 200_000}},
+        make=_slice,
+        reference=slice_4d,
+        tolerance={
+            "out_means": (1e-4, 1e-4),
+            "out_covars": (1e-4, 1e-5),
+            "out_opacities": (1e-4, 1e-5),
+            "out_weights": (1e-4, 1e-5),
+        },
+        peer=("torch, 4x4 matrices", _slice_peer),
+        vary={"N": (0, 80)},
+        torch_call=_torch_call,
+        differentiable=True,
+        devices=("cpu", "cuda"),
+    ),
+    Case(
+        op="core_splatting.slice_4d_backward",
+        sizes={"tiny": {"N": 50, "share": 0.6}, "bench": {"N": 200_000}},
+        make=_slice_backward,
+        reference=slice_4d_backward,
+        tolerance=dict.fromkeys(("v_means", "v_scales", "v_quats_l", "v_quats_r", "v_opacities"), (0.002, 0.002)),
+        vary={"N": (0, 80)},
+        devices=("cpu", "cuda"),
+    ),
+    Case(
+        op="core_splatting.temporal_variation",
+        sizes={"tiny": {"N": 40, "T": 9}, "bench": {"N": 20_000, "T": 100}},
+        make=_variation,
+        reference=temporal_variation,
+        tolerance={"out": (1e-4, 1e-3)},
+        vary={"N": (0, 40), "T": (0, 10)},
+        devices=("cpu", "cuda"),
+    ),
+]

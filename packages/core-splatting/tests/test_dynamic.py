@@ -1,0 +1,183 @@
+"""4D Gaussians: slices in the renderer, gradients, the variation score, pruning and the key-frame filter."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from core_splatting import (
+    KeyFrameFilter,
+    colors_by_view,
+    contributions,
+    keep_best,
+    rasterization,
+    rasterization_4d,
+    slice_4d,
+    variation_scores,
+)
+from core_splatting.cases_dynamic import gaussians_4d
+from core_splatting.reference import dynamic as reference
+
+SIZE = (60, 44)
+
+
+def cameras(count: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    viewmats = np.tile(np.eye(4, dtype=np.float32), (count, 1, 1))
+    viewmats[:, 0, 3] = np.linspace(-0.3, 0.3, count)
+    viewmats[:, 2, 3] = 3
+    Ks = np.tile(np.array([[60, 0, 30], [0, 60, 22], [0, 0, 1]], np.float32), (count, 1, 1))
+    return viewmats, Ks
+
+
+def gaussians(count: int = 300, seed: int = 0) -> dict[str, Any]:
+    a = gaussians_4d(np.random.default_rng(seed), count)
+    a["scales"][:, 3] *= 0.5  # about a quarter is there at a time
+    return a
+
+
+def test_time_axis_alone_is_a_normal_distribution() -> None:
+    """Without rotation, space and time are independent."""
+    a = gaussians(20)
+    a["quats_l"][:] = a["quats_r"][:] = [1, 0, 0, 0]
+    means, covars, opacities, weights = slice_4d(*a.values(), 0.5)
+    expected = np.exp(-((0.5 - a["means"][:, 3]) ** 2) / (2 * a["scales"][:, 3] ** 2))
+    kept = expected > 0.05
+    assert 0 < kept.sum() < 20
+    np.testing.assert_allclose(weights, np.where(kept, expected, 0), rtol=1e-5)
+    np.testing.assert_allclose(means[kept], a["means"][kept, :3], rtol=1e-5)
+    np.testing.assert_allclose(np.diagonal(covars, axis1=1, axis2=2)[kept], a["scales"][kept, :3] ** 2, rtol=1e-5)
+    np.testing.assert_array_equal(opacities == 0, ~kept)
+
+
+def test_rendering_equals_its_parts() -> None:
+    a, (viewmats, Ks) = gaussians(), cameras()
+    coeffs = np.random.default_rng(1).normal(0, 0.3, (300, 48, 3)).astype(np.float32)
+    image, _, _ = rasterization_4d(
+        *a.values(), coeffs, viewmats, Ks, *SIZE, 0.4, sh_degree=3, time_degree=2, duration=2.0
+    )
+    s = reference.slice_4d(a | {"indices": None, "time": 0.4, "min_weight": 0.05, "prefilter_var": 0.0})
+    means, covars = s["out_means"].astype(np.float32), s["out_covars"].astype(np.float32)
+    colors = colors_by_view(3, means, viewmats, coeffs, 2, (a["means"][:, 3] - np.float32(0.4)) / 2)
+    expected, _, _ = rasterization(
+        means, None, None, s["out_opacities"].astype(np.float32), colors, viewmats, Ks, *SIZE,
+        covars=covars[:, [[0, 1, 2], [1, 3, 4], [2, 4, 5]]],
+    )  # fmt: skip
+    assert image.max() > 0.3
+    assert np.abs(image - expected).max() < 5e-3
+
+
+def test_filter_changes_nothing_at_key_frames_and_little_between() -> None:
+    a, (viewmats, Ks) = gaussians(), cameras()
+    colors = np.random.default_rng(1).random((300, 3), np.float32)
+    times = np.linspace(0, 1, 11)
+    filter_ = KeyFrameFilter.from_views(*a.values(), [(t, viewmats, Ks, *SIZE) for t in times])
+    shares = []
+    for time in np.linspace(0, 1, 21):
+        chosen = filter_.indices(time)
+        shares.append(len(chosen) / 300)
+        whole, part = (
+            rasterization_4d(*a.values(), colors, viewmats, Ks, *SIZE, float(time), indices=i)[0]
+            for i in (None, chosen)
+        )
+        if np.isclose(times, time).any():
+            assert np.abs(whole - part).max() <= 1 / 255
+        else:
+            assert 10 * np.log10(1 / max(np.mean((whole - part) ** 2), 1e-12)) > 40
+    assert max(shares) < 0.7
+    assert filter_.masks.nbytes == 11 * 38
+
+
+def test_filter_is_the_union_of_two_key_frames() -> None:
+    masks = np.packbits(np.eye(3, 9, dtype=bool), axis=1, bitorder="little")
+    filter_ = KeyFrameFilter([0.0, 1.0, 2.0], masks, 9)
+    for time, want in ((-1, [0]), (0, [0]), (0.5, [0, 1]), (1, [1]), (1.9, [1, 2]), (7, [2])):
+        assert filter_.indices(time).tolist() == want
+    with pytest.raises(ValueError, match="rise"):
+        KeyFrameFilter([1.0, 0.0, 2.0], masks, 9)
+    with pytest.raises(ValueError, match="masks"):
+        KeyFrameFilter([0.0, 1.0], masks, 9)
+
+
+def test_variation_score_is_its_formula() -> None:
+    a, (viewmats, Ks) = gaussians(60), cameras()
+    times = [0.2, 0.5, 0.8]
+    scores = variation_scores(*a.values(), [(t, viewmats, Ks, *SIZE) for t in times])
+    spatial = np.zeros(60)
+    for t in times:
+        means, covars, opacities, _ = slice_4d(*a.values(), t)
+        spatial += contributions(means, None, None, opacities, viewmats, Ks, *SIZE, covars=covars).sum(0)
+    temporal = reference.temporal_variation(a | {"times": np.array(times)})["out"]
+    volumes = a["scales"].astype(np.float64).prod(-1)
+    limit = np.sort(volumes)[int(0.9 * 59)]
+    np.testing.assert_allclose(scores, spatial * temporal * np.clip(volumes / limit, 0, 1) ** 0.1, rtol=1e-3)
+    assert (temporal >= 3).all()
+    assert (temporal <= 6).all()
+    kept = keep_best(scores, 0.8)
+    assert len(kept) == 12
+    assert scores[kept].min() >= np.delete(scores, kept).max()
+    with pytest.raises(ValueError, match="prune"):
+        keep_best(scores, 1.5)
+    with pytest.raises(ValueError, match="views"):
+        variation_scores(*a.values(), [])
+
+
+def test_indices_are_checked() -> None:
+    a = gaussians(10)
+    for bad in ([3, 3], [4, 2], [-1, 2], [2, 10]):
+        with pytest.raises(ValueError, match="indices"):
+            slice_4d(*a.values(), 0.5, bad)
+    with pytest.raises(ValueError, match="min_weight"):
+        slice_4d(*a.values(), 0.5, min_weight=1.0)
+    assert slice_4d(*a.values(), 0.5, np.array([], np.int64))[0].shape == (0, 3)
+
+
+def test_torch_gradients_of_a_frame() -> None:
+    torch = pytest.importorskip("torch")
+    from core_splatting.torch_ops import slice_4d as op
+
+    a, (viewmats, Ks) = gaussians(80), cameras()
+    x = [torch.from_numpy(v).requires_grad_() for v in a.values()]
+    coeffs = (torch.randn(80, 48, 3, generator=torch.Generator().manual_seed(0)) * 0.3).requires_grad_()
+    chosen = torch.arange(0, 80, 2)
+
+    def loss(*given: Any) -> Any:
+        image = rasterization_4d(
+            *given, torch.from_numpy(viewmats), torch.from_numpy(Ks), *SIZE, 0.5, indices=chosen, sh_degree=3,
+            time_degree=2,
+        )[0]  # fmt: skip
+        return image.square().sum()
+
+    loss(*x, coeffs).backward()
+    for t in (*x, coeffs):
+        assert torch.isfinite(t.grad).all()
+        assert (t.grad[::2] != 0).any()
+        assert (t.grad[1::2] == 0).all()
+    y = [t.detach().clone().requires_grad_() for t in (*x, coeffs)]
+    torch.compile(loss, fullgraph=True, backend="aot_eager")(*y).backward()
+    for one, other in zip((*x, coeffs), y, strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    torch.library.opcheck(op, (*x, chosen, 0.5, 0.05, 0.01))
+
+
+def test_cuda_equals_cpu() -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    a, (viewmats, Ks) = gaussians(2000), cameras()
+    coeffs = np.random.default_rng(1).normal(0, 0.3, (2000, 48, 3)).astype(np.float32)
+    views = [(0.3, viewmats, Ks, *SIZE), (0.6, viewmats, Ks, *SIZE)]
+    there = [(t, torch.from_numpy(v).cuda(), torch.from_numpy(k).cuda(), w, h) for t, v, k, w, h in views]
+    on_cuda = [torch.from_numpy(v).cuda() for v in a.values()]
+    scores = variation_scores(*on_cuda, there).cpu().numpy()
+    np.testing.assert_allclose(scores, variation_scores(*a.values(), views), rtol=1e-2, atol=1e-2)
+    masks = KeyFrameFilter.from_views(*on_cuda, there).masks
+    differing = np.unpackbits(masks ^ KeyFrameFilter.from_views(*a.values(), views).masks).sum()
+    assert differing <= 2  # a box that touches the border in one and not in the other
+    gradients = []
+    for device in ("cuda", "cpu"):
+        x = [torch.from_numpy(v).to(device).requires_grad_() for v in (*a.values(), coeffs)]
+        v, k = (torch.from_numpy(c).to(device) for c in (viewmats, Ks))
+        chosen = torch.arange(0, 2000, 2, device=device)
+        rasterization_4d(*x, v, k, *SIZE, 0.5, indices=chosen, sh_degree=3, time_degree=2)[0].square().sum().backward()
+        gradients.append([t.grad.cpu() for t in x])
+    for got, want in zip(*gradients, strict=True):
+        assert (got - want).norm() < 1e-3 * want.norm()
