@@ -54,4 +54,72 @@ CORE_EXPORT void packed_attention(core::Tensor<const float, 3> q, core::Tensor<c
                                   core::Tensor<const float, 4> recent_k, core::Tensor<const float, 4> recent_v,
                                   std::optional<core::Tensor<const bool, 2>> seen, double scale, core::Tensor<float, 3> out);
 
+#if defined(CORE_WITH_CUDA)
+// On CUDA (compute capability 8.0 and above) x and out of the coders, and q, recent_k, recent_v and out of packed_attention,
+// are float32, float16 or bfloat16; D and E are at most 256. Sums are float32. With 16-bit q, the scaled query's coefficients
+// and the weights are rounded to float16; with float32 they are two float16 numbers each. Work is queued on `stream` and the
+// host does not wait. Sizes are checked as above; values are not read by the host: a run that holds a value which is
+// not finite or too large gets a NaN scale, and a channel out of range makes keys NaN when packed and queries NaN.
+CORE_EXPORT void pack_keys_fp32(core::Tensor<const float, 4> x, core::Tensor<const std::int32_t, 2> channels, std::int64_t group,
+                                core::Tensor<std::int32_t, 4> planes, core::Tensor<core::float16, 4> scales,
+                                core::Tensor<core::float16, 4> zeros, core::Stream stream);
+CORE_EXPORT void unpack_keys_fp32(core::Tensor<const std::int32_t, 2> channels, std::int64_t group,
+                                  core::Tensor<const std::int32_t, 4> planes, core::Tensor<const core::float16, 4> scales,
+                                  core::Tensor<const core::float16, 4> zeros, core::Tensor<float, 4> out, core::Stream stream);
+CORE_EXPORT void pack_values_fp32(core::Tensor<const float, 4> x, std::int64_t group, double gamma, core::Tensor<std::uint8_t, 4> codes,
+                                  core::Tensor<core::float16, 4> scales, std::optional<core::Tensor<core::float16, 4>> zeros,
+                                  core::Stream stream);
+CORE_EXPORT void unpack_values_fp32(std::int64_t group, core::Tensor<const std::uint8_t, 4> codes,
+                                    core::Tensor<const core::float16, 4> scales, std::optional<core::Tensor<const core::float16, 4>> zeros,
+                                    core::Tensor<float, 4> out, core::Stream stream);
+CORE_EXPORT void pack_keys_fp16(core::Tensor<const core::float16, 4> x, core::Tensor<const std::int32_t, 2> channels, std::int64_t group,
+                                core::Tensor<std::int32_t, 4> planes, core::Tensor<core::float16, 4> scales,
+                                core::Tensor<core::float16, 4> zeros, core::Stream stream);
+CORE_EXPORT void unpack_keys_fp16(core::Tensor<const std::int32_t, 2> channels, std::int64_t group,
+                                  core::Tensor<const std::int32_t, 4> planes, core::Tensor<const core::float16, 4> scales,
+                                  core::Tensor<const core::float16, 4> zeros, core::Tensor<core::float16, 4> out, core::Stream stream);
+CORE_EXPORT void pack_values_fp16(core::Tensor<const core::float16, 4> x, std::int64_t group, double gamma,
+                                  core::Tensor<std::uint8_t, 4> codes, core::Tensor<core::float16, 4> scales,
+                                  std::optional<core::Tensor<core::float16, 4>> zeros, core::Stream stream);
+CORE_EXPORT void unpack_values_fp16(std::int64_t group, core::Tensor<const std::uint8_t, 4> codes,
+                                    core::Tensor<const core::float16, 4> scales, std::optional<core::Tensor<const core::float16, 4>> zeros,
+                                    core::Tensor<core::float16, 4> out, core::Stream stream);
+CORE_EXPORT void pack_keys_bf16(core::Tensor<const core::bfloat16, 4> x, core::Tensor<const std::int32_t, 2> channels, std::int64_t group,
+                                core::Tensor<std::int32_t, 4> planes, core::Tensor<core::float16, 4> scales,
+                                core::Tensor<core::float16, 4> zeros, core::Stream stream);
+CORE_EXPORT void unpack_keys_bf16(core::Tensor<const std::int32_t, 2> channels, std::int64_t group,
+                                  core::Tensor<const std::int32_t, 4> planes, core::Tensor<const core::float16, 4> scales,
+                                  core::Tensor<const core::float16, 4> zeros, core::Tensor<core::bfloat16, 4> out, core::Stream stream);
+CORE_EXPORT void pack_values_bf16(core::Tensor<const core::bfloat16, 4> x, std::int64_t group, double gamma,
+                                  core::Tensor<std::uint8_t, 4> codes, core::Tensor<core::float16, 4> scales,
+                                  std::optional<core::Tensor<core::float16, 4>> zeros, core::Stream stream);
+CORE_EXPORT void unpack_values_bf16(std::int64_t group, core::Tensor<const std::uint8_t, 4> codes,
+                                    core::Tensor<const core::float16, 4> scales, std::optional<core::Tensor<const core::float16, 4>> zeros,
+                                    core::Tensor<core::bfloat16, 4> out, core::Stream stream);
+CORE_EXPORT void packed_attention_fp32(core::Tensor<const float, 3> q, core::Tensor<const std::int32_t, 2> channels, std::int64_t group,
+                                       core::Tensor<const std::int32_t, 4> planes, core::Tensor<const core::float16, 4> scales,
+                                       core::Tensor<const core::float16, 4> zeros, core::Tensor<const std::uint8_t, 4> codes2,
+                                       core::Tensor<const core::float16, 4> scales2, core::Tensor<const core::float16, 4> zeros2,
+                                       core::Tensor<const std::uint8_t, 4> codes3, core::Tensor<const core::float16, 4> scales3,
+                                       core::Tensor<const float, 4> recent_k, core::Tensor<const float, 4> recent_v,
+                                       std::optional<core::Tensor<const bool, 2>> seen, double scale, core::Tensor<float, 3> out,
+                                       core::Stream stream);
+CORE_EXPORT void packed_attention_fp16(core::Tensor<const core::float16, 3> q, core::Tensor<const std::int32_t, 2> channels,
+                                       std::int64_t group, core::Tensor<const std::int32_t, 4> planes,
+                                       core::Tensor<const core::float16, 4> scales, core::Tensor<const core::float16, 4> zeros,
+                                       core::Tensor<const std::uint8_t, 4> codes2, core::Tensor<const core::float16, 4> scales2,
+                                       core::Tensor<const core::float16, 4> zeros2, core::Tensor<const std::uint8_t, 4> codes3,
+                                       core::Tensor<const core::float16, 4> scales3, core::Tensor<const core::float16, 4> recent_k,
+                                       core::Tensor<const core::float16, 4> recent_v, std::optional<core::Tensor<const bool, 2>> seen,
+                                       double scale, core::Tensor<core::float16, 3> out, core::Stream stream);
+CORE_EXPORT void packed_attention_bf16(core::Tensor<const core::bfloat16, 3> q, core::Tensor<const std::int32_t, 2> channels,
+                                       std::int64_t group, core::Tensor<const std::int32_t, 4> planes,
+                                       core::Tensor<const core::float16, 4> scales, core::Tensor<const core::float16, 4> zeros,
+                                       core::Tensor<const std::uint8_t, 4> codes2, core::Tensor<const core::float16, 4> scales2,
+                                       core::Tensor<const core::float16, 4> zeros2, core::Tensor<const std::uint8_t, 4> codes3,
+                                       core::Tensor<const core::float16, 4> scales3, core::Tensor<const core::bfloat16, 4> recent_k,
+                                       core::Tensor<const core::bfloat16, 4> recent_v, std::optional<core::Tensor<const bool, 2>> seen,
+                                       double scale, core::Tensor<core::bfloat16, 3> out, core::Stream stream);
+#endif
+
 }  // namespace core_llm_efficiency

@@ -107,6 +107,7 @@ cases: list[Case] = [
         make=make_scan,
         reference=_reference(reference.selective_scan, 6),
         tolerance={"out": _close, "last_state": _close},
+        devices=("cpu", "cuda"),
         work=lambda a: (sum(float(v.nbytes) for v in a.values()), 7.0 * _elements(a, "u", "initial_state")),
         vary={"b": (1, 2), "d": (1, 18), "n": (1, 5), "l": (1, 70)},
         torch_call=_torch_call("selective_scan", 6),
@@ -127,6 +128,7 @@ cases: list[Case] = [
         make=make_ssd,
         reference=_reference(reference.ssd_scan, 7),
         tolerance={"out": _close, "final_states": _close},
+        devices=("cpu", "cuda"),
         work=lambda a: (
             sum(float(v.nbytes) for v in a.values() if v is not None),
             4.0 * _elements(a, "x", "initial_states"),

@@ -1,9 +1,10 @@
 """The scans of Mamba-1 (arXiv 2312.00752) and Mamba-2 (SSD, arXiv 2405.21060), with the calls of the package mamba_ssm.
 
-All arrays float32, numpy or torch; in torch differentiable with respect to every float argument. The state is carried:
-a sequence cut anywhere gives the same result if the second call starts from the first one's last state, and a decoding
-step is a call of length 1. `register_transformers_scans` (core_llm_efficiency.transformers_scans) puts them into
-transformers' Mamba, Mamba-2, Bamba, Jamba and Nemotron-H models.
+All arrays float32, numpy or torch; in torch on the CPU differentiable with respect to every float argument. On CUDA u
+or x, B and C may also be float16 or bfloat16 (all of one dtype, the result's; states are float32), n is at most 256,
+and there is no gradient yet. The state is carried: a sequence cut anywhere gives the same result if the second call
+starts from the first one's last state, and a decoding step is a call of length 1. `register_transformers_scans`
+(core_llm_efficiency.transformers_scans) puts them into transformers' Mamba, Mamba-2, Bamba, Jamba and Nemotron-H.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from core_registry.arrays import as_array, empty, is_torch
 
 from . import _core_llm_efficiency as _C
+from ._operands import operand_dtype
 
 
 def _torch_scans() -> ModuleType:
@@ -41,8 +43,12 @@ def _optional(x: Any, name: str, like: Any) -> Any:
     return None if x is None else as_array(x, "float32", name, like)
 
 
-def _with_group(x: Any, name: str, like: Any) -> Any:
-    x = as_array(x, "float32", name, like)
+def _rounded(out: Any, like: Any) -> Any:
+    return out.to(like.dtype) if is_torch(out) else out
+
+
+def _with_group(x: Any, name: str, like: Any, dtype: str) -> Any:
+    x = as_array(x, dtype, name, like)
     return x[:, None] if len(x.shape) == 3 else x
 
 
@@ -66,9 +72,10 @@ def selective_scan_fn(
     Returns out (b, d, l), and the last state (b, d, n) with `return_last_state`.
     Raises TypeError on other dtypes, ValueError on shapes that do not fit. arXiv 2312.00752, Algorithm 2.
     """
-    u = as_array(u, "float32", "u")
+    dtype = operand_dtype(u, "u")
+    u = as_array(u, dtype, "u")
     delta, A = as_array(delta, "float32", "delta", u), as_array(A, "float32", "A", u)
-    B, C = _with_group(B, "B", u), _with_group(C, "C", u)
+    B, C = _with_group(B, "B", u, dtype), _with_group(C, "C", u, dtype)
     if delta_bias is not None:
         delta = delta + as_array(delta_bias, "float32", "delta_bias", u)[:, None]
     if delta_softplus:
@@ -83,6 +90,7 @@ def selective_scan_fn(
         out = out + as_array(D, "float32", "D", u)[:, None] * u
     if z is not None:
         out = out * _silu(as_array(z, "float32", "z", u))
+    out = _rounded(out, u)
     return (out, last) if return_last_state else out
 
 
@@ -111,9 +119,10 @@ def mamba_chunk_scan_combined(
     (b, h, p, n) with `return_final_states`.
     Raises TypeError on other dtypes, ValueError on shapes that do not fit. arXiv 2405.21060, section 6.
     """
-    x = as_array(x, "float32", "x")
+    dtype = operand_dtype(x, "x")
+    x = as_array(x, dtype, "x")
     dt, A = as_array(dt, "float32", "dt", x), as_array(A, "float32", "A", x)
-    B, C = as_array(B, "float32", "B", x), as_array(C, "float32", "C", x)
+    B, C = as_array(B, dtype, "B", x), as_array(C, dtype, "C", x)
     if dt_bias is not None:
         dt = dt + as_array(dt_bias, "float32", "dt_bias", x)
     if dt_softplus:
@@ -133,4 +142,5 @@ def mamba_chunk_scan_combined(
         out = out + (D[:, None] if len(D.shape) == 1 else D) * x
     if z is not None:
         out = out * _silu(as_array(z, "float32", "z", x))
+    out = _rounded(out, x)
     return (out, last) if return_final_states else out

@@ -11,7 +11,7 @@ from . import _core_llm_efficiency as _C
 
 
 def _fake_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor | None) -> Any:
-    return u.new_empty(u.shape), u.new_empty((*u.shape[:2], A.shape[1]))
+    return u.new_empty(u.shape), A.new_empty((*u.shape[:2], A.shape[1]))
 
 
 def _scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor | None) -> Any:
@@ -23,7 +23,7 @@ def _scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Te
 def _fake_ssd(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor | None, seq_idx: Tensor | None
 ) -> Any:
-    return x.new_empty(x.shape), x.new_empty((x.shape[0], *x.shape[2:], B.shape[3]))
+    return x.new_empty(x.shape), A.new_empty((x.shape[0], *x.shape[2:], B.shape[3]))
 
 
 def _ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor | None, seq_idx: Tensor | None) -> Any:

@@ -4,8 +4,10 @@ Keys, at `bits` between 1 and 2: the share bits - 1 of the channels, those of wi
 the others' real Fourier transform along the channels only signs are kept. Values: three levels (log2 3 = 1.58 bits),
 five to a byte, or two bits. Every channel has a float16 scale for each run of `group` tokens; `nbytes` counts them.
 
-Arrays are float32 on the CPU, keys (B, G, N, D) and values (B, G, N, E) as in transformers' caches, numpy or torch; the
-result is of the same kind. Inputs that require grad are refused.
+Arrays are float32 on the CPU and float32, float16 or bfloat16 on CUDA, keys (B, G, N, D) and values (B, G, N, E) as in
+transformers' caches, numpy or torch; the result is of the same kind. On CUDA D and E are at most 256, and since values
+are not read by the host, a run that holds one that is not finite or too large gets a NaN scale instead of an error.
+Inputs that require grad are refused.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 from core_registry.arrays import as_array, empty, is_torch
 
 from . import _core_llm_efficiency as _C
+from ._operands import operand_dtype
 
 WORD = 32
 
@@ -98,7 +101,7 @@ def pack_keys(key: Any, channels: Any, wide: int, group: int = 32) -> PackedKeys
     or above 65504 in magnitude.
     """
     _check_group(group)
-    key, channels = as_array(key, "float32", "key"), as_array(channels, "int32", "channels", key)
+    key, channels = as_array(key, operand_dtype(key, "key"), "key"), as_array(channels, "int32", "channels", key)
     _check_rank(key, "key", 4)
     batch, heads, n, d = key.shape
     if not 0 <= wide <= d:
@@ -110,10 +113,10 @@ def pack_keys(key: Any, channels: Any, wide: int, group: int = 32) -> PackedKeys
     return PackedKeys(channels, planes, scales, zeros, group)
 
 
-def unpack_keys(packed: PackedKeys) -> Any:
-    """The keys (B, G, N, D) float32 that the packed form stands for."""
+def unpack_keys(packed: PackedKeys, dtype: str = "float32") -> Any:
+    """The keys (B, G, N, D) that the packed form stands for; dtype: on CUDA also "float16" or "bfloat16"."""
     heads, d = packed.scales.shape[1], packed.scales.shape[3]
-    out = empty((packed.scales.shape[0], heads, packed.length, d), "float32", packed.planes)
+    out = empty((packed.scales.shape[0], heads, packed.length, d), dtype, packed.planes)
     _C.unpack_keys(packed.channels, packed.group, packed.planes, packed.scales, packed.zeros, out)
     return out
 
@@ -129,7 +132,7 @@ def pack_values(value: Any, levels: int = 3, group: int = 32, gamma: float = 0.5
     _check_group(group)
     if levels not in (3, 4):
         raise ValueError(f"argument 'levels' must be 3 or 4, got {levels}")
-    value = as_array(value, "float32", "value")
+    value = as_array(value, operand_dtype(value, "value"), "value")
     _check_rank(value, "value", 4)
     batch, heads, n, e = value.shape
     codes = empty((batch, heads, n, -(-e // (5 if levels == 3 else 4))), "uint8", value)
@@ -139,10 +142,10 @@ def pack_values(value: Any, levels: int = 3, group: int = 32, gamma: float = 0.5
     return PackedValues(codes, scales, zeros, group)
 
 
-def unpack_values(packed: PackedValues) -> Any:
-    """The values (B, G, N, E) float32 that the packed form stands for."""
+def unpack_values(packed: PackedValues, dtype: str = "float32") -> Any:
+    """The values (B, G, N, E) that the packed form stands for; dtype: on CUDA also "float16" or "bfloat16"."""
     shape = (*packed.codes.shape[:3], packed.scales.shape[3])
-    out = empty(shape, "float32", packed.codes)
+    out = empty(shape, dtype, packed.codes)
     _C.unpack_values(packed.group, packed.codes, packed.scales, packed.zeros, out)
     return out
 
@@ -158,16 +161,18 @@ def packed_attention(
     seen: Any | None = None,
     scale: float | None = None,
 ) -> Any:
-    """Attention of one query a head (B, H, D), read from the packed form; (B, H, E) float32.
+    """Attention of one query a head (B, H, D), read from the packed form; (B, H, E) of the query's dtype.
 
     The tokens are, in this order, keys' N, whose values are `protected` (at 4 levels) followed by `values` (at 3), and
-    the R of recent_key (B, G, R, D) and recent_value (B, G, R, E) in float32. seen: bool (B, N + R), which tokens are
+    the R of recent_key (B, G, R, D) and recent_value (B, G, R, E) in the query's dtype: float32 on the CPU; float32,
+    float16 or bfloat16 on CUDA, where D and E are at most 256. seen: bool (B, N + R), which tokens are
     read; H a multiple of G; scale: 1/sqrt(D) if None. A query that sees no token gives zeros.
     Raises ValueError on sizes that do not fit, TypeError on another dtype.
     """
-    query = as_array(query, "float32", "query")
+    dtype = operand_dtype(query, "query")
+    query = as_array(query, dtype, "query")
     recent_key, recent_value = (
-        as_array(x, "float32", name, query) for x, name in ((recent_key, "recent_key"), (recent_value, "recent_value"))
+        as_array(x, dtype, name, query) for x, name in ((recent_key, "recent_key"), (recent_value, "recent_value"))
     )
     _check_rank(query, "query", 3)
     if values.zeros is not None or (protected is not None and protected.zeros is None):
@@ -183,7 +188,7 @@ def packed_attention(
             empty((*shape, e), "float16", query),
             keys.group,
         )
-    out = empty((*query.shape[:2], e), "float32", query)
+    out = empty((*query.shape[:2], e), dtype, query)
     _C.packed_attention(
         query,
         keys.channels,

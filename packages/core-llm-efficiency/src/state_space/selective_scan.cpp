@@ -2,6 +2,7 @@
 #include <core/isa.hpp>
 #include <core_llm_efficiency/state_space.hpp>
 
+#include "checks.hpp"
 #include "exp_lanes.hpp"
 
 namespace core_llm_efficiency {
@@ -226,9 +227,7 @@ struct Plan {
   std::int64_t batch, channels, groups, states, steps, per_group, tiles;
   Plan(const char* op, const core::Tensor<const float, 3>& u, const core::Tensor<const float, 4>& B)
       : batch(u.shape[0]), channels(u.shape[1]), groups(B.shape[1]), states(B.shape[2]), steps(u.shape[2]) {
-    if (groups ? channels % groups : channels)
-      refuse(op, "B",
-             "of a number of groups that divides the channels, got " + std::to_string(groups) + " and " + std::to_string(channels));
+    check_groups(op, "channels", channels, groups);
     per_group = groups ? channels / groups : 0;
     tiles = ceil_div(per_group, lanes);
     core::checked_mul(states, lanes * 4 * chunk, op);

@@ -6,11 +6,12 @@
 #include <core_llm_efficiency/state_space.hpp>
 #include <utility>
 
+#include "checks.hpp"
 #include "exp_lanes.hpp"
 
 namespace core_llm_efficiency {
 namespace {
-constexpr std::int64_t chunk = 64, widest = 256, slabs = 8;  // a slab: the heads whose gradients of B and C one task sums up
+constexpr std::int64_t chunk = 64, slabs = 8;  // a slab: the heads whose gradients of B and C one task sums up
 
 /// A matrix with any strides.
 template <class T>
@@ -121,7 +122,7 @@ void enter(const Head& s, std::int64_t first, Chunk& c) {
   std::copy_n(c.between + (c.count - 1) * chunk, chunk, c.to_end);
 }
 
-/// The work of one head in matrices of equal room: at most `widest` columns, rows enough for a chunk, p and n.
+/// The work of one head in matrices of equal room: at most `widest_state` columns, rows enough for a chunk, p and n.
 struct Room {
   std::int64_t size;
   float* next;
@@ -288,7 +289,7 @@ Matrix<T> state_of(const core::Tensor<T, 4>& x, std::int64_t b, std::int64_t h) 
   return {x.data + b * x.stride[0] + h * x.stride[1], x.stride[2], x.stride[3]};
 }
 
-/// The inputs, checked.
+/// The inputs.
 struct Inputs {
   const core::Tensor<const float, 4>&x, &B, &C;
   const core::Tensor<const float, 3>& dt;
@@ -297,13 +298,6 @@ struct Inputs {
   const std::optional<core::Tensor<const std::int32_t, 2>>& seq;
   std::int64_t batch = x.shape[0], steps = x.shape[1], heads = x.shape[2], p = x.shape[3], groups = B.shape[2], n = B.shape[3];
 
-  void check(const char* op) const {
-    if (groups ? heads % groups : heads)
-      refuse(op, "B", "of a number of groups that divides the heads, got " + std::to_string(groups) + " and " + std::to_string(heads));
-    if (p > widest || n > widest)
-      refuse(op, p > widest ? "x" : "B",
-             "at most " + std::to_string(widest) + " wide in its last dimension, got " + std::to_string(std::max(p, n)));
-  }
   std::int64_t room(std::int64_t matrices) const { return matrices * Room::room(p, n); }
   Head head(std::int64_t b, std::int64_t h) const {
     const std::int64_t g = h / (heads / groups);
@@ -327,7 +321,7 @@ void ssd_scan(core::Tensor<const float, 4> x, core::Tensor<const float, 3> dt, c
               core::Tensor<const float, 4> B, core::Tensor<const float, 4> C, std::optional<core::Tensor<const float, 4>> initial_states,
               std::optional<core::Tensor<const std::int32_t, 2>> seq_idx, core::Tensor<float, 4> out, core::Tensor<float, 4> final_states) {
   const Inputs in{x, B, C, dt, A, initial_states, seq_idx};
-  in.check("ssd_scan");
+  check_ssd("ssd_scan", in.heads, in.groups, in.p, in.n);
   core::parallel_for(in.batch * in.heads, 1, [&](std::int64_t begin, std::int64_t end) {
     const Scratch work(in.room(forward_matrices));
     for (std::int64_t i = begin; i < end; ++i) {
@@ -348,7 +342,7 @@ void ssd_scan_backward(core::Tensor<const float, 4> x, core::Tensor<const float,
                        core::Tensor<float, 4> grad_C, core::Tensor<float, 4> grad_initial_states) {
   const char* op = "ssd_scan_backward";
   const Inputs in{x, B, C, dt, A, initial_states, seq_idx};
-  in.check(op);
+  check_ssd(op, in.heads, in.groups, in.p, in.n);
   const std::int64_t share = in.groups ? in.heads / in.groups : 0, parts = std::min(slabs, share);
   const std::int64_t tasks = in.batch * in.groups * parts, series = core::checked_mul(in.steps, in.n, op);
   const std::int64_t starts = core::checked_mul(ceil_div(in.steps, chunk), in.n * in.p, op);

@@ -10,10 +10,9 @@
 #include <vector>
 
 #include "../xattention/tile.hpp"
+#include "checks.hpp"
 
 namespace core_llm_efficiency {
-constexpr std::int64_t word = 32;  // tokens of a word of bits
-
 /// A finite float16 as float.
 inline float widen(std::uint16_t h) {
   const std::uint32_t magnitude = (h & 0x7fffu) << 13, sign = (h & 0x8000u) << 16;
@@ -83,16 +82,6 @@ inline void accumulate(std::int64_t depth, const float* a, std::int64_t a_row, c
     for (int j = 0; j < lanes; ++j) c[i * c_row + j] += sums[i][j];
 }
 
-inline void check_equal(const char* op, const char* argument, const char* what, std::int64_t want, std::int64_t got) {
-  if (want != got) refuse(op, argument, std::string("of ") + std::to_string(want) + " " + what + ", got " + std::to_string(got));
-}
-
-inline void check_group(const char* op, std::int64_t group, const char* argument, std::int64_t tokens) {
-  if (group != 32 && group != 64 && group != 128) refuse(op, "group", "32, 64 or 128, got " + std::to_string(group));
-  if (tokens % group)
-    refuse(op, argument, "of a number of tokens that is a multiple of " + std::to_string(group) + ", got " + std::to_string(tokens));
-}
-
 inline void check_channels(const char* op, const core::Tensor<const std::int32_t, 2>& channels) {
   const std::int64_t d = channels.shape[1];
   std::vector<bool> met(static_cast<std::size_t>(d));
@@ -107,24 +96,5 @@ inline void check_channels(const char* op, const core::Tensor<const std::int32_t
       met[static_cast<std::size_t>(x)] = true;
     }
   }
-}
-
-/// Checks the shapes of packed keys of n tokens.
-template <class Planes, class Halves>
-inline void check_keys(const char* op, std::int64_t n, std::int64_t d, std::int64_t group, const Planes& planes, const Halves& scales,
-                       const Halves& zeros) {
-  const std::int64_t c = zeros.shape[3];
-  if (c > d) refuse(op, "zeros", "of at most " + std::to_string(d) + " channels, got " + std::to_string(c));
-  check_equal(op, "planes", "words of 32 tokens", n / word, planes.shape[2]);
-  check_equal(op, "planes", "bits a token", d + c, planes.shape[3]);
-  check_equal(op, "scales", "runs of tokens", n / group, scales.shape[2]);
-  check_equal(op, "zeros", "runs of tokens", n / group, zeros.shape[2]);
-}
-
-/// Checks the shapes of n packed values of e channels, `per_byte` in a byte.
-inline void check_values(const char* op, const char* codes, std::int64_t bytes, std::int64_t e, std::int64_t per_byte, const char* scales,
-                         std::int64_t n, std::int64_t group, std::int64_t runs) {
-  check_equal(op, codes, "bytes a token", ceil_div(e, per_byte), bytes);
-  check_equal(op, scales, "runs of tokens", n / group, runs);
 }
 }  // namespace core_llm_efficiency

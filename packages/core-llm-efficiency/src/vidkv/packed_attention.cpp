@@ -237,18 +237,8 @@ void packed_attention(core::Tensor<const float, 3> q, core::Tensor<const std::in
   const auto [batch, heads, d] = q.shape;
   const std::int64_t groups = planes.shape[1], e = out.shape[2], two = codes2.shape[2], n = two + codes3.shape[2], c = zeros.shape[3];
   const std::int64_t left = recent_k.shape[2], dims = d;
-  check_group(op, group, "codes2", two);
-  check_group(op, group, "codes3", n - two);
-  check_keys(op, n, d, group, planes, scales, zeros);
-  check_values(op, "codes2", codes2.shape[3], e, 4, "scales2", two, group, scales2.shape[2]);
-  check_values(op, "codes3", codes3.shape[3], e, 5, "scales3", n - two, group, scales3.shape[2]);
-  if (seen) check_equal(op, "seen", "tokens", n + left, seen->shape[1]);
+  check_packed_attention(op, q, group, planes, scales, zeros, codes2, scales2, codes3, scales3, recent_k, seen, scale, e);
   check_channels(op, channels);
-  if (groups ? heads % groups : heads)
-    refuse(op, "q",
-           "of a number of heads that is a multiple of the keys', got " + std::to_string(heads) + " and " + std::to_string(groups));
-  if (d == 0) refuse(op, "q", "of at least one channel");
-  if (!std::isfinite(scale)) refuse(op, "scale", "finite, got " + std::to_string(scale));
   if (out.numel() == 0) return;
 
   const std::int64_t rest = d - c, e_pad = round_up(e, lanes), q_heads = heads;

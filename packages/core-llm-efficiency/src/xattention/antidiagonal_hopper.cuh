@@ -8,17 +8,20 @@
 
 namespace core_llm_efficiency {
 namespace {
-constexpr int rows_of_tile = 128, columns_of_tile = 256, stages = 4;
+constexpr int rows_of_tile = 128, columns_of_tile = 256;
 
-template <class T>
+/// Piece: channels of a stage.
+template <class T, int Piece>
 struct Shared {
-  alignas(1024) T q[stages][rows_of_tile * 64];
-  T k[stages][columns_of_tile * 64];
+  static constexpr int stages = 256 / Piece;
+  alignas(1024) T q[stages][rows_of_tile * Piece];
+  T k[stages][columns_of_tile * Piece];
   hopper::Barrier full[stages], empty[stages];
 };
 
 struct Maps {
   CUtensorMap q, k;
+  int together;  // neighbouring pairs whose tiles at one place are worked on together
 };
 
 /// Where a tile lies; `seen` if any of its rows sees any of its columns.
@@ -26,10 +29,14 @@ struct Place {
   int pair, row, column;
   bool seen;
 };
-__device__ inline Place place(const Estimate& e, std::int64_t t, int tall, int wide) {
-  Place p{static_cast<int>(t / wide / tall), static_cast<int>(t / wide % tall) * rows_of_tile, static_cast<int>(t % wide) * columns_of_tile,
-          true};
-  p.seen = p.column < e.seen(min(p.row + rows_of_tile, e.rows) - 1);
+/// Tiles that are worked on together: the heads that share keys, of four rows of tiles.
+__device__ inline Place place(const Estimate& e, std::int64_t t, int together, int fours, int wide) {
+  const int head = static_cast<int>(t % together);
+  t /= together;
+  const int row = static_cast<int>(t / 4 / wide % fours * 4 + t % 4) * rows_of_tile,
+            column = static_cast<int>(t / 4 % wide) * columns_of_tile;
+  Place p{static_cast<int>(t / 4 / wide / fours) * together + head, row, column, row < e.rows};
+  p.seen = p.seen && p.column < e.seen(min(p.row + rows_of_tile, e.rows) - 1);
   return p;
 }
 
@@ -66,14 +73,16 @@ __device__ inline void reduce(const Estimate& e, float (&c)[64], int pair, int r
   }
 }
 
-template <class T, int Eights>
+template <class T, int Eights, int Piece>
 __global__ void __launch_bounds__(384, 1) estimate_tiles(const __grid_constant__ Maps maps, const Estimate e, int pairs, float* partial) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ char memory[];
-  auto& s = *reinterpret_cast<Shared<T>*>(memory + (1024 - shared_address(memory) % 1024) % 1024);
+  using S = Shared<T, Piece>;
+  constexpr int stages = S::stages, per_row = 128 / Piece;
+  auto& s = *reinterpret_cast<S*>(memory + (1024 - shared_address(memory) % 1024) % 1024);
   const int tall = (e.rows + rows_of_tile - 1) / rows_of_tile, wide = (e.columns + columns_of_tile - 1) / columns_of_tile;
-  const int depth = e.stride * 2;  // pieces of 64 channels
-  const std::int64_t tiles = std::int64_t{tall} * wide * pairs;
+  const int depth = e.stride * per_row, fours = (tall + 3) / 4;
+  const std::int64_t tiles = std::int64_t{fours} * 4 * wide * pairs;
   if (threadIdx.x == 0) {
     for (int i = 0; i < stages; ++i) hopper::init(&s.full[i], 1), hopper::init(&s.empty[i], 8);
     asm volatile("fence.mbarrier_init.release.cluster;\n fence.proxy.async.shared::cta;" ::: "memory");
@@ -84,13 +93,13 @@ __global__ void __launch_bounds__(384, 1) estimate_tiles(const __grid_constant__
     asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
     if (threadIdx.x) return;
     for (std::int64_t t = blockIdx.x; t < tiles; t += gridDim.x) {
-      const Place p = place(e, t, tall, wide);
+      const Place p = place(e, t, maps.together, fours, wide);
       if (!p.seen) continue;
       const int pair = e.first_head + p.pair, b = pair / e.heads, h = pair % e.heads;
       for (int piece = 0; piece < depth; ++piece, ++i) {
-        const int stage = i % stages, r = piece / 2, x = piece % 2 * 64;
+        const int stage = i % stages, r = piece / per_row, x = piece % per_row * Piece;
         hopper::wait(&s.empty[stage], i / stages % 2 ^ 1);
-        hopper::expect(&s.full[stage], (rows_of_tile + columns_of_tile) * 128);
+        hopper::expect(&s.full[stage], (rows_of_tile + columns_of_tile) * Piece * 2);
         hopper::copy(s.q[stage], &maps.q, &s.full[stage], x, e.stride - 1 - r, p.row, h, b);
         hopper::copy(s.k[stage], &maps.k, &s.full[stage], x, r, p.column, h / e.share, b);
       }
@@ -100,7 +109,7 @@ __global__ void __launch_bounds__(384, 1) estimate_tiles(const __grid_constant__
     const int lane = static_cast<int>(threadIdx.x) % 32, group = static_cast<int>(threadIdx.x) / 128 - 1;
     const int within = group * 64 + static_cast<int>(threadIdx.x) / 32 % 4 * 16 + lane / 4;
     for (std::int64_t t = blockIdx.x; t < tiles; t += gridDim.x) {
-      const Place p = place(e, t, tall, wide);
+      const Place p = place(e, t, maps.together, fours, wide);
       if (!p.seen) continue;
       float left[64], right[64];
       for (int piece = 0; piece < depth; ++piece, ++i) {
@@ -110,10 +119,11 @@ __global__ void __launch_bounds__(384, 1) estimate_tiles(const __grid_constant__
         hopper::hold(right);
         hopper::begin_products();
 #pragma unroll
-        for (int x = 0; x < 4; ++x) {
-          const std::uint64_t a = hopper::matrix(s.q[stage] + group * 64 * 64 + x * 16);
-          hopper::product_of_rows<T>(left, a, hopper::matrix(s.k[stage] + x * 16), piece + x > 0);
-          hopper::product_of_rows<T>(right, a, hopper::matrix(s.k[stage] + 128 * 64 + x * 16), piece + x > 0);
+        for (int x = 0; x < Piece / 16; ++x) {
+          const auto matrix = [](const T* m) { return Piece == 64 ? hopper::matrix(m) : hopper::narrow_matrix(m); };
+          const std::uint64_t a = matrix(s.q[stage] + group * 64 * Piece + x * 16);
+          hopper::product_of_rows<T>(left, a, matrix(s.k[stage] + x * 16), piece + x > 0);
+          hopper::product_of_rows<T>(right, a, matrix(s.k[stage] + 128 * Piece + x * 16), piece + x > 0);
         }
         hopper::commit();
         hopper::wait_products<1>();
@@ -130,15 +140,15 @@ __global__ void __launch_bounds__(384, 1) estimate_tiles(const __grid_constant__
 #endif
 }
 
-template <class T, int Eights>
+template <class T, int Eights, int Piece>
 void launch(const Maps& maps, const Estimate& e, int pairs, int device, float* partial, cudaStream_t stream) {
   const char* op = "antidiagonal_scores";
-  constexpr int bytes = static_cast<int>(sizeof(Shared<T>)) + 1024;
+  constexpr int bytes = static_cast<int>(sizeof(Shared<T, Piece>)) + 1024;
   int processors = 0;
   check_cuda(op, cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "asking for the device");
-  check_cuda(op, cudaFuncSetAttribute(estimate_tiles<T, Eights>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+  check_cuda(op, cudaFuncSetAttribute(estimate_tiles<T, Eights, Piece>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
              "asking for shared memory");
-  estimate_tiles<T, Eights><<<static_cast<unsigned>(processors), 384, bytes, stream>>>(maps, e, pairs, partial);
+  estimate_tiles<T, Eights, Piece><<<static_cast<unsigned>(processors), 384, bytes, stream>>>(maps, e, pairs, partial);
   check_cuda(op, cudaGetLastError(), "estimating");
 }
 }  // namespace
@@ -149,16 +159,18 @@ bool estimate_hopper(const View<const T>& q, const View<const T>& k, const Estim
   int major = 0;
   check_cuda("antidiagonal_scores", cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "asking for the device");
   if (major != 9 || e.dim != 128 || e.n % e.stride || e.m % e.stride || (e.per != 8 && e.per != 16 && e.per != 32)) return false;
+  constexpr int piece = 64;
   const auto describe = [&](CUtensorMap* map, const View<const T>& x, std::int64_t heads, std::int64_t tiles, cuuint32_t box) {
     return x.wide && hopper::describe<T, 5>(map, x.data, {128, e.stride, tiles, heads, batch},
-                                            {1, x.row, x.row * e.stride, x.head, x.batch}, {64, 1, box, 1, 1});
+                                            {1, x.row, x.row * e.stride, x.head, x.batch}, {piece, 1, box, 1, 1});
   };
   Maps maps{};
   if (!describe(&maps.q, q, e.heads, e.rows, rows_of_tile) || !describe(&maps.k, k, e.heads / e.share, e.columns, columns_of_tile))
     return false;
-  if (e.per == 8) launch<T, 1>(maps, e, pairs, device, partial, stream);
-  if (e.per == 16) launch<T, 2>(maps, e, pairs, device, partial, stream);
-  if (e.per == 32) launch<T, 4>(maps, e, pairs, device, partial, stream);
+  maps.together = pairs % e.share || e.first_head % e.share ? 1 : e.share;
+  if (e.per == 8) launch<T, 1, piece>(maps, e, pairs, device, partial, stream);
+  if (e.per == 16) launch<T, 2, piece>(maps, e, pairs, device, partial, stream);
+  if (e.per == 32) launch<T, 4, piece>(maps, e, pairs, device, partial, stream);
   return true;
 }
 }  // namespace core_llm_efficiency

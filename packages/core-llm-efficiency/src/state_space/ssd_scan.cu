@@ -1,0 +1,446 @@
+// Mamba-2's scan on CUDA in one pass: a thread block carries the state of some channels of a head in registers from chunk to
+// chunk of 64 steps; the products of ssd_scan.cpp run on the tensor cores in bfloat16. Operands of other types, and what
+// is computed from them, are two bfloat16 numbers each, and three products stand for one.
+#include <algorithm>
+
+#include "operands.cuh"
+
+namespace core_llm_efficiency {
+namespace {
+using namespace scan;
+constexpr int chunk = 64, slice = 32;  // steps; channels of a group of four warps, each of which has 16 steps
+using Bf16 = __nv_bfloat16;
+
+/// An operand [batch, step, head or group, column].
+struct Steps {
+  void* data;
+  std::int64_t batch, step, head, col;
+  bool flat;  // rows are contiguous bfloat16 and start at multiples of 16 bytes
+};
+/// States [batch, head, channel, state]; data may be null.
+struct States {
+  float* data;
+  std::int64_t batch, head, row, col;
+};
+
+struct Scan {
+  Steps x, B, C, out;
+  Kind kind;
+  const float *dt, *A;
+  std::int64_t dt_batch, dt_step, dt_head, A_head;
+  States initial, final;
+  const std::int32_t* seq;
+  std::int64_t seq_batch, seq_step;
+  int steps, heads, share, p, n, slices, buffers;
+};
+
+__device__ inline void copy_piece(void* to, const void* from, bool inside) {  // 16 bytes, or zeros
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(inside ? 16 : 0) : "memory");
+}
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ inline void wait_copies() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+
+/// A matrix of bfloat16 in shared memory, with what rounding took away behind it.
+struct Pair {
+  Bf16* high;
+  Bf16* low;
+};
+
+/// The parts of a number.
+__device__ inline void split(float x, Bf16& high, Bf16& low) {
+  high = __float2bfloat16_rn(x);
+  low = __float2bfloat16_rn(x - __bfloat162float(high));
+}
+__device__ inline float low_half(std::uint32_t x) { return __uint_as_float(x << 16); }
+__device__ inline float high_half(std::uint32_t x) { return __uint_as_float(x & 0xffff0000u); }
+
+/// Two floats as bfloat16, and what that rounding took away.
+__device__ inline void split(float x, float y, std::uint32_t& high, std::uint32_t& low) {
+  high = pack<Bf16>(x, y);
+  low = pack<Bf16>(x - low_half(high), y - high_half(high));
+}
+
+template <bool Exact>
+struct Fragment {
+  std::uint32_t high[4], low[Exact ? 4 : 1];
+};
+template <bool Exact, bool Turned>
+__device__ inline void load_fragment(Fragment<Exact>& f, const Pair& m, int at) {
+  const auto read = [](std::uint32_t (&r)[4], const Bf16* from) {
+    if constexpr (Turned)
+      load_matrices_transposed(r, from);
+    else
+      load_matrices(r, from);
+  };
+  read(f.high, m.high + at);
+  if constexpr (Exact) read(f.low, m.low + at);
+}
+/// c += a b; columns `half` of the two that b holds.
+template <bool Exact>
+__device__ inline void add_product(float (&c)[4], const Fragment<Exact>& a, const Fragment<Exact>& b, int half) {
+  multiply_add<Bf16>(c, a.high, b.high[2 * half], b.high[2 * half + 1]);
+  if constexpr (Exact) {
+    multiply_add<Bf16>(c, a.high, b.low[2 * half], b.low[2 * half + 1]);
+    multiply_add<Bf16>(c, a.low, b.high[2 * half], b.high[2 * half + 1]);
+  }
+}
+
+/// A chunk's decays: sum, the running sum of dt A in powers of two; begin, the first step of the step's sequence, or -1.
+struct Decays {
+  float dt[chunk], sum[chunk];
+  int begin[chunk];
+};
+
+/// A chunk of an operand's rows, `width` columns from `first` on, to shared memory; zero beyond.
+template <int Width, int Pad, bool Exact>
+__device__ void fetch(const Pair& to, const Steps& m, Kind kind, int b, int h, int step, int steps, int first, int end) {
+  const std::int64_t base = b * m.batch + h * m.head;
+  if (!Exact && m.flat) {
+    constexpr int pieces = Width / 8;
+    for (int i = static_cast<int>(threadIdx.x); i < chunk * pieces; i += static_cast<int>(blockDim.x)) {
+      const int r = i / pieces, c = i % pieces * 8;
+      const bool inside = step + r < steps && first + c < end;
+      const Bf16* from = static_cast<const Bf16*>(m.data) + (inside ? base + (step + r) * m.step + first + c : 0);
+      copy_piece(to.high + r * Pad + c, from, inside);
+    }
+    return;
+  }
+  for (int i = static_cast<int>(threadIdx.x); i < chunk * Width; i += static_cast<int>(blockDim.x)) {
+    const int r = i / Width, c = i % Width;
+    const bool inside = step + r < steps && first + c < end;
+    const float x = inside ? load(m.data, base + (step + r) * m.step + (first + c) * m.col, kind) : 0.f;
+    if constexpr (Exact)
+      split(x, to.high[r * Pad + c], to.low[r * Pad + c]);
+    else
+      to.high[r * Pad + c] = __float2bfloat16_rn(x);
+  }
+}
+
+/// One warp: the decays of a chunk, two steps a lane.
+__device__ void find_decays(const Scan& s, int b, int h, int step, Decays& d) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const float A = s.A[h * s.A_head] * log2_e;
+  float dt[2];
+  int begin[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int t = 2 * lane + i, at = step + t;
+    dt[i] = at < s.steps ? s.dt[b * s.dt_batch + at * s.dt_step + h * s.dt_head] : 0.f;
+    const std::int32_t* seq = s.seq + b * s.seq_batch;
+    begin[i] = s.seq && at > 0 && at < s.steps && seq[at * s.seq_step] != seq[(at - 1) * s.seq_step] ? t : -1;
+  }
+  float sum = (dt[0] + dt[1]) * A;
+  int last = max(begin[0], begin[1]);
+#pragma unroll
+  for (int o = 1; o < 32; o *= 2) {
+    const float before = __shfl_up_sync(~0u, sum, o);
+    const int earlier = __shfl_up_sync(~0u, last, o);
+    if (lane >= o) sum += before, last = max(last, earlier);
+  }
+  const float before = __shfl_up_sync(~0u, sum, 1);
+  const int earlier = __shfl_up_sync(~0u, last, 1);
+  const float base = lane ? before : 0.f;
+  d.dt[2 * lane] = dt[0], d.dt[2 * lane + 1] = dt[1];
+  d.sum[2 * lane] = base + dt[0] * A, d.sum[2 * lane + 1] = sum;
+  d.begin[2 * lane] = max(lane ? earlier : -1, begin[0]), d.begin[2 * lane + 1] = last;
+}
+
+/// States: sixteens of states, rounded up. Groups: of four warps and `slice` channels each.
+template <int States16, int Groups, bool Exact>
+struct Layout {
+  static constexpr int channels = slice * Groups, states = 16 * States16;
+  static constexpr int pad_n = states + 8, pad_p = channels + 8, parts = Exact ? 2 : 1;
+  static constexpr int of_buffer = parts * chunk * (2 * pad_n + pad_p), of_state = parts * channels * pad_n;  // elements
+  static constexpr int bytes(int buffers) { return 2 * (buffers * of_buffer + of_state); }
+};
+
+template <int States16, int Groups, bool Exact>
+__global__ void __launch_bounds__(128 * Groups) scan_chunks(const __grid_constant__ Scan s) {
+  using L = Layout<States16, Groups, Exact>;
+  constexpr int halves = States16 / 2;  // sixteens of states of a warp's part of the state
+  extern __shared__ __align__(16) char shared[];
+  __shared__ Decays decays[2];
+  auto* const memory = reinterpret_cast<Bf16*>(shared);
+  const auto part = [&](int at, int size) { return Pair{memory + at, memory + at + (Exact ? size : 0)}; };
+  const Pair carried = part(s.buffers * L::of_buffer, L::channels * L::pad_n);
+  const auto x_of = [&](int i) { return part(i * L::of_buffer, chunk * L::pad_p); };
+  const auto B_of = [&](int i) { return part(i * L::of_buffer + L::parts * chunk * L::pad_p, chunk * L::pad_n); };
+  const auto C_of = [&](int i) { return part(i * L::of_buffer + L::parts * chunk * (L::pad_p + L::pad_n), chunk * L::pad_n); };
+
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int first = static_cast<int>(blockIdx.x) % s.slices * L::channels, h = static_cast<int>(blockIdx.x) / s.slices % s.heads;
+  const int b = static_cast<int>(blockIdx.x) / s.slices / s.heads, g = h / s.share;
+  const int rows = warp % 4 * 16, columns = warp / 4 * slice;                           // of a chunk's output
+  const int of_p = warp % (2 * Groups) * 16, of_n = warp / (2 * Groups) * halves * 16;  // of the state
+  const auto bring = [&](int step) {
+    const int i = s.buffers == 2 ? step / chunk % 2 : 0;
+    if (step < s.steps) {
+      fetch<L::channels, L::pad_p, Exact>(x_of(i), s.x, s.kind, b, h, step, s.steps, first, s.p);
+      fetch<L::states, L::pad_n, Exact>(B_of(i), s.B, s.kind, b, g, step, s.steps, 0, s.n);
+      fetch<L::states, L::pad_n, Exact>(C_of(i), s.C, s.kind, b, g, step, s.steps, 0, s.n);
+      if (warp == 0) find_decays(s, b, h, step, decays[step / chunk % 2]);
+    }
+    commit_copies();
+  };
+
+  float state[2 * halves][4];
+  const auto state_at = [&](int j, int i, auto f) {
+    const int p = first + of_p + lane / 4 + i / 2 * 8, n = of_n + j * 8 + lane % 4 * 2 + i % 2;
+    if (p < s.p && n < s.n) f(b * std::int64_t{1}, p, n);
+  };
+#pragma unroll
+  for (int j = 0; j < 2 * halves; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      state[j][i] = 0;
+      if (s.initial.data)
+        state_at(j, i, [&](std::int64_t at, int p, int n) {
+          state[j][i] = s.initial.data[at * s.initial.batch + h * s.initial.head + p * s.initial.row + n * s.initial.col];
+        });
+    }
+  if (s.buffers == 2) bring(0);
+
+  for (int step = 0; step < s.steps; step += chunk) {
+    if (s.buffers == 1) {
+      __syncthreads();
+      bring(step);
+    }
+    wait_copies();
+    __syncthreads();
+    if (s.buffers == 2) bring(step + chunk);
+    const int buffer = s.buffers == 2 ? step / chunk % 2 : 0;
+    const Pair x = x_of(buffer), B = B_of(buffer), C = C_of(buffer);
+    const Decays& d = decays[step / chunk % 2];
+#pragma unroll
+    for (int j = 0; j < 2 * halves; ++j)
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        std::uint32_t high, low;
+        split(state[j][2 * r], state[j][2 * r + 1], high, low);
+        const int at = (of_p + lane / 4 + r * 8) * L::pad_n + of_n + j * 8 + lane % 4 * 2;
+        *reinterpret_cast<std::uint32_t*>(carried.high + at) = high;
+        if constexpr (Exact) *reinterpret_cast<std::uint32_t*>(carried.low + at) = low;
+      }
+    __syncthreads();
+
+    float scores[8][4] = {}, y[4][4] = {};
+#pragma unroll 2
+    for (int k = 0; k < L::states; k += 16) {
+      Fragment<Exact> a, z;
+      load_fragment<Exact, false>(a, C, (rows + lane % 16) * L::pad_n + k + lane / 16 * 8);
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        if (j * 16 <= rows) {
+          load_fragment<Exact, false>(z, B, (j * 16 + lane / 16 * 8 + lane % 8) * L::pad_n + k + lane / 8 % 2 * 8);
+          add_product<Exact>(scores[2 * j], a, z, 0);
+          add_product<Exact>(scores[2 * j + 1], a, z, 1);
+        }
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        load_fragment<Exact, false>(z, carried, (columns + j * 16 + lane / 16 * 8 + lane % 8) * L::pad_n + k + lane / 8 % 2 * 8);
+        add_product<Exact>(y[2 * j], a, z, 0);
+        add_product<Exact>(y[2 * j + 1], a, z, 1);
+      }
+    }
+    float sum[2];
+    int begin[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      sum[r] = d.sum[rows + lane / 4 + r * 8], begin[r] = d.begin[rows + lane / 4 + r * 8];
+      const float since = begin[r] < 0 ? exp2_fast(sum[r]) : 0.f;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) y[j][2 * r] *= since, y[j][2 * r + 1] *= since;
+    }
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      if (j * 16 <= rows) {
+        Fragment<Exact> weights, z;
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {  // register k of the fragment: rows lane / 4 + 8 (k % 2), columns 8 (k / 2) + ...
+          float w[2];
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const int r = k % 2, column = j * 16 + k / 2 * 8 + lane % 4 * 2 + i, row = rows + lane / 4 + r * 8;
+            const float between = exp2_fast(sum[r] - d.sum[column]) * d.dt[column];
+            w[i] = column <= row && column >= begin[r] ? scores[2 * j + k / 2][2 * r + i] * between : 0.f;
+          }
+          std::uint32_t low;
+          split(w[0], w[1], weights.high[k], low);
+          if constexpr (Exact) weights.low[k] = low;
+        }
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          load_fragment<Exact, true>(z, x, (j * 16 + lane % 16) * L::pad_p + columns + c * 16 + lane / 16 * 8);
+          add_product<Exact>(y[2 * c], weights, z, 0);
+          add_product<Exact>(y[2 * c + 1], weights, z, 1);
+        }
+      }
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+      if (const int t = step + rows + lane / 4 + r * 8; t < s.steps)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int p = first + columns + j * 8 + lane % 4 * 2;
+          const std::int64_t at = b * s.out.batch + t * s.out.step + h * s.out.head;
+          if (s.out.flat && p + 1 < s.p) {
+            *reinterpret_cast<std::uint32_t*>(static_cast<Bf16*>(s.out.data) + at + p) = pack<Bf16>(y[j][2 * r], y[j][2 * r + 1]);
+          } else {
+            if (p < s.p) store(s.out.data, at + p * s.out.col, s.kind, y[j][2 * r]);
+            if (p + 1 < s.p) store(s.out.data, at + (p + 1) * s.out.col, s.kind, y[j][2 * r + 1]);
+          }
+        }
+
+    const float end = d.sum[chunk - 1];
+    const int living = d.begin[chunk - 1];
+    const float whole = living < 0 ? exp2_fast(end) : 0.f;
+#pragma unroll
+    for (int j = 0; j < 2 * halves; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) state[j][i] *= whole;
+#pragma unroll
+    for (int k = 0; k < chunk; k += 16) {
+      Fragment<Exact> a, z;
+      load_fragment<Exact, true>(a, x, (k + lane / 16 * 8 + lane % 8) * L::pad_p + of_p + lane / 8 % 2 * 8);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int t = k + i * 8 + lane % 4 * 2;
+        float scale[2];
+#pragma unroll
+        for (int u = 0; u < 2; ++u) scale[u] = t + u >= living ? exp2_fast(end - d.sum[t + u]) * d.dt[t + u] : 0.f;
+#pragma unroll
+        for (int r = 2 * i; r < 2 * i + 2; ++r) {
+          float v[2] = {low_half(a.high[r]), high_half(a.high[r])};
+          if constexpr (Exact) v[0] += low_half(a.low[r]), v[1] += high_half(a.low[r]);
+          std::uint32_t low;
+          split(v[0] * scale[0], v[1] * scale[1], a.high[r], low);
+          if constexpr (Exact) a.low[r] = low;
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < halves; ++j) {
+        load_fragment<Exact, true>(z, B, (k + lane % 16) * L::pad_n + of_n + j * 16 + lane / 16 * 8);
+        add_product<Exact>(state[2 * j], a, z, 0);
+        add_product<Exact>(state[2 * j + 1], a, z, 1);
+      }
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < 2 * halves; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      state_at(j, i, [&](std::int64_t at, int p, int n) {
+        s.final.data[at * s.final.batch + h * s.final.head + p * s.final.row + n * s.final.col] = state[j][i];
+      });
+}
+
+/// A single step: one warp a channel.
+__global__ void __launch_bounds__(256) scan_step(const __grid_constant__ Scan s, std::int64_t rows) {
+  const std::int64_t row = blockIdx.x * std::int64_t{8} + threadIdx.x / 32;
+  if (row >= rows) return;
+  const int lane = static_cast<int>(threadIdx.x) % 32, p = static_cast<int>(row % s.p), h = static_cast<int>(row / s.p % s.heads);
+  const std::int64_t b = row / s.p / s.heads;
+  const float dt = s.dt[b * s.dt_batch + h * s.dt_head], keep = exp2_fast(dt * s.A[h * s.A_head] * log2_e);
+  const float x = dt * load(s.x.data, b * s.x.batch + h * s.x.head + p * s.x.col, s.kind);
+  const std::int64_t of_B = b * s.B.batch + h / s.share * s.B.head, of_C = b * s.C.batch + h / s.share * s.C.head;
+  float y = 0;
+  for (int n = lane; n < s.n; n += 32) {
+    float state = x * load(s.B.data, of_B + n * s.B.col, s.kind);
+    if (s.initial.data) state += keep * s.initial.data[b * s.initial.batch + h * s.initial.head + p * s.initial.row + n * s.initial.col];
+    y += state * load(s.C.data, of_C + n * s.C.col, s.kind);
+    s.final.data[b * s.final.batch + h * s.final.head + p * s.final.row + n * s.final.col] = state;
+  }
+  for (int o = 16; o; o /= 2) y += __shfl_xor_sync(~0u, y, o);
+  if (lane == 0) store(s.out.data, b * s.out.batch + h * s.out.head + p * s.out.col, s.kind, y);
+}
+
+template <int States16, int Groups, bool Exact>
+void launch(Scan s, int batch, int room, cudaStream_t stream) {
+  using L = Layout<States16, Groups, Exact>;
+  const char* op = "ssd_scan";
+  s.buffers = L::bytes(2) + 2048 <= room ? 2 : 1;
+  s.slices = static_cast<int>(ceil_div(s.p, L::channels));
+  const std::int64_t blocks = std::int64_t{batch} * s.heads * s.slices;
+  if (blocks > INT32_MAX) refuse(op, "x", "of fewer batches and heads on CUDA");
+  const int bytes = L::bytes(s.buffers);
+  if (bytes + 2048 > room) refuse(op, "B", "of fewer states on this device");
+  check_cuda(op, cudaFuncSetAttribute(scan_chunks<States16, Groups, Exact>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+             "asking for shared memory");
+  scan_chunks<States16, Groups, Exact><<<static_cast<unsigned>(blocks), 128 * Groups, static_cast<std::size_t>(bytes), stream>>>(s);
+  check_cuda(op, cudaGetLastError(), "scanning");
+}
+
+template <class T>
+Steps steps_of(const core::Tensor<T, 4>& x) {
+  using Element = std::remove_const_t<T>;
+  const auto& s = x.stride;
+  const bool flat = std::is_same_v<Element, core::bfloat16> && s[3] == 1 && reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 &&
+                    s[0] % 8 == 0 && s[1] % 8 == 0 && s[2] % 8 == 0 && x.shape[3] % 8 == 0;
+  return {const_cast<Element*>(x.data), s[0], s[1], s[2], s[3], flat};
+}
+template <class T>
+States states_of(const core::Tensor<T, 4>& x) {
+  return {const_cast<float*>(x.data), x.stride[0], x.stride[1], x.stride[2], x.stride[3]};
+}
+
+template <class T>
+void scan_on(core::Tensor<const T, 4> x, core::Tensor<const float, 3> dt, core::Tensor<const float, 1> A, core::Tensor<const T, 4> B,
+             core::Tensor<const T, 4> C, std::optional<core::Tensor<const float, 4>> initial,
+             std::optional<core::Tensor<const std::int32_t, 2>> seq, core::Tensor<T, 4> out, core::Tensor<float, 4> final,
+             core::Stream queue) {
+  const char* op = "ssd_scan";
+  const auto [batch, steps, heads, p] = x.shape;
+  const std::int64_t groups = B.shape[2], n = B.shape[3];
+  check_ssd(op, heads, groups, p, n);
+  if (steps > INT32_MAX / 2 || heads > INT32_MAX / 2 || batch > INT32_MAX / 2) refuse(op, "x", "of at most 2^30 steps, heads and batches");
+  if (final.numel() == 0 && out.numel() == 0) return;
+  const OnDevice on(op, x.device_id);
+  const auto stream = static_cast<cudaStream_t>(queue.handle);
+  Scan s{};
+  s.x = steps_of(x), s.B = steps_of(B), s.C = steps_of(C), s.out = steps_of(out), s.kind = kind_of<T>;
+  s.dt = dt.data, s.dt_batch = dt.stride[0], s.dt_step = dt.stride[1], s.dt_head = dt.stride[2], s.A = A.data, s.A_head = A.stride[0];
+  if (initial) s.initial = states_of(*initial);
+  s.final = states_of(final);
+  if (seq) s.seq = seq->data, s.seq_batch = seq->stride[0], s.seq_step = seq->stride[1];
+  s.steps = static_cast<int>(steps), s.heads = static_cast<int>(heads), s.share = static_cast<int>(heads / groups);
+  s.p = static_cast<int>(p), s.n = static_cast<int>(n);
+  if (steps == 1) {
+    const std::int64_t rows = batch * heads * p;
+    if (ceil_div(rows, 8) > INT32_MAX) refuse(op, "x", "of fewer batches and heads on CUDA");
+    scan_step<<<static_cast<unsigned>(ceil_div(rows, 8)), 256, 0, stream>>>(s, rows);
+    check_cuda(op, cudaGetLastError(), "scanning");
+    return;
+  }
+  int processors = 0, room = 0;
+  check_cuda(op, cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, x.device_id), "asking for the device");
+  check_cuda(op, cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerBlockOptin, x.device_id), "asking for the device");
+  constexpr bool exact = !std::is_same_v<T, core::bfloat16>;
+  const bool many = p > slice && 10 * batch * heads * ceil_div(p, 2 * slice) >= 9 * processors;
+  const auto go = [&]<int States16>(std::integral_constant<int, States16>) {
+    many ? launch<States16, 2, exact>(s, static_cast<int>(batch), room, stream)
+         : launch<States16, 1, exact>(s, static_cast<int>(batch), room, stream);
+  };
+  if (n <= 64) return go(std::integral_constant<int, 4>{});
+  if (n <= 128) return go(std::integral_constant<int, 8>{});
+  go(std::integral_constant<int, 16>{});
+}
+}  // namespace
+
+void ssd_scan_fp32(core::Tensor<const float, 4> x, core::Tensor<const float, 3> dt, core::Tensor<const float, 1> A,
+                   core::Tensor<const float, 4> B, core::Tensor<const float, 4> C, std::optional<core::Tensor<const float, 4>> initial,
+                   std::optional<core::Tensor<const std::int32_t, 2>> seq, core::Tensor<float, 4> out, core::Tensor<float, 4> final,
+                   core::Stream stream) {
+  scan_on(x, dt, A, B, C, initial, seq, out, final, stream);
+}
+void ssd_scan_fp16(core::Tensor<const core::float16, 4> x, core::Tensor<const float, 3> dt, core::Tensor<const float, 1> A,
+                   core::Tensor<const core::float16, 4> B, core::Tensor<const core::float16, 4> C,
+                   std::optional<core::Tensor<const float, 4>> initial, std::optional<core::Tensor<const std::int32_t, 2>> seq,
+                   core::Tensor<core::float16, 4> out, core::Tensor<float, 4> final, core::Stream stream) {
+  scan_on(x, dt, A, B, C, initial, seq, out, final, stream);
+}
+void ssd_scan_bf16(core::Tensor<const core::bfloat16, 4> x, core::Tensor<const float, 3> dt, core::Tensor<const float, 1> A,
+                   core::Tensor<const core::bfloat16, 4> B, core::Tensor<const core::bfloat16, 4> C,
+                   std::optional<core::Tensor<const float, 4>> initial, std::optional<core::Tensor<const std::int32_t, 2>> seq,
+                   core::Tensor<core::bfloat16, 4> out, core::Tensor<float, 4> final, core::Stream stream) {
+  scan_on(x, dt, A, B, C, initial, seq, out, final, stream);
+}
+}  // namespace core_llm_efficiency

@@ -1,0 +1,368 @@
+// Attention over packed keys and values on CUDA: thread blocks share the tokens of a few query heads, warps take blocks of
+// 32 tokens each with a softmax of its own, and what they found is merged in a fixed order.
+#include <algorithm>
+
+#include "decode_warp.cuh"
+
+namespace core_llm_efficiency {
+namespace {
+using namespace decode;
+
+/// What a thread block works on.
+struct Unit {
+  int set, b, g, first_head, count;
+  __device__ Unit(const Operands& p, int unit) {
+    set = unit % p.sets;
+    const int tile = unit / p.sets % p.tiles;
+    g = unit / p.sets / p.tiles % p.groups, b = unit / p.sets / p.tiles / p.groups;
+    first_head = g * p.share + tile * tile_heads, count = min(tile_heads, p.share - tile * tile_heads);
+  }
+  __device__ std::int64_t row(const Operands& p, int h, int split) const {
+    return (std::int64_t{b} * p.heads + first_head + h) * p.splits + split;
+  }
+};
+
+/// Tokens in full precision: four threads a token, then one a channel.
+__device__ __noinline__ void attend_recent(const Operands& p, const Unit& u, int split, const Query& q) {
+  __shared__ float weights[tile_heads][recent_tokens];
+  const int thread = static_cast<int>(threadIdx.x), first = split * recent_tokens, count = min(recent_tokens, p.recent - first);
+  const std::int64_t keys = u.b * p.rk[0] + u.g * p.rk[1], values = u.b * p.rv[0] + u.g * p.rv[1];
+  {
+    const int t = thread / 4, part = thread % 4;
+    float sum[tile_heads] = {};
+    if (t < count)
+#pragma unroll 4
+      for (int x = part; x < p.d; x += 4) {
+        const float k = load(p.recent_k, keys + (first + t) * p.rk[2] + x * p.rk[3], p.kind);
+#pragma unroll
+        for (int h = 0; h < tile_heads; ++h) sum[h] += q.plain[h][x] * k;
+      }
+    const bool seen = t < count && (!p.seen || p.seen[u.b * p.seen_row + (p.packed + first + t) * p.seen_col]);
+#pragma unroll
+    for (int h = 0; h < tile_heads; ++h) {
+      const float x = quad_sum(sum[h]) * p.scale;
+      if (part == 0) weights[h][t] = seen ? x : -INFINITY;
+    }
+  }
+  __syncthreads();
+  if (const int h = thread / 32, lane = thread % 32; h < tile_heads) {
+    const float x = weights[h][lane], y = weights[h][lane + 32];
+    float top = fmaxf(x, y);
+    for (int o = 16; o; o /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, o));
+    const float base = top == -INFINITY ? 0.f : top, wx = exp2_fast(x - base), wy = exp2_fast(y - base);
+    weights[h][lane] = wx, weights[h][lane + 32] = wy;
+    float sum = wx + wy;
+    for (int o = 16; o; o /= 2) sum += __shfl_xor_sync(~0u, sum, o);
+    if (lane == 0 && h < u.count) p.tops[u.row(p, h, split)] = {top, sum};
+  }
+  __syncthreads();
+  for (int x = thread; x < p.e; x += threads) {
+    float out[tile_heads] = {};
+#pragma unroll 4
+    for (int t = 0; t < count; ++t) {
+      const float v = load(p.recent_v, values + (first + t) * p.rv[2] + x * p.rv[3], p.kind);
+#pragma unroll
+      for (int h = 0; h < tile_heads; ++h) out[h] += weights[h][t] * v;
+    }
+#pragma unroll
+    for (int h = 0; h < tile_heads; ++h)
+      if (h < u.count) p.parts[u.row(p, h, split) * p.e + x] = out[h];
+  }
+}
+
+/// What a thread block's warps keep beside the query.
+struct Kept {
+  alignas(16) float2 bases[warps][16][tile_heads];
+  float2 tops[warps][tile_heads];
+  Sources sources;
+};
+
+/// Packed tokens whose values are of one kind: blocks [begin, end) of them.
+template <class Digits, class Shape, bool Exact>
+__device__ void attend_packed(const Operands& p, const Values& v, const Unit& u, int split, int begin, int end, Query& q, Kept& kept,
+                              char* shared) {
+  const Shape s(p, v);
+  auto& [bases, tops, sources] = kept;
+  const Lane l;
+  const int warp = static_cast<int>(threadIdx.x) / 32, each = (end - begin + warps - 1) / warps;
+  const int first = min(begin + warp * each, end), last = min(first + each, end);
+  const Stage at(s.wide, s.signs, s.width, s.e, std::is_same_v<Digits, TwoBits>);
+  char* const ring = shared + warp * stages * at.bytes;
+  const auto bring = [&](int i) {
+    if (i < last) fetch(p, v, sources, s, at, i, ring + static_cast<unsigned>(i - first) % stages * at.bytes, l.lane);
+    commit();
+  };
+#pragma unroll 1
+  for (int i = 0; i < stages - 1; ++i) bring(first + i);
+  transform_query(p, s, u.b, q);
+  const KeyProduct<Shape, Exact> product(l, s, q);
+  const float factor[2] = {q.factor[l.head()], q.factor[l.head() + 1]};
+  float top[2] = {-INFINITY, -INFINITY}, sum[2] = {}, out[Digits::planes][4] = {};
+#pragma unroll 1
+  for (int i = first; i < last; ++i) {
+    wait_copies<stages - 2>();
+    __syncwarp();
+    bring(i + stages - 1);
+    if ((i - first) % 16 == 0) find_bases(l, p, s, q, u.b, u.g, v.first + i, v.first + last, bases[warp]);
+    const char* const stage = ring + static_cast<unsigned>(i - first) % stages * at.bytes;
+    bool seen[2] = {true, true};
+    if (p.seen) {
+      const bool* from = p.seen + u.b * p.seen_row + (std::int64_t{v.first + i} * 32 + l.row + 16 * l.half()) * p.seen_col;
+      seen[0] = from[0], seen[1] = from[8 * p.seen_col];
+    }
+    float x[4];
+    product(stage, reinterpret_cast<const __half*>(stage + at.scales), x);
+    const float4 base = *reinterpret_cast<const float4*>(&bases[warp][(i - first) % 16][l.head()]);
+    x[0] += base.x, x[1] += base.z;
+    x[2] += l.last ? base.x + base.y : base.x, x[3] += l.last ? base.z + base.w : base.z;
+    bool higher = false;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      x[k] = seen[k / 2] ? x[k] * factor[k % 2] : -INFINITY;
+      higher |= x[k] > top[k % 2] + 8;  // float16 holds weights up to 2^15
+    }
+    if (__any_sync(~0u, higher)) {
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        float now = fmaxf(top[k], fmaxf(x[k], x[k + 2]));
+#pragma unroll
+        for (int o = 2; o < 32; o *= 2) now = fmaxf(now, __shfl_xor_sync(~0u, now, o));
+        const float keep = top[k] == now ? 1.f : exp2_fast(top[k] - now);
+        top[k] = now, sum[k] *= keep;
+#pragma unroll
+        for (int d = 0; d < Digits::planes; ++d) out[d][k] *= keep, out[d][k + 2] *= keep;
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      x[k] = exp2_fast(x[k] - (top[k % 2] == -INFINITY ? 0.f : top[k % 2]));
+      sum[k % 2] += x[k];
+    }
+    std::uint32_t high[2], low[2] = {};
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      high[k] = pack<__half>(x[2 * k], x[2 * k + 1]);
+      if constexpr (Exact) {
+        const float2 y = __half22float2(halves(high[k]));
+        low[k] = pack<__half>(x[2 * k] - y.x, x[2 * k + 1] - y.y);
+      }
+    }
+    Digits::template add<Exact>(l, s.width, at, stage, u.set, high, low, out);
+  }
+  wait_copies<0>();
+#pragma unroll
+  for (int k = 0; k < 2; ++k) {
+#pragma unroll
+    for (int o = 2; o < 32; o *= 2) sum[k] += __shfl_xor_sync(~0u, sum[k], o);
+    if (l.lane < 2) tops[warp][l.head() + k] = {top[k], sum[k]};
+  }
+  __syncthreads();
+
+  float whole[tile_heads], total[tile_heads];
+#pragma unroll
+  for (int h = 0; h < tile_heads; ++h) {
+    whole[h] = -INFINITY, total[h] = 0;
+    for (int w = 0; w < warps; ++w) whole[h] = fmaxf(whole[h], tops[w][h].x);
+    for (int w = 0; w < warps; ++w)
+      total[h] += tops[w][h].x == -INFINITY ? tops[w][h].y : tops[w][h].y * exp2_fast(tops[w][h].x - whole[h]);
+  }
+  auto* sums = reinterpret_cast<float*>(shared);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const int h = l.head() + k % 2, w = u.set * tile_bytes + 2 * (l.row + k / 2 * 8) + l.half();
+    const float most = l.head() ? whole[2 + k % 2] : whole[k % 2], keep = top[k % 2] == -INFINITY ? 1.f : exp2_fast(top[k % 2] - most);
+#pragma unroll
+    for (int d = 0; d < Digits::planes; ++d)
+      if (const int x = w + d * s.width; w < s.width && x < s.e) sums[(warp * tile_heads + h) * s.e + x] = out[d][k] * keep;
+  }
+  __syncthreads();
+  if (u.set == 0 && threadIdx.x < static_cast<unsigned>(u.count)) {
+    const int h = static_cast<int>(threadIdx.x);
+    float most = whole[0], all = total[0];
+#pragma unroll
+    for (int i = 1; i < tile_heads; ++i)
+      if (i == h) most = whole[i], all = total[i];
+    p.tops[u.row(p, h, split)] = {most, all};
+  }
+  for (int i = static_cast<int>(threadIdx.x); i < u.count * s.e; i += threads) {
+    const int h = i / s.e, x = i % s.e;
+    if (x % s.width / tile_bytes != u.set) continue;
+    float sum_of_warps = 0;
+#pragma unroll
+    for (int w = 0; w < warps; ++w) sum_of_warps += sums[(w * tile_heads + h) * s.e + x];
+    p.parts[u.row(p, h, split) * s.e + x] = sum_of_warps;
+  }
+}
+
+/// Three levels: after the recent tokens' thread blocks. Two bits: none but its own.
+template <class Digits, class Shape, bool Exact>
+__global__ void __launch_bounds__(threads, 2) attend(const __grid_constant__ Operands p) {
+  extern __shared__ __align__(16) char shared[];
+  __shared__ Query q;
+  __shared__ Kept kept;
+  constexpr bool two = std::is_same_v<Digits, TwoBits>;
+  const Values& v = p.values[two ? 0 : 1];
+  const int units = p.batch * p.groups * p.tiles * p.sets, part = static_cast<int>(blockIdx.x) / units;
+  const Unit u(p, static_cast<int>(blockIdx.x) % units);
+  if (!two && part < p.recent_splits) {
+    if (u.set) return;
+    load_query(p, p.d, u.b, u.first_head, u.count, q);
+    return attend_recent(p, u, part, q);
+  }
+  if (threadIdx.x == 0) kept.sources.find(p, v, u.b, u.g);
+  load_query(p, Shape(p, v).d, u.b, u.first_head, u.count, q);
+  const int own = two ? part : part - p.recent_splits, begin = own * p.per_split;
+  attend_packed<Digits, Shape, Exact>(p, v, u, p.recent_splits + (two ? 0 : p.values[0].splits) + own, begin,
+                                      min(begin + p.per_split, v.blocks), q, kept, shared);
+}
+
+/// One thread block for each query head: the weighted mean of its parts.
+template <class T>
+__global__ void __launch_bounds__(128) merge(const float2* tops, const float* parts, int splits, int heads, int e, T* out,
+                                             std::int64_t out_batch, std::int64_t out_head, std::int64_t out_col) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+  const std::int64_t row = blockIdx.x;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  tops += row * splits, parts += row * splits * e;
+  float top = -INFINITY, total = 0;
+  for (int i = lane; i < splits; i += 32) top = fmaxf(top, tops[i].x);
+  for (int o = 16; o; o /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, o));
+  const auto weight = [&](float x) { return x == -INFINITY ? 1.f : exp2_fast(x - top); };  // parts that saw nothing are zero, or NaN
+  for (int i = lane; i < splits; i += 32) total += tops[i].y * weight(tops[i].x);
+  for (int o = 16; o; o /= 2) total += __shfl_xor_sync(~0u, total, o);
+  T* const to = out + row / heads * out_batch + row % heads * out_head;
+  for (int x = static_cast<int>(threadIdx.x); x < e; x += 128) {
+    float sum = 0;
+#pragma unroll 4
+    for (int i = 0; i < splits; ++i) sum += parts[std::int64_t{i} * e + x] * weight(tops[i].x);
+    to[x * out_col] = T(total == 0 ? 0.f : sum / total);
+  }
+}
+
+template <class Digits, class Shape, bool Exact>
+void launch(const Operands& p, cudaStream_t stream) {
+  const char* op = "packed_attention";
+  constexpr bool two = std::is_same_v<Digits, TwoBits>;
+  const Values& v = p.values[two ? 0 : 1];
+  const int splits = v.splits + (two ? 0 : p.recent_splits);
+  const std::int64_t blocks = std::int64_t{p.batch} * p.groups * p.tiles * p.sets * splits;
+  if (blocks == 0) return;
+  if (blocks > INT32_MAX) refuse(op, "q", "of fewer batches, heads and tokens on CUDA");
+  const int bytes = std::max(warps * stages * Stage(p.wide, p.signs, v.width, p.e, two).bytes, warps * tile_heads * p.e * 4);
+  check_cuda(op, cudaFuncSetAttribute(attend<Digits, Shape, Exact>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+             "asking for shared memory");
+  attend<Digits, Shape, Exact><<<static_cast<unsigned>(blocks), threads, static_cast<std::size_t>(bytes), stream>>>(p);
+  check_cuda(op, cudaGetLastError(), "attending");
+}
+
+template <class Digits, bool Exact>
+void launch_any(const Operands& p, cudaStream_t stream) {
+  const bool plain = !Exact && p.flat && p.values[std::is_same_v<Digits, TwoBits> ? 0 : 1].flat && p.e == p.d && p.sets == 1;
+  if (plain && p.wide == 64 && p.signs == 64) return launch < Digits, Fixed<64, 64, Digits::planes>, Exact && false > (p, stream);
+  if (plain && p.wide == 32 && p.signs == 32) return launch < Digits, Fixed<32, 32, Digits::planes>, Exact && false > (p, stream);
+  launch<Digits, Any, Exact>(p, stream);
+}
+
+bool aligned(const void* p, std::initializer_list<std::int64_t> bytes) {
+  return reinterpret_cast<std::uintptr_t>(p) % 16 == 0 &&
+         std::all_of(bytes.begin(), bytes.end(), [](std::int64_t x) { return x % 16 == 0; });
+}
+template <class T>
+bool rows_aligned(const Array<T>& x) {
+  constexpr std::int64_t size = sizeof(T);
+  return x.col == 1 && aligned(x.data, {x.batch * size, x.head * size, x.row * size});
+}
+
+Values values_of(const core::Tensor<const std::uint8_t, 4>& codes, const core::Tensor<const core::float16, 4>& scales,
+                 const core::Tensor<const core::float16, 4>* zeros, int e, std::int64_t first) {
+  Values v{array<std::uint8_t>(codes), array<__half>(scales), zeros ? array<__half>(*zeros) : Array<__half>{}, 0, 0, 0, 0, false};
+  v.width = static_cast<int>(codes.shape[3]), v.first = static_cast<int>(first / word), v.blocks = static_cast<int>(codes.shape[2] / word);
+  v.flat = v.codes.col == 1 && v.codes.row == v.width && aligned(v.codes.data, {v.codes.batch, v.codes.head}) && e % 8 == 0 &&
+           rows_aligned(v.scales) && (!zeros || rows_aligned(v.zeros));
+  return v;
+}
+
+template <class T>
+void attention_on(core::Tensor<const T, 3> q, core::Tensor<const std::int32_t, 2> channels, std::int64_t group,
+                  core::Tensor<const std::int32_t, 4> planes, core::Tensor<const core::float16, 4> scales,
+                  core::Tensor<const core::float16, 4> zeros, core::Tensor<const std::uint8_t, 4> codes2,
+                  core::Tensor<const core::float16, 4> scales2, core::Tensor<const core::float16, 4> zeros2,
+                  core::Tensor<const std::uint8_t, 4> codes3, core::Tensor<const core::float16, 4> scales3,
+                  core::Tensor<const T, 4> recent_k, core::Tensor<const T, 4> recent_v, std::optional<core::Tensor<const bool, 2>> seen,
+                  double scale, core::Tensor<T, 3> out, core::Stream queue) {
+  const char* op = "packed_attention";
+  const auto [batch, heads, d] = q.shape;
+  const std::int64_t groups = planes.shape[1], e = out.shape[2], two = codes2.shape[2], n = two + codes3.shape[2], c = zeros.shape[3];
+  check_packed_attention(op, q, group, planes, scales, zeros, codes2, scales2, codes3, scales3, recent_k, seen, scale, e);
+  if (d > most_channels || e > most_channels) refuse(op, "q", "of at most 256 channels on CUDA, and out");
+  if (batch * heads > INT32_MAX / 1024 || n + recent_k.shape[2] > INT32_MAX / 2)
+    refuse(op, "q", "of at most 2^21 batches and heads, and 2^30 tokens on CUDA");
+  if (out.numel() == 0) return;
+  const OnDevice on(op, q.device_id);
+  const auto stream = static_cast<cudaStream_t>(queue.handle);
+  constexpr bool exact = std::is_same_v<T, float>;
+
+  Operands p{};
+  p.q = q.data, p.q_batch = q.stride[0], p.q_head = q.stride[1], p.q_col = q.stride[2];
+  p.recent_k = recent_k.data, p.recent_v = recent_v.data;
+  std::copy(recent_k.stride.begin(), recent_k.stride.end(), p.rk);
+  std::copy(recent_v.stride.begin(), recent_v.stride.end(), p.rv);
+  p.kind = exact ? Kind::fp32 : std::is_same_v<T, core::float16> ? Kind::fp16 : Kind::bf16;
+  p.channels = channels.data, p.channels_row = channels.stride[0], p.channels_col = channels.stride[1];
+  p.planes = array<std::int32_t>(planes), p.scales = array<__half>(scales), p.zeros = array<__half>(zeros);
+  if (seen) p.seen = seen->data, p.seen_row = seen->stride[0], p.seen_col = seen->stride[1];
+  const auto small = [](std::int64_t x) { return static_cast<int>(x); };
+  p.batch = small(batch), p.heads = small(heads), p.groups = small(groups), p.share = small(heads / groups);
+  p.tiles = small(ceil_div(p.share, tile_heads)), p.d = small(d), p.e = small(e), p.c = small(c);
+  p.wide = small(round_up(c, 16)), p.signs = small(round_up(d - c, 16)), p.run = group == 32 ? 0 : group == 64 ? 1 : 2, p.packed = small(n);
+  p.recent = small(recent_k.shape[2]), p.recent_splits = small(ceil_div(p.recent, recent_tokens));
+  p.flat = p.wide == c && p.signs == d - c && rows_aligned(p.planes) && rows_aligned(p.scales) && rows_aligned(p.zeros);
+  p.values[0] = values_of(codes2, scales2, &zeros2, p.e, 0), p.values[1] = values_of(codes3, scales3, nullptr, p.e, two);
+  p.sets = small(ceil_div(std::max(two ? p.values[0].width : 0, p.values[1].width), tile_bytes));
+  p.scale = static_cast<float>(scale) * log2_e;
+
+  int processors = 0;
+  check_cuda(op, cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, q.device_id), "asking for the device");
+  const std::int64_t units = batch * groups * p.tiles * p.sets, room = std::max<std::int64_t>(1, 2 * processors / units - p.recent_splits);
+  p.per_split = small(round_up(std::max<std::int64_t>(1, ceil_div(n / word, room)), warps));
+  p.splits = p.recent_splits;
+  for (Values& v : p.values) p.splits += v.splits = small(ceil_div(v.blocks, p.per_split));
+  const std::int64_t rows = batch * heads * p.splits;
+  const DeviceScratch scratch(op, q.device_id, stream, core::checked_mul(rows, e + 2, "packed_attention: scratch") * 4);
+  p.tops = scratch.get<float2>(), p.parts = reinterpret_cast<float*>(p.tops + rows);
+  launch_any<TwoBits, exact>(p, stream);
+  launch_any<Ternary, exact>(p, stream);
+
+  using Out = std::conditional_t<exact, float, std::conditional_t<std::is_same_v<T, core::float16>, __half, __nv_bfloat16>>;
+  int major = 0;
+  check_cuda(op, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, q.device_id), "asking for the device");
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization, early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(batch * heads)), config.blockDim = dim3(128), config.stream = stream;
+  config.attrs = &early, config.numAttrs = major >= 9 ? 1 : 0;
+  check_cuda(op,
+             cudaLaunchKernelEx(&config, merge<Out>, static_cast<const float2*>(p.tops), static_cast<const float*>(p.parts), p.splits,
+                                p.heads, p.e, reinterpret_cast<Out*>(out.data), out.stride[0], out.stride[1], out.stride[2]),
+             "merging");
+}
+}  // namespace
+
+#define CORE_PACKED_ATTENTION(name, T)                                                                                                   \
+  void name(core::Tensor<const T, 3> q, core::Tensor<const std::int32_t, 2> channels, std::int64_t group,                                \
+            core::Tensor<const std::int32_t, 4> planes, core::Tensor<const core::float16, 4> scales,                                     \
+            core::Tensor<const core::float16, 4> zeros, core::Tensor<const std::uint8_t, 4> codes2,                                      \
+            core::Tensor<const core::float16, 4> scales2, core::Tensor<const core::float16, 4> zeros2,                                   \
+            core::Tensor<const std::uint8_t, 4> codes3, core::Tensor<const core::float16, 4> scales3, core::Tensor<const T, 4> recent_k, \
+            core::Tensor<const T, 4> recent_v, std::optional<core::Tensor<const bool, 2>> seen, double scale, core::Tensor<T, 3> out,    \
+            core::Stream stream) {                                                                                                       \
+    attention_on(q, channels, group, planes, scales, zeros, codes2, scales2, zeros2, codes3, scales3, recent_k, recent_v, seen, scale,   \
+                 out, stream);                                                                                                           \
+  }
+CORE_PACKED_ATTENTION(packed_attention_fp32, float)
+CORE_PACKED_ATTENTION(packed_attention_fp16, core::float16)
+CORE_PACKED_ATTENTION(packed_attention_bf16, core::bfloat16)
+#undef CORE_PACKED_ATTENTION
+}  // namespace core_llm_efficiency
