@@ -107,5 +107,5 @@ class TestCoarseToFine:
             lambda: levels.decode([0], [1]),
             lambda: levels.decode([2], [0]),
         ):
-            with pytest.raises(ValueError, match="code|rank|label"):
+            with pytest.raises(ValueError, match=r"code|rank|label"):
                 what()

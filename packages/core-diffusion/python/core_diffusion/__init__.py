@@ -13,17 +13,17 @@ from .set_diffusion import (
 
 __all__ = [
     "CoarseToFine",
-    "KMeans",
-    "k_means",
-    "nearest_codes",
     "FixedSumScheduler",
     "FixedSumSchedulerOutput",
+    "KMeans",
     "expert_ffn",
     "fixed_sum_bridge",
     "fixed_sum_prior",
     "fixed_sum_sample",
+    "k_means",
     "marching_cubes",
     "moe_route",
+    "nearest_codes",
     "sparse_marching_cubes",
     "topk_mask",
 ]

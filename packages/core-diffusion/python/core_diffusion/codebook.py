@@ -106,7 +106,9 @@ def k_means(
             first = as_array(init, "float32", "init", like=X)
         centroid, label = empty((n_clusters, dim), "float32", like=X), empty((rows,), "int64", like=X)
         inertia, rounds = np.empty(1), np.empty(1, np.int64)
-        _C.kmeans(X, first, max_iter, tol, centroid, label, *(as_array(v, str(v.dtype), "", X) for v in (inertia, rounds)))
+        _C.kmeans(
+            X, first, max_iter, tol, centroid, label, *(as_array(v, str(v.dtype), "", X) for v in (inertia, rounds))
+        )
         starts.append(KMeans(centroid, label, float(inertia[0]), int(rounds[0])))
     return min(starts, key=lambda found: found.inertia)
 
@@ -167,7 +169,9 @@ class CoarseToFine:
         """Fine codes int64 [...] from coarse labels and ranks, int [...]. ValueError: no such code."""
         coarse, rank = np.asarray(coarse), np.asarray(rank)
         clusters, width = self.members.shape
-        if coarse.size and not (0 <= coarse.min() and coarse.max() < clusters and 0 <= rank.min() and rank.max() < width):
+        if coarse.size and not (
+            coarse.min() >= 0 and coarse.max() < clusters and rank.min() >= 0 and rank.max() < width
+        ):
             raise ValueError(f"coarse labels must be in 0..{clusters - 1} and ranks in 0..{width - 1}")
         fine = self.members[coarse, rank]
         if (fine < 0).any():

@@ -35,7 +35,9 @@ def fill_empty(labels: NDArray[np.int64], distance: Floats, clusters: int) -> li
         if (labels == k).any():
             continue
         size = np.bincount(labels, minlength=clusters)
-        free = [i for i in np.argsort(-distance, kind="stable") if size[labels[i]] > 1 and i not in dict(moved).values()]
+        free = [
+            i for i in np.argsort(-distance, kind="stable") if size[labels[i]] > 1 and i not in dict(moved).values()
+        ]
         row = int(free[0])
         labels[row] = k
         moved.append((k, row))
