@@ -38,7 +38,7 @@ def test_nearest_codes(benchmark) -> None:  # type: ignore[no-untyped-def]
     benchmark.pedantic(nearest_codes, (x, codes), rounds=3)
     mine, peer = seconds(lambda: nearest_codes(x, codes)), seconds(lambda: index.search(x, 1))
     print(
-        f"\nnearest of 16384 codes: ours {mine * 1e3:.0f} ms, faiss {peer * 1e3:.0f} ms, ours / faiss {mine / peer:.2f}; "
+        f"\nnearest of 16384 codes: ours {mine * 1e3:.0f} ms, faiss {peer * 1e3:.0f} ms, ratio {mine / peer:.2f}; "
         f"{(ours == labels[:, 0]).mean():.4%} the same code, distances differ by {difference:.1e}"
     )
 

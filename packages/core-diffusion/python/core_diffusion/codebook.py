@@ -179,5 +179,5 @@ class CoarseToFine:
         return fine
 
     def mask(self, coarse: Array) -> NDArray[np.bool_]:
-        """bool [..., K]: the fine codes that belong to the coarse labels int [...], for the logits of the fine model."""
+        """bool [..., K]: the fine codes in the clusters `coarse`, int [...]; masks the logits of the fine model."""
         return np.asarray(coarse)[..., None] == self.coarse_of
