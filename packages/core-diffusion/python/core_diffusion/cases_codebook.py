@@ -1,6 +1,6 @@
 """Rows of the case table for the codebook operators."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ def peer_nearest(args: Args) -> Callable[[], Args]:
     return run
 
 
-def agree_nearest(args: Args, ours: Args, peers: Args) -> float:
+def agree_nearest(args: Args, ours: Mapping[str, Any], peers: Mapping[str, Any]) -> float:
     """Largest difference of the squared distances; either may take one of two nearly equal codes."""
     return float(np.abs(ours["distance"] - peers["distance"]).max(initial=0))
 
@@ -97,7 +97,7 @@ def peer_kmeans(args: Args) -> Callable[[], Args]:
 
 def work(args: Args) -> tuple[float, float]:
     """Bytes of vectors and codes; a multiplication and an addition for each element of each pair."""
-    x, codes = args["x"], args.get("codes", args.get("init", args.get("centers")))
+    x, codes = args["x"], next(args[name] for name in ("codes", "init", "centers") if name in args)
     return float(x.nbytes + codes.nbytes), 2.0 * x.size * len(codes)
 
 

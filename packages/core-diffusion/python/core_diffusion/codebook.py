@@ -180,4 +180,5 @@ class CoarseToFine:
 
     def mask(self, coarse: Array) -> NDArray[np.bool_]:
         """bool [..., K]: the fine codes in the clusters `coarse`, int [...]; masks the logits of the fine model."""
-        return np.asarray(coarse)[..., None] == self.coarse_of
+        mask: NDArray[np.bool_] = np.asarray(coarse)[..., None] == self.coarse_of
+        return mask
