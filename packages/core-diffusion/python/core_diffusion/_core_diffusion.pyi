@@ -61,6 +61,34 @@ def sparse_marching_cubes(
 ) -> None:
     """The level set of a volume of which the nodes `index` are known, as an indexed mesh in world units."""
 
+def nearest_codes(
+    x: Any,  # float32[N,D]
+    codes: Any,  # float32[K,D]
+    index: Any,  # out int64[N]
+    distance: Any,  # out float32[N]
+) -> None:
+    """The nearest code of each vector, and its squared distance."""
+
+def kmeans_init(
+    x: Any,  # float32[N,D]
+    trials: SupportsIndex,
+    seed: SupportsIndex,
+    centers: Any,  # out float32[K,D]
+) -> None:
+    """First centers of k-means: rows of `x` drawn by greedy k-means++."""
+
+def kmeans(
+    x: Any,  # float32[N,D]
+    init: Any,  # float32[K,D]
+    max_iter: SupportsIndex,
+    tol: float,
+    centers: Any,  # out float32[K,D]
+    labels: Any,  # out int64[N]
+    inertia: Any,  # out float64[1]
+    rounds: Any,  # out int64[1]
+) -> None:
+    """Lloyd's k-means without empty clusters, the same for any number of threads."""
+
 def topk_mask(
     scores: Any,  # float32 | float64[R,C]
     k: SupportsIndex,
