@@ -4,6 +4,7 @@
 
 #include <cstring>
 #include <numeric>
+#include <utility>
 
 #include "../elements.hpp"
 
@@ -109,7 +110,7 @@ bool make_primitive(Cell& cell, double tolerance) {
       if (!merge(groups[g], m, size, {tolerance / sides[0], tolerance / sides[1], tolerance / sides[2]}, apart, smaller.f)) return false;
       smaller.z.resize(smaller.f.size(), elements[g]);
     }
-    cell = smaller;
+    cell = std::move(smaller);
     return true;
   };
   for (std::size_t size = 2; size <= units; ++size) {

@@ -5,6 +5,7 @@
 #include <charconv>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <limits>
 #include <string>
 #include <string_view>
@@ -14,7 +15,8 @@ namespace core_agents::json {
 /// Why a text was refused; the order is that of FAULTS in traces.py.
 enum class Fault : std::int64_t { none, truncated, syntax, utf8, escape, number, deep, kind };
 
-struct Refused {
+struct Refused : std::exception {
+  Refused(const char* at, Fault fault) : at(at), fault(fault) {}
   const char* at;
   Fault fault;
 };

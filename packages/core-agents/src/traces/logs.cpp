@@ -175,7 +175,7 @@ class Sample {
       const std::string_view text = t_.view(t_.rows[i].text);
       if (text.substr(0, reference.size()) == reference) wanted[std::string(text.substr(reference.size()))].push_back(i);
     }
-    if (wanted.empty()) return;
+    if (wanted.empty() || !attachments_) return;
     Reader r = *attachments_;
     r.object([&](std::string_view key) {
       const auto found = wanted.find(std::string(key));

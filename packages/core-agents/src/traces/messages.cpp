@@ -19,8 +19,9 @@ std::int64_t days(std::int64_t y, std::int64_t m, std::int64_t d) {
 
 bool take(std::string_view& text, Index digits, std::int64_t& value) {
   if (text.size() < digits) return false;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + digits, value);
-  if (error != std::errc() || end != text.data() + digits || value < 0) return false;
+  const std::string_view number = text.substr(0, digits);
+  const auto [end, error] = std::from_chars(number.begin(), number.end(), value);
+  if (error != std::errc() || end != number.end() || value < 0) return false;
   text.remove_prefix(digits);
   return true;
 }

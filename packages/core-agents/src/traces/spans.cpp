@@ -85,7 +85,10 @@ class Attributes {
       path.resize(length);
     };
     if (next == '{')
-      r.object([&](std::string_view name) { enter(std::string(name)); });
+      r.object([&](std::string_view name) {
+        const std::string kept(name);  // the reader's buffer is used again below
+        enter(kept);
+      });
     else
       r.array([&] { enter(std::to_string(i++)); });
   }

@@ -118,7 +118,7 @@ CORE_HD float time_factor(const Harmonics& in, int i, std::int64_t n) {
 
 CORE_HD void harmonics_of(const Harmonics& in, const Centre& centre, const Out<3>& out, std::int64_t c, std::int64_t n) {
   const std::int64_t channels = out.shape[2], set = in.coeffs.shape[0] == 1 ? 0 : c;
-  if (in.masks.data && !at(in.masks, c, n)) {
+  if (in.masks.data != nullptr && !at(in.masks, c, n)) {
     for (std::int64_t d = 0; d < channels; ++d) at(out, c, n, d) = 0.f;
     return;
   }
@@ -141,7 +141,7 @@ CORE_HD void harmonics_backward(const Harmonics& in, const Centre& centre, const
                                 std::int64_t n, float* v_place, float& v_phase) {
   const std::int64_t channels = v_out.shape[2], set = in.coeffs.shape[0] == 1 ? 0 : c;
   for (int k = 0; k < 3; ++k) v_place[k] = 0.f;
-  if (in.masks.data && !at(in.masks, c, n)) return;
+  if (in.masks.data != nullptr && !at(in.masks, c, n)) return;
   float y[most_harmonics], v_y[most_harmonics] = {}, factor[most_times];
   const Direction direction = direction_of(in, centre, n);
   basis_of(direction.unit, in.harmonics, y);

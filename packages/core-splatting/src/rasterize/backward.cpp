@@ -205,10 +205,8 @@ void rasterize_backward(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeI
                     {near_plane, far_plane, radius_clip, eps2d, max_alpha, antialiased, camera_model}, alphas.shape[1], alphas.shape[2]);
   const Gaussians gaussians = check_gaussians(op, means, quats, scales, covars, opacities);
   check_gradients(op, gaussians, colors, v_quats, v_scales, v_covars, v_colors);
-  if (covars)
-    clear(*v_covars);
-  else
-    clear(*v_quats), clear(*v_scales);
+  for (const MaybeOut<2>& out : {v_quats, v_scales, v_covars})
+    if (out) clear(*out);
   clear(v_means), clear(v_opacities), clear(v_colors), clear(v_viewmats), clear(v_means2d);
   for (std::int64_t c = 0; c < cameras; ++c) {
     const Camera cam = load_camera(op, viewmats, Ks, c);
