@@ -5,8 +5,10 @@ import os
 import numpy as np
 import pytest
 from core_agents import behaviour_tree as bt
-from core_agents import to_dsl, to_py_trees
+from core_agents import to_dsl
 from core_agents.xml_format import portable
+
+to_py_trees = pytest.importorskip("core_agents.adapters", exc_type=ImportError).to_py_trees  # needs py_trees
 
 TREES = 1000 if os.environ.get("CORE_TEST_ALL") == "1" else 120
 FEATURES = 4

@@ -7,10 +7,13 @@ import sys
 import numpy as np
 import pytest
 from core_agents import behaviour_tree as bt
-from core_agents import from_dsl, from_py_trees, to_dsl, to_py_trees
+from core_agents import from_dsl, to_dsl
 from core_agents.reference.behaviour_tree import Agent, random_tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+adapters = pytest.importorskip("core_agents.adapters", exc_type=ImportError)  # needs py_trees
+from_py_trees, to_py_trees = adapters.from_py_trees, adapters.to_py_trees
 
 FEATURES = 4
 
