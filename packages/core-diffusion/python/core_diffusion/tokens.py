@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from .codebook import k_means, nearest_codes
+
 PATCH = 16
 """Side of a patch in pixels."""
 
@@ -16,23 +18,6 @@ def patch_features(image: NDArray[np.uint8], step: int) -> NDArray[np.float32]:
     cells = image[: 4 * h, : 4 * w].reshape(h, 4, w, 4, 3).mean((1, 3), dtype=np.float32) / 255
     patches = np.lib.stride_tricks.sliding_window_view(cells, (4, 4), (0, 1))[:: step // 4, :: step // 4]
     return patches.reshape(-1, 48)
-
-
-def nearest(x: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Index of the nearest of centres [K, D] for each row of x [N, D]."""
-    half = 0.5 * (centres * centres).sum(1)
-    return np.concatenate([(half - part @ centres.T).argmin(1) for part in np.array_split(x, len(x) // 2048 + 1)])
-
-
-def k_means(x: NDArray[np.float32], codes: int, rng: np.random.Generator, iterations: int = 4) -> NDArray[np.float32]:
-    """`codes` centres of the rows of x [N, D] by Lloyd's iteration from random rows; N >= codes."""
-    centres = x[rng.permutation(len(x))[:codes]]
-    for _ in range(iterations):
-        label = nearest(x, centres)
-        size = np.bincount(label, minlength=codes)
-        sums = np.stack([np.bincount(label, column, codes) for column in x.T], 1)
-        centres = np.where(size[:, None] > 0, sums / np.maximum(size, 1)[:, None], centres).astype(np.float32)
-    return centres
 
 
 def image_counts(image: NDArray[np.uint8], codes: int, tokens: int, seed: int) -> NDArray[np.int32]:
@@ -52,8 +37,8 @@ def image_counts(image: NDArray[np.uint8], codes: int, tokens: int, seed: int) -
     middle = everywhere.mean(0)
     _, vectors = np.linalg.eigh(np.cov((everywhere - middle).T))
     basis = vectors[:, :-13:-1].astype(np.float32)
-    codebook = k_means((everywhere - middle) @ basis, codes, np.random.default_rng(seed))
-    label = nearest((grid - middle) @ basis, codebook)[: runs * tokens].reshape(runs, tokens)
+    codebook = k_means((everywhere - middle) @ basis, codes, max_iter=4, random_state=seed).centroid
+    label = nearest_codes((grid - middle) @ basis, codebook)[0][: runs * tokens].reshape(runs, tokens)
     counts = np.zeros((runs, codes), np.int32)
     np.add.at(counts, (np.arange(runs)[:, None], label), 1)
     return counts

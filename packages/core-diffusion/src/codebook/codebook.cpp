@@ -167,33 +167,36 @@ double sum_over(int64_t rows, F&& f) {
 
 // ---- k-means++
 
-/// Rows of x sixteen beside each other, [block][dim][lanes]; the last block is filled up with the last row.
-std::vector<float> transpose_blocks(Matrix x) {
-  const int64_t dim = x.shape[1];
-  std::vector<float> out(index_of(core::checked_mul(ceil_div(x.shape[0], lanes) * lanes, dim, "kmeans_init: scratch")));
+/// Rows of x sixteen beside each other, [block][depth][lanes]; the last block is filled up with the last row.
+std::vector<float> transpose_blocks(Matrix x, int64_t depth) {
+  std::vector<float> out(index_of(core::checked_mul(ceil_div(x.shape[0], lanes) * lanes, depth, "kmeans_init: scratch")));
   core::parallel_for(ceil_div(x.shape[0], lanes), 64, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b)
-      for (int64_t d = 0; d < dim; ++d)
-        for (int64_t j = 0; j < lanes; ++j) out[index_of((b * dim + d) * lanes + j)] = x(std::min(b * lanes + j, x.shape[0] - 1), d);
+      for (int64_t d = 0; d < x.shape[1]; ++d)
+        for (int64_t j = 0; j < lanes; ++j) out[index_of((b * depth + d) * lanes + j)] = x(std::min(b * lanes + j, x.shape[0] - 1), d);
   });
   return out;
 }
 
 /// What is left of `least` in blocks [begin, end) if the candidate becomes a center; returns its sum.
-double try_candidate(const float* blocks, int64_t dim, int64_t begin, int64_t end, const float* candidate, const float* least,
+double try_candidate(const float* blocks, int64_t depth, int64_t begin, int64_t end, const float* candidate, const float* least,
                      float* left) {
   double total[lanes] = {};
   for (int64_t b = begin; b < end; ++b) {
-    const float* x = blocks + b * dim * lanes;
-    float sum[lanes] = {};
-    for (int64_t d = 0; d < dim; ++d)
-      for (int j = 0; j < lanes; ++j) {
+    const float *x = blocks + b * depth * lanes, *before = least + b * lanes;
+    float sums[lanes];
+    for (int j = 0; j < lanes; ++j) {
+      float sum = 0;
+      int64_t d = 0;
+      do {  // as in `tile`
         const float difference = x[d * lanes + j] - candidate[d];
-        sum[j] += difference * difference;
-      }
-    for (int j = 0; j < lanes; ++j) sum[j] = std::min(sum[j], least[b * lanes + j]);
-    for (int j = 0; j < lanes; ++j) left[b * lanes + j] = sum[j];
-    for (int j = 0; j < lanes; ++j) total[j] += static_cast<double>(sum[j]);
+        sum += difference * difference;
+      } while (++d < depth);
+      sums[j] = sum;
+    }
+    for (int j = 0; j < lanes; ++j) sums[j] = sums[j] < before[j] ? sums[j] : before[j];
+    for (int j = 0; j < lanes; ++j) left[b * lanes + j] = sums[j];
+    for (int j = 0; j < lanes; ++j) total[j] += static_cast<double>(sums[j]);
   }
   return std::accumulate(total, total + lanes, 0.0);
 }
@@ -203,12 +206,13 @@ class PlusPlus {
   explicit PlusPlus(Matrix x)
       : x_(x),
         rows_(x.shape[0]),
-        blocks_(transpose_blocks(x)),
+        depth_(std::max<int64_t>(1, x.shape[1])),
+        blocks_(transpose_blocks(x, depth_)),
         least_(index_of(ceil_div(rows_, lanes) * lanes), infinity),
         left_(least_.size()),
         best_(least_.size()),
         parts_(index_of(ceil_div(rows_, sum_rows))),
-        candidate_(index_of(x.shape[1])) {
+        candidate_(index_of(depth_)) {
     std::fill(least_.begin() + rows_, least_.end(), 0.f);  // rows that are not there have no share
   }
 
@@ -220,7 +224,7 @@ class PlusPlus {
       constexpr int64_t step = sum_rows / lanes;
       for (int64_t p = begin; p < end; ++p)
         parts[index_of(p)] = core::multiversion<&try_candidate>(
-            static_cast<const float*>(blocks_.data()), x_.shape[1], p * step, std::min((p + 1) * step, ceil_div(rows_, lanes)),
+            static_cast<const float*>(blocks_.data()), depth_, p * step, std::min((p + 1) * step, ceil_div(rows_, lanes)),
             static_cast<const float*>(candidate_.data()), static_cast<const float*>(least_.data()), left_.data());
     });
     const double total = std::accumulate(parts.begin(), parts.end(), 0.0);
@@ -255,7 +259,7 @@ class PlusPlus {
 
  private:
   Matrix x_;
-  int64_t rows_;
+  int64_t rows_, depth_;
   std::vector<float> blocks_, least_, left_, best_;
   std::vector<double> parts_, best_parts_;
   std::vector<float> candidate_;
