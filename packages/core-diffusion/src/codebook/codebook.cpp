@@ -19,8 +19,9 @@ using Matrix = Tensor<const float, 2>;
 
 constexpr int lanes = 16;
 constexpr int64_t tile_rows = 12, block_rows = 48;
-constexpr int64_t sum_rows = 1024;     // rows whose shares are added as one number: sums do not depend on threads
-constexpr double largest_norm = 1e37;  // of a row, squared; float32 holds four times as much
+constexpr int64_t sum_rows = 1024;       // rows whose shares are added as one number: sums do not depend on threads
+constexpr double largest_norm = 1e37;    // of a row, squared; float32 holds four times as much
+constexpr double least_gain = 1 - 1e-5;  // a candidate must be better by more than float32 rounds
 constexpr int64_t most_trials = 1000;
 constexpr float infinity = std::numeric_limits<float>::infinity();
 
@@ -228,7 +229,7 @@ class PlusPlus {
             static_cast<const float*>(candidate_.data()), static_cast<const float*>(least_.data()), left_.data());
     });
     const double total = std::accumulate(parts.begin(), parts.end(), 0.0);
-    if (chosen_ >= 0 && total >= total_) return;
+    if (chosen_ >= 0 && total >= total_ * least_gain) return;
     chosen_ = row;
     total_ = total;
     best_parts_.swap(parts);

@@ -24,7 +24,10 @@ def kmeans_init(x: Floats, clusters: int, trials: int, seed: int) -> NDArray[np.
             row = int(np.searchsorted(share, uniform(seed, k, t) * share[-1], side="right")) if share[-1] > 0 else 0
             drawn.append(min(row, len(x) - 1))
         left = [np.minimum(least, squared_distances(x, x[[row]])[:, 0]).sum() for row in drawn]
-        chosen.append(drawn[int(np.argmin(left))])
+        best = 0
+        for t in range(1, trials):  # of candidates that are equal but for rounding the first
+            best = t if left[t] < left[best] * (1 - 1e-5) else best
+        chosen.append(drawn[best])
     return x[chosen].astype(np.float64)
 
 
