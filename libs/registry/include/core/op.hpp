@@ -182,6 +182,7 @@ inline std::string device_name(int type, int id) {
   }
 }
 inline std::string shape_text(const core_tensor& t) {
+  if (t.ndim > max_rank) return "(" + std::to_string(t.ndim) + " dimensions)";  // more than the shape may hold
   std::string s = "(";
   for (int d = 0; d < t.ndim; ++d) s += (d ? ", " : "") + std::to_string(t.shape[d]);
   return s + (t.ndim == 1 ? ",)" : ")");

@@ -180,6 +180,9 @@ CORE_TEST(hostile_tensors) {
   Raw shapeless{f.x, {2, 3}};
   shapeless.t.shape = nullptr;
   CHECK(has(f.outer(shapeless, f.Y, f.O), "has no shape"));
+  Raw deep{f.x, {2, 3}};
+  deep.t.ndim = 1000000;  // the shape has two
+  CHECK(has(f.outer(deep, f.Y, f.O), "got float32 of shape (1000000 dimensions)"));
   Raw lanes{f.x, {2, 3}};
   lanes.t.dtype_lanes = 4;
   CHECK(has(f.outer(lanes, f.Y, f.O), "got float32x4"));
