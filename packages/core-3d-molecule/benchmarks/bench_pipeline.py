@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from core_3d_molecule import OctreeTokenizer, Structures, data
+from core_3d_molecule import Augmentation, OctreeTokenizer, Packed, Structures, data
 from core_3d_molecule.cases import GRID, SIZES, _structures, reference_tokenize
 from core_3d_molecule.reference import octree as reference
 
@@ -32,24 +32,27 @@ def main(molecules: int) -> None:
     else:
         structures, source = Structures(*_structures(np.random.default_rng(0), **SIZES["bench"])), "random"
     tokenizer = OctreeTokenizer()
-    few = Structures(structures.numbers, structures.positions, structures.offsets[: PEER + 1])
-    end = few.offsets[-1]
-    few = Structures(few.numbers[:end], few.positions[:end], few.offsets)
+    few = structures.select(np.arange(PEER))
     tokens = tokenizer.tokenize(few)
-    shapes = {k: v for k, v in vars(tokens).items() if k != "offsets"}
+    none = np.empty((PEER, 0), np.int32)
 
-    def peer() -> tuple[np.ndarray, ...]:
-        out = reference_tokenize({**vars(few), **GRID, "keep_first": False, **shapes})
-        streams = (out[k] for k in ("tokens", "levels", "centres", "bins"))
-        return reference.pack(*streams, tokens.offsets, GRID["cell"], GRID["resolution"])
+    def peer() -> dict[str, np.ndarray]:
+        out = reference_tokenize({**vars(tokens), **vars(few), **GRID, "keep_first": False})
+        streams = (out[k] for k in ("tokens", "levels", "centres", "bins", "counts"))
+        return reference.pack(*streams, tokens.offsets, none, 1, *GRID.values())
 
-    expected, packed = peer(), tokenizer.pack(tokens)
-    for got, want in zip(vars(packed).values(), expected, strict=True):
-        np.testing.assert_allclose(got, want.reshape(got.shape), rtol=1e-6, atol=1e-6)
-    ours = len(structures) / seconds(lambda: tokenizer.pack(tokenizer.tokenize(structures)), 7)
-    peers = len(few) / seconds(peer, 2)
-    print(f"{len(structures)} molecules of {source}: ours {ours:,.0f}/s, Python reference {peers:,.0f}/s,", end=" ")
-    print(f"ratio {ours / peers:.0f} (tokenise and pack, per core second)")
+    expected, packed = peer(), vars(tokenizer.pack(tokens))
+    for got, want in zip(packed.values(), expected.values(), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+    peers = PEER / seconds(peer, 2)
+    for what, augment in (("tokenise and pack", None), ("augment, tokenise and pack", Augmentation())):
+
+        def ours(how: Augmentation | None = augment) -> Packed:
+            return tokenizer.pack(tokenizer.tokenize(structures, augment=how))
+
+        rate = len(structures) / seconds(ours, 7)
+        print(f"{what}, {len(structures)} molecules of {source}, one core: ours {rate:,.0f}/s,", end=" ")
+        print(f"Python reference (without augmentation) {peers:,.0f}/s, ratio {rate / peers:.0f}")
 
 
 if __name__ == "__main__":

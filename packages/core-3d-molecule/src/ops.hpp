@@ -9,23 +9,29 @@
 
 namespace core_3d_molecule {
 inline constexpr auto ops = core::op_set(
-    core::op<"octree_count", &octree_count, &octree_count_f64>(
-        "The number of octree tokens of each structure of a batch.",
-        {"positions[A,3]", "offsets[B+1]", "depth", "cell", "resolution", "keep_first", "counts[B]"},
-        {.paper = "2503.16278", .ns_per_element = 20}),
+    core::op<"octree_count", &octree_count, &octree_count_f64>("The number of octree tokens of each structure of a batch.",
+                                                               {"positions[A,3]", "offsets[B+1]", "depth", "cell", "resolution",
+                                                                "keep_first", "crop", "seed", "middles[B,3]", "drops[B]", "counts[B]"},
+                                                               {.paper = "2503.16278", .ns_per_element = 20}),
     core::op<"octree_tokenize", &octree_tokenize, &octree_tokenize_f64>(
         "The octree tokens of each structure of a batch: nodes coarse to fine, atoms, CLS.",
-        {"numbers[A]", "positions[A,3]", "offsets[B+1]", "token_offsets[B+1]", "depth", "cell", "resolution", "keep_first", "tokens[T]",
-         "levels[T]", "centres[T,3]", "bins[T,3]", "atoms[T]", "origins[B,3]"},
+        {"numbers[A]", "positions[A,3]", "offsets[B+1]", "token_offsets[B+1]", "depth", "cell", "resolution", "keep_first", "crop", "seed",
+         "middles[B,3]", "drops[B]", "tokens[T]", "levels[T]", "centres[T,3]", "bins[T,3]", "counts[T]", "atoms[T]", "origins[B,3]"},
         {.paper = "2503.16278", .ns_per_element = 5}),
+    core::op<"octree_augment", &octree_augment>("Random rotations and shifts of each structure of a batch.",
+                                                {"positions[A,3]", "offsets[B+1]", "anchors", "rotate", "noise", "step", "steps", "drop",
+                                                 "seed", "moved[A,3]", "middles[B,3]", "drops[B]"},
+                                                {.paper = "2503.16278", .ns_per_element = 5}),
     core::op<"octree_detokenize", &octree_detokenize>("The structures of a batch of octree token streams.",
                                                       {"tokens[T]", "bins[T,3]", "token_offsets[B+1]", "origins[B,3]", "offsets[B+1]",
                                                        "depth", "cell", "resolution", "numbers[A]", "positions[A,3]"},
                                                       {.paper = "2503.16278", .ns_per_element = 5}),
-    core::op<"octree_pack", &octree_pack>("Octree tokens as a model's input: each after its MASK copy, with cu_seqlens.",
-                                          {"tokens[T]", "levels[T]", "centres[T,3]", "bins[T,3]", "token_offsets[B+1]", "cell",
-                                           "resolution", "packed_tokens[T,2]", "packed_levels[T,2]", "positions[T,2,3]", "cu_seqlens[B+1]"},
-                                          {.paper = "2503.16278", .ns_per_element = 1}),
+    core::op<"octree_pack", &octree_pack>(
+        "Octree tokens as a model's input: each after its MASK copy, with cu_seqlens.",
+        {"tokens[T]", "levels[T]", "centres[T,3]", "bins[T,3]", "counts[T]", "token_offsets[R+1]", "conditions[B,C]", "trees", "depth",
+         "cell", "resolution", "packed_tokens[S]", "packed_levels[S]", "positions[S,3]", "packed_bins[S,3]", "packed_trees[S]",
+         "packed_counts[S]", "remaining[S,2]", "cu_seqlens[B+1]"},
+        {.paper = "2503.16278", .ns_per_element = 1}),
     core::op<"edm_stability", &edm_stability, &edm_stability_f64>(
         "Valences by EDM's bond lengths, and how many atoms of each molecule have an allowed one.",
         {"numbers[A]", "positions[A,3]", "offsets[B+1]", "allowed[119]", "valences[A]", "stable_atoms[B]", "bond_counts[B]"},
@@ -56,6 +62,13 @@ inline constexpr auto ops = core::op_set(
                                               {"numbers[A]", "fractional[A,3]", "lattices[B,3,3]", "offsets[B+1]", "capacities[B+1]",
                                                "wavelength", "low", "high", "two_theta[P]", "intensity[P]", "counts[B]"},
                                               {.ns_per_element = 100}),
+    core::op<"lattice_from_corners", &lattice_from_corners>("The cells whose eight corners are given, in any order.",
+                                                            {"corners[B,8,3]", "lattices[B,3,3]", "origins[B,3]", "errors[B]"},
+                                                            {.paper = "2503.16278", .ns_per_element = 2000}),
+    core::op<"pxrd_profile", &pxrd_profile>(
+        "Powder diffraction patterns on a grid of angles.",
+        {"two_theta[P]", "intensity[P]", "offsets[B+1]", "high", "least", "zeros", "seed", "profiles[B,N]"},
+        {.paper = "2503.16278", .ns_per_element = 5}),
     core::op<"match_crystals", &match_crystals>(
         "Whether pairs of crystals are the same within tolerances, and how far apart their atoms are.",
         {"numbers1[A]", "fractional1[A,3]", "lattices1[B,3,3]", "offsets1[B+1]", "numbers2[C]", "fractional2[C,3]", "lattices2[B,3,3]",

@@ -72,4 +72,21 @@ CORE_EXPORT void match_crystals(core::Tensor<const std::int32_t, 1> numbers1, co
                                 core::Tensor<const double, 3> lattices2, core::Tensor<const std::int64_t, 1> offsets2, double ltol,
                                 double stol, double angle_tol, bool primitive_cell, bool scale, core::Tensor<double, 1> rms,
                                 core::Tensor<double, 1> max_distance);
+
+/// The cells whose eight corners these are, in any order and not quite exact.
+///
+/// corners[B,8,3] in angstroms; lattices[B,3,3]: edges of the parallelepiped nearest to the corners, right-handed, ascending
+/// in length, angles all blunt or all sharp; origins[B,3]: one of its corners; errors[B]: the mean distance of the corners
+/// from those that three edges of the first one span, infinite for corners in a plane. Throws ValueError: a corner beyond +-1e6.
+CORE_EXPORT void lattice_from_corners(core::Tensor<const double, 3> corners, core::Tensor<double, 3> lattices,
+                                      core::Tensor<double, 2> origins, core::Tensor<double, 1> errors);
+
+/// Powder patterns on a grid of angles, as Uni-3DAR (arXiv 2503.16278) reads them.
+///
+/// two_theta[P] and intensity[P] (0..100) of peaks, offsets[B+1]; peaks above `least` and below `high` degrees, and `zeros`
+/// random angles at least 0.2 degrees from them with intensity 0, are joined by straight lines; profiles[B,N]: at N angles from
+/// 0, high / N apart. The value of the first and of the last point holds beyond it. Throws ValueError: a value out of range.
+CORE_EXPORT void pxrd_profile(core::Tensor<const double, 1> two_theta, core::Tensor<const double, 1> intensity,
+                              core::Tensor<const std::int64_t, 1> offsets, double high, double least, std::int64_t zeros, std::int64_t seed,
+                              core::Tensor<float, 2> profiles);
 }  // namespace core_3d_molecule

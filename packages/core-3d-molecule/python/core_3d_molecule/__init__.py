@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .bonds import EDM_VALENCES, Stability, edm_bonds, edm_stability
+from .crystal_tokens import Conditions, CrystalTokenizer
 from .crystals import (
     Crystals,
     Neighbors,
@@ -15,14 +16,19 @@ from .crystals import (
     structure_validity,
 )
 from .geometry import gaussian_mmd, kabsch_rmsd
-from .octree import OctreeTokenizer, Structures, Tokens
+from .octree import Augmentation, OctreeTokenizer, Packed, Tokens
 from .relational import relational_attention
+from .structures import Structures
 
 __all__ = [
     "EDM_VALENCES",
+    "Augmentation",
+    "Conditions",
+    "CrystalTokenizer",
     "Crystals",
     "Neighbors",
     "OctreeTokenizer",
+    "Packed",
     "Patterns",
     "Stability",
     "Structures",

@@ -8,6 +8,10 @@ def octree_count(
     cell: float,
     resolution: float,
     keep_first: bool,
+    crop: bool,
+    seed: SupportsIndex,
+    middles: Any | None,  # float64[B,3]
+    drops: Any | None,  # float64[B]
     counts: Any,  # out int64[B]
 ) -> None:
     """The number of octree tokens of each structure of a batch."""
@@ -21,14 +25,35 @@ def octree_tokenize(
     cell: float,
     resolution: float,
     keep_first: bool,
+    crop: bool,
+    seed: SupportsIndex,
+    middles: Any | None,  # float64[B,3]
+    drops: Any | None,  # float64[B]
     tokens: Any,  # out int32[T]
     levels: Any,  # out int32[T]
     centres: Any,  # out float32[T,3]
     bins: Any,  # out int32[T,3]
+    counts: Any,  # out int32[T]
     atoms: Any,  # out int64[T]
     origins: Any,  # out float64[B,3]
 ) -> None:
     """The octree tokens of each structure of a batch: nodes coarse to fine, atoms, CLS."""
+
+def octree_augment(
+    positions: Any,  # float64[A,3]
+    offsets: Any,  # int64[B+1]
+    anchors: SupportsIndex,
+    rotate: float,
+    noise: float,
+    step: float,
+    steps: SupportsIndex,
+    drop: float,
+    seed: SupportsIndex,
+    moved: Any,  # out float64[A,3]
+    middles: Any,  # out float64[B,3]
+    drops: Any,  # out float64[B]
+) -> None:
+    """Random rotations and shifts of each structure of a batch."""
 
 def octree_detokenize(
     tokens: Any,  # int32[T]
@@ -49,12 +74,20 @@ def octree_pack(
     levels: Any,  # int32[T]
     centres: Any,  # float32[T,3]
     bins: Any,  # int32[T,3]
-    token_offsets: Any,  # int64[B+1]
+    counts: Any,  # int32[T]
+    token_offsets: Any,  # int64[R+1]
+    conditions: Any,  # int32[B,C]
+    trees: SupportsIndex,
+    depth: SupportsIndex,
     cell: float,
     resolution: float,
-    packed_tokens: Any,  # out int32[T,2]
-    packed_levels: Any,  # out int32[T,2]
-    positions: Any,  # out float32[T,2,3]
+    packed_tokens: Any,  # out int32[S]
+    packed_levels: Any,  # out int32[S]
+    positions: Any,  # out float32[S,3]
+    packed_bins: Any,  # out int32[S,3]
+    packed_trees: Any,  # out int32[S]
+    packed_counts: Any,  # out int32[S]
+    remaining: Any,  # out int32[S,2]
     cu_seqlens: Any,  # out int32[B+1]
 ) -> None:
     """Octree tokens as a model's input: each after its MASK copy, with cu_seqlens."""
@@ -155,6 +188,26 @@ def pxrd_patterns(
     counts: Any,  # out int64[B]
 ) -> None:
     """The powder diffraction pattern of each crystal."""
+
+def lattice_from_corners(
+    corners: Any,  # float64[B,8,3]
+    lattices: Any,  # out float64[B,3,3]
+    origins: Any,  # out float64[B,3]
+    errors: Any,  # out float64[B]
+) -> None:
+    """The cells whose eight corners are given, in any order."""
+
+def pxrd_profile(
+    two_theta: Any,  # float64[P]
+    intensity: Any,  # float64[P]
+    offsets: Any,  # int64[B+1]
+    high: float,
+    least: float,
+    zeros: SupportsIndex,
+    seed: SupportsIndex,
+    profiles: Any,  # out float32[B,N]
+) -> None:
+    """Powder diffraction patterns on a grid of angles."""
 
 def match_crystals(
     numbers1: Any,  # int32[A]

@@ -10,7 +10,7 @@ import numpy as np
 from core_registry.arrays import as_array, empty
 
 from . import _core_3d_molecule as _C
-from .octree import Structures, _arrays, _offsets
+from .structures import Structures, arrays, offsets_of
 
 EDM_VALENCES: Mapping[int, tuple[int, ...]] = {
     1: (1,), 5: (3,), 6: (4,), 7: (3,), 8: (2,), 9: (1,), 13: (3,), 14: (4,), 15: (3, 5), 16: (4,), 17: (1,),
@@ -50,7 +50,7 @@ def edm_stability(structures: Structures, allowed: Mapping[int, tuple[int, ...]]
         if not (1 <= number <= 118 and all(0 <= v <= 62 for v in valences)):
             raise ValueError(f"argument 'allowed' must map 1..118 to valences 0..62, got {number}: {valences}")
         sets[number] = sum(1 << v for v in set(valences))
-    numbers, positions, offsets = _arrays(structures)
+    numbers, positions, offsets = arrays(structures)
     batch = len(offsets) - 1
     stable, bonds = (empty((batch,), "int64", like=numbers) for _ in range(2))
     valence = empty((len(numbers),), "int32", like=numbers)
@@ -62,8 +62,8 @@ def edm_stability(structures: Structures, allowed: Mapping[int, tuple[int, ...]]
 def edm_bonds(structures: Structures) -> tuple[Any, Any, Any]:
     """The bonds of a batch by the same table: bonds (M, 2) int64, rows of the batch with the lesser first and in
     ascending order; orders (M,) int32 of 1, 2 or 3; bond_offsets (B + 1,) int64. Raises as edm_stability does."""
-    numbers, positions, offsets = _arrays(structures)
-    bond_offsets = _offsets(edm_stability(structures).bond_counts)
+    numbers, positions, offsets = arrays(structures)
+    bond_offsets = offsets_of(edm_stability(structures).bond_counts)
     total = int(bond_offsets[-1])
     bonds, orders = empty((total, 2), "int64", like=numbers), empty((total,), "int32", like=numbers)
     _C.edm_bonds(numbers, positions, offsets, bond_offsets, bonds, orders)

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from core_registry.testing import Case
 
+from . import _core_3d_molecule as _C
 from . import cases_crystals
 from .bonds import EDM_VALENCES
-from .octree import _C, _offsets
 from .reference import bonds as reference_bonds
 from .reference import geometry, relational
 from .reference import octree as reference
+from .structures import offsets_of as _offsets
 
 Args = dict[str, Any]
 GRID = {"depth": 6, "cell": 0.24, "resolution": 0.01}
@@ -30,27 +31,53 @@ def _structures(rng: np.random.Generator, B: int, N: int) -> tuple[np.ndarray, n
     return numbers, positions, _offsets(counts)
 
 
+def _cuts(rng: np.random.Generator, positions: np.ndarray, offsets: np.ndarray) -> Args:
+    """Every option of the tokeniser: middles beside the means, some nodes dropped."""
+    batch = len(offsets) - 1
+    sums = np.add.reduceat(np.append(positions, np.zeros((1, 3)), 0), offsets[:-1]) if batch else np.zeros((0, 3))
+    counts = np.diff(offsets)[:, None]
+    middles = np.where(counts > 0, sums / np.maximum(counts, 1), 0.0) + rng.normal(0, 0.2, (batch, 3))
+    seed = int(rng.integers(2**62))
+    return {"keep_first": True, "crop": True, "seed": seed, "middles": middles, "drops": rng.uniform(0, 0.5, batch)}
+
+
 def _count(rng: np.random.Generator, B: int, N: int) -> Args:
     _, positions, offsets = _structures(rng, B, N)
-    return {"positions": positions, "offsets": offsets, **GRID, "keep_first": False, "counts": np.empty(B, np.int64)}
+    cuts = _cuts(rng, positions, offsets)
+    return {"positions": positions, "offsets": offsets, **GRID, **cuts, "counts": np.empty(B, np.int64)}
 
 
-def _tokenize(rng: np.random.Generator, B: int, N: int) -> Args:
+def _whole(rng: np.random.Generator, B: int, N: int) -> Args:
+    """Arguments of octree_tokenize that cut and drop nothing."""
+    return _tokenize(rng, B, N, keep_first=False, crop=False, seed=0, middles=None, drops=None)
+
+
+def _tokenize(rng: np.random.Generator, B: int, N: int, **given: Any) -> Args:
     numbers, positions, offsets = _structures(rng, B, N)
     counts = np.empty(B, np.int64)
-    _C.octree_count(positions, offsets, *GRID.values(), False, counts)
+    cuts = given or _cuts(rng, positions, offsets)
+    _C.octree_count(positions, offsets, *GRID.values(), *cuts.values(), counts)
     token_offsets = _offsets(counts)
     total = int(token_offsets[-1])
     return {
-        "numbers": numbers, "positions": positions, "offsets": offsets, "token_offsets": token_offsets, **GRID,
-        "keep_first": False, "tokens": np.empty(total, np.int32), "levels": np.empty(total, np.int32),
+        "numbers": numbers, "positions": positions, "offsets": offsets, "token_offsets": token_offsets, **GRID, **cuts,
+        "tokens": np.empty(total, np.int32), "levels": np.empty(total, np.int32),
         "centres": np.empty((total, 3), np.float32), "bins": np.empty((total, 3), np.int32),
-        "atoms": np.empty(total, np.int64), "origins": np.empty((B, 3)),
+        "counts": np.empty(total, np.int32), "atoms": np.empty(total, np.int64), "origins": np.empty((B, 3)),
+    }  # fmt: skip
+
+
+def _augment(rng: np.random.Generator, B: int, N: int) -> Args:
+    _, positions, offsets = _structures(rng, B, N)
+    return {
+        "positions": positions.astype(np.float64), "offsets": offsets, "anchors": 2, "rotate": 0.7, "noise": 0.12,
+        "step": 0.24, "steps": 1, "drop": 0.1, "seed": int(rng.integers(2**62)),
+        "moved": np.empty((len(positions), 3)), "middles": np.empty((B, 3)), "drops": np.empty(B),
     }  # fmt: skip
 
 
 def _detokenize(rng: np.random.Generator, B: int, N: int) -> Args:
-    a = _tokenize(rng, B, N)
+    a = _whole(rng, B, N)
     _C.octree_tokenize(*a.values())
     total = len(a["numbers"])
     return {
@@ -60,13 +87,17 @@ def _detokenize(rng: np.random.Generator, B: int, N: int) -> Args:
 
 
 def _pack(rng: np.random.Generator, B: int, N: int) -> Args:
-    a = _tokenize(rng, B, N)
+    a = _tokenize(rng, 2 * B, N)
     _C.octree_tokenize(*a.values())
-    total = len(a["tokens"])
+    conditions = rng.integers(602, 736, (B, 2)).astype(np.int32)
+    total = 2 * len(a["tokens"]) + conditions.size
     return {
-        **{k: a[k] for k in ("tokens", "levels", "centres", "bins", "token_offsets", "cell", "resolution")},
-        "packed_tokens": np.empty((total, 2), np.int32), "packed_levels": np.empty((total, 2), np.int32),
-        "positions": np.empty((total, 2, 3), np.float32), "cu_seqlens": np.empty(B + 1, np.int32),
+        **{k: a[k] for k in ("tokens", "levels", "centres", "bins", "counts", "token_offsets")},
+        "conditions": conditions, "trees": 2, **GRID,
+        "packed_tokens": np.empty(total, np.int32), "packed_levels": np.empty(total, np.int32),
+        "positions": np.empty((total, 3), np.float32), "packed_bins": np.empty((total, 3), np.int32),
+        "packed_trees": np.empty(total, np.int32), "packed_counts": np.empty(total, np.int32),
+        "remaining": np.empty((total, 2), np.int32), "cu_seqlens": np.empty(B + 1, np.int32),
     }  # fmt: skip
 
 
@@ -109,10 +140,15 @@ def _joined(lists: Iterable[list[Any]]) -> list[Any]:
 
 def _each(a: Args) -> list[dict[str, list[Any]]]:
     numbers = a.get("numbers", np.ones(len(a["positions"]), np.int32))
+    cuts = {"crop": a.get("crop", False), "seed": a.get("seed", 0)}
+    middles, drops = a.get("middles"), a.get("drops")
     return [
-        reference.tokenize(numbers[i:j], a["positions"][i:j], *(a[k] for k in GRID), a["keep_first"])
-        for i, j in itertools.pairwise(a["offsets"])
-    ]
+        reference.tokenize(
+            numbers[i:j], a["positions"][i:j], *(a[k] for k in GRID), a["keep_first"], **cuts, row=b,
+            middle=None if middles is None else middles[b], drop=0.0 if drops is None else drops[b],
+        )
+        for b, (i, j) in enumerate(itertools.pairwise(a["offsets"]))
+    ]  # fmt: skip
 
 
 def reference_count(a: Args) -> Args:
@@ -126,13 +162,27 @@ def reference_tokenize(a: Args) -> Args:
     firsts = a["offsets"][:-1]
     out: Args = {
         k: np.array(_joined(r[k] for r in rows), a[k].dtype).reshape(a[k].shape)
-        for k in ("tokens", "levels", "centres", "bins")
+        for k in ("tokens", "levels", "centres", "bins", "counts")
     }
     atoms = [[i + f if i >= 0 else -1 for i in r["atoms"]] for r, f in zip(rows, firsts, strict=True)]
     return {
         **out,
         "atoms": np.array(_joined(atoms), np.int64),
         "origins": np.array([r["origin"] for r in rows], np.float64).reshape(a["origins"].shape),
+    }
+
+
+def reference_augment(a: Args) -> Args:
+    """The expected outputs of octree_augment."""
+    how = [a[k] for k in ("rotate", "noise", "step", "steps", "drop")]
+    rows = [
+        reference.augment(a["positions"][i:j], a["anchors"], how, a["seed"], b)
+        for b, (i, j) in enumerate(itertools.pairwise(a["offsets"]))
+    ]
+    return {
+        "moved": np.concatenate([np.empty((0, 3)), *(m for m, _, _ in rows)]),
+        "middles": np.array([m for _, m, _ in rows]).reshape(-1, 3),
+        "drops": np.array([d for _, _, d in rows]),
     }
 
 
@@ -153,8 +203,7 @@ def reference_detokenize(a: Args) -> Args:
 
 def reference_pack(a: Args) -> Args:
     """The expected outputs of octree_pack."""
-    names = ("packed_tokens", "packed_levels", "positions", "cu_seqlens")
-    return dict(zip(names, reference.pack(*itertools.islice(a.values(), 7)), strict=True))
+    return reference.pack(*itertools.islice(a.values(), 11))
 
 
 def _each_bonds(a: Args) -> list[list[tuple[int, int, int]]]:
@@ -235,7 +284,10 @@ def _bytes(a: Args) -> tuple[float, float]:
 
 
 SIZES = {"tiny": {"B": 3, "N": 12}, "bench": {"B": 2000, "N": 29}}
-EXACT = {"tokens": (0, 0), "levels": (0, 0), "bins": (0, 0), "atoms": (0, 0)}
+EXACT = dict.fromkeys(("tokens", "levels", "bins", "counts", "atoms"), (0, 0))
+PACKED = dict.fromkeys(
+    [*(f"packed_{name}" for name in ("tokens", "levels", "bins", "trees", "counts")), "remaining", "cu_seqlens"], (0, 0)
+)
 VARY = {"B": (0, 5), "N": (0, 40)}
 ATTENTION = {
     "tiny": {"B": 3, "N": 11, "H": 2, "D": 3, "E": 5, "F": 6, "G": 3},
@@ -261,9 +313,14 @@ cases = [
         tolerance={"numbers": (0, 0), "positions": (0, 1e-9)}, peer=_peer(reference_detokenize), work=_bytes, vary=VARY,
     ),
     Case(
-        op="core_3d_molecule.octree_pack", sizes=SIZES, make=_pack, reference=reference_pack,
-        tolerance={"packed_tokens": (0, 0), "packed_levels": (0, 0), "positions": (1e-6, 1e-6), "cu_seqlens": (0, 0)},
-        peer=("numpy", lambda a: lambda: reference_pack(a)), work=_bytes, vary=VARY,
+        op="core_3d_molecule.octree_augment", sizes=SIZES, make=_augment, reference=reference_augment,
+        tolerance=dict.fromkeys(("moved", "middles", "drops"), (1e-12, 1e-12)),
+        peer=_peer(reference_augment), work=_bytes, vary=VARY,
+    ),
+    Case(
+        op="core_3d_molecule.octree_pack", sizes={"tiny": SIZES["tiny"], "bench": {"B": 500, "N": 29}}, make=_pack,
+        reference=reference_pack, tolerance={**PACKED, "positions": (1e-6, 1e-6)}, peer=_peer(reference_pack),
+        work=_bytes, vary=VARY,
     ),
     Case(
         op="core_3d_molecule.edm_stability", sizes=SIZES, make=_stability, reference=reference_stability,

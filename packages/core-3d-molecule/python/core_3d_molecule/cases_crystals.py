@@ -9,8 +9,9 @@ import numpy as np
 from core_registry.testing import Case
 
 from . import _core_3d_molecule as _C
-from .octree import _offsets
 from .reference import crystals as reference
+from .reference.octree import Random
+from .structures import offsets_of as _offsets
 
 Args = dict[str, Any]
 CUTOFF = 4.0
@@ -203,7 +204,99 @@ FINE = (1e-9, 1e-9)
 LISTED = {"pairs": (0, 0), "shifts": (0, 0), "distances": FINE}
 PEAKS = {"two_theta": FINE, "intensity": (1e-8, 1e-7), "counts": (0, 0)}
 BOTH = dict.fromkeys(("rms", "max_distance"), (1e-7, 1e-7))
+
+
+def _corners(rng: np.random.Generator, B: int) -> Args:
+    """Corners of cells in any order, a hundredth of an angstrom off; no angle within a degree of a right one."""
+    cells = _crystals(rng, B, 1)["lattices"] * [[[1.0], [1.3], [1.7]]] + 0.6 * np.eye(3)[[1, 2, 0]]
+    unit = np.array(list(itertools.product((0, 1), repeat=3)))
+    points = unit @ cells + rng.normal(size=(B, 1, 3)) * 5
+    points = np.stack([p[rng.permutation(8)] for p in points]) if B else points
+    return {
+        "corners": points + rng.uniform(-0.01, 0.01, points.shape),
+        "lattices": np.empty((B, 3, 3)), "origins": np.empty((B, 3)), "errors": np.empty(B),
+    }  # fmt: skip
+
+
+def _from_corners(a: Args) -> Args:
+    """By trying all orders of three neighbours of the first corner and every assignment with greedy matching."""
+    out: Args = {"lattices": np.empty_like(a["lattices"]), "origins": np.empty_like(a["origins"]), "errors": []}
+    unit = np.array(list(itertools.product((0, 1), repeat=3)))
+    for b, points in enumerate(a["corners"]):
+        best = np.inf, np.eye(3), unit
+        for three in itertools.combinations(range(1, 8), 3):
+            edges = points[list(three)] - points[0]
+            away = np.linalg.norm((points - points[0])[:, None] - (unit @ edges)[None], axis=2)
+            nearest = away.argmin(1)
+            if abs(np.linalg.det(edges)) > 1e-6 and len(set(nearest)) == 8 and away.min(1).mean() < best[0]:
+                best = away.min(1).mean(), edges, unit[nearest]
+        fit = np.linalg.lstsq(np.column_stack([best[2], np.ones(8)]), points, rcond=None)[0]
+        edges = fit[np.argsort(np.linalg.norm(fit[:3], axis=1))]
+        options = [np.diag(s) @ edges for s in itertools.product((1, -1), repeat=3)]
+        right = [m for m in options if np.linalg.det(m) > 0]
+        cosines = [
+            np.array([m[i] @ m[j] / np.linalg.norm(m[i]) / np.linalg.norm(m[j]) for i, j in ((1, 2), (0, 2), (0, 1))])
+            for m in right
+        ]
+        blunt = [m for m, c in zip(right, cosines, strict=True) if (c <= 0.005).all()]
+        sharp = [m for m, c in zip(right, cosines, strict=True) if (c > 0).all()]
+        out["lattices"][b] = (blunt or sharp)[0]
+        out["origins"][b] = points.mean(0) - out["lattices"][b].sum(0) / 2
+        out["errors"].append(best[0])
+    return {**out, "errors": np.array(out["errors"])}
+
+
+def _profile(rng: np.random.Generator, B: int, N: int) -> Args:
+    counts = rng.integers(0, 8, B)
+    offsets = _offsets(counts)
+    total = int(offsets[-1])
+    return {
+        "two_theta": rng.uniform(0, 130, total), "intensity": rng.uniform(0, 100, total), "offsets": offsets,
+        "high": 120.0, "least": 5.0, "zeros": 6, "seed": int(rng.integers(2**62)),
+        "profiles": np.empty((B, N), np.float32),
+    }  # fmt: skip
+
+
+def _interpolated(a: Args) -> Args:
+    """numpy's interpolation between peaks and zeros."""
+    out = np.zeros(a["profiles"].shape, np.float32)
+    for b, (i, j) in enumerate(itertools.pairwise(a["offsets"])):
+        x, y = a["two_theta"][i:j], a["intensity"][i:j]
+        kept = (y > a["least"]) & (x < a["high"])
+        knots = list(zip(x[kept], y[kept], strict=True))
+        random = Random(a["seed"], 4, b)
+        zeros: list[float] = []
+        for _ in range(16 * a["zeros"]):
+            if len(zeros) < a["zeros"]:
+                angle = a["high"] * random.uniform()
+                if not (np.abs(x[kept] - angle) < 0.2).any():
+                    zeros.append(angle)
+        knots = sorted([*knots, *((z, 0.0) for z in zeros)])
+        if knots:
+            grid = a["high"] * np.arange(out.shape[1]) / max(out.shape[1], 1)
+            out[b] = np.interp(grid, *np.array(knots).T)
+    return {"profiles": out}
+
+
 cases = [
+    Case(
+        op="core_3d_molecule.lattice_from_corners",
+        sizes={"tiny": {"B": 4}, "bench": {"B": 500}},
+        make=_corners,
+        reference=_from_corners,
+        tolerance=dict.fromkeys(("lattices", "origins", "errors"), (1e-9, 1e-9)),
+        peer=("numpy", lambda a: lambda: _from_corners(a)),
+        vary={"B": (0, 6)},
+    ),
+    Case(
+        op="core_3d_molecule.pxrd_profile",
+        sizes={"tiny": {"B": 3, "N": 50}, "bench": {"B": 500, "N": 1200}},
+        make=_profile,
+        reference=_interpolated,
+        tolerance={"profiles": (1e-5, 1e-4)},
+        peer=("numpy", lambda a: lambda: _interpolated(a)),
+        vary={"B": (0, 6), "N": (0, 40)},
+    ),
     _row("niggli_reduce", _niggli, _reduced, {"reduced": FINE, "transforms": (0, 0)}, None, 20),
     _row("neighbor_count", _count, reference_count, {"counts": (0, 0)}, 4, 10),
     _row("neighbor_list", _list, reference_list, LISTED, 4, 10),

@@ -10,7 +10,7 @@ import numpy as np
 from core_registry.arrays import as_array
 
 from . import _core_3d_molecule as _C
-from .octree import Structures, _offsets
+from .structures import Structures, offsets_of, selected
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -77,6 +77,11 @@ class Crystals:
 
         return [Atoms(numbers=n, scaled_positions=f, cell=m, pbc=True) for n, f, m in self]
 
+    def select(self, rows: Any) -> Crystals:
+        """The crystals of these rows (K,), in their order. Raises IndexError for a row too large."""
+        atoms, offsets = selected(self.offsets, rows)
+        return Crystals(self.numbers[atoms], self.fractional[atoms], self.lattices[np.asarray(rows)], offsets)
+
     def __iter__(self) -> Any:
         """Numbers, fractional coordinates and lattice of each crystal."""
         cuts = np.asarray(self.offsets)[1:-1]
@@ -129,7 +134,7 @@ def neighbor_list(crystals: Crystals, cutoff: float) -> Neighbors:
     numbers, fractional, lattices, offsets = _arrays(crystals)
     counts = np.empty(len(numbers), np.int64)
     _C.neighbor_count(fractional, lattices, offsets, cutoff, counts)
-    starts = _offsets(counts)
+    starts = offsets_of(counts)
     total = int(starts[-1])
     out = Neighbors(np.empty((total, 2), np.int64), np.empty((total, 3), np.int32), np.empty(total), starts)
     _C.neighbor_list(fractional, lattices, offsets, cutoff, starts, out.pairs, out.shifts, out.distances)
@@ -153,12 +158,12 @@ def pxrd_patterns(
     span = (float(wavelength), float(low), float(high))
     counts = np.empty(len(crystals), np.int64)
     _C.pxrd_count(lattices, *span, counts)
-    room = _offsets(counts)
+    room = offsets_of(counts)
     total = int(room[-1])
     two_theta, intensity = np.empty(total), np.empty(total)
     _C.pxrd_patterns(numbers, fractional, lattices, offsets, room, *span, two_theta, intensity, counts)
     kept = np.arange(total) < np.repeat(room[:-1] + counts, np.diff(room))
-    return Patterns(two_theta[kept], intensity[kept], _offsets(counts))
+    return Patterns(two_theta[kept], intensity[kept], offsets_of(counts))
 
 
 def crystal_distances(crystals: Crystals) -> tuple[Any, Any]:

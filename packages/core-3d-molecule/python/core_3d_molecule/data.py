@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .octree import Structures
+from .structures import Structures
 
 
 def g2() -> Structures:

@@ -12,7 +12,8 @@ from core_registry.timing import fastest
 
 from . import data
 from .cases import GRID, reference_tokenize
-from .octree import OctreeTokenizer, Structures, Tokens
+from .octree import OctreeTokenizer, Tokens
+from .structures import Structures
 
 
 def demo(out: Path) -> Demo:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .bonds import MARGINS, edm_bonds, edm_stability
-from .octree import Structures
+from .structures import Structures
 
 Z95 = 1.959963984540054
 

@@ -5,22 +5,11 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from .octree import Structures
+from .elements import NUMBERS, SYMBOLS
+from .structures import Structures
 
 MAX_BYTES = 1 << 30
 MAX_ATOMS = 100_000
-
-_ELEMENTS = [
-    "H", "He", "Li", "Be", "B", "C", "N", "O", "F", "Ne", "Na", "Mg", "Al", "Si", "P", "S", "Cl", "Ar", "K",
-    "Ca", "Sc", "Ti", "V", "Cr", "Mn", "Fe", "Co", "Ni", "Cu", "Zn", "Ga", "Ge", "As", "Se", "Br", "Kr", "Rb",
-    "Sr", "Y", "Zr", "Nb", "Mo", "Tc", "Ru", "Rh", "Pd", "Ag", "Cd", "In", "Sn", "Sb", "Te", "I", "Xe", "Cs",
-    "Ba", "La", "Ce", "Pr", "Nd", "Pm", "Sm", "Eu", "Gd", "Tb", "Dy", "Ho", "Er", "Tm", "Yb", "Lu", "Hf", "Ta",
-    "W", "Re", "Os", "Ir", "Pt", "Au", "Hg", "Tl", "Pb", "Bi", "Po", "At", "Rn", "Fr", "Ra", "Ac", "Th", "Pa",
-    "U", "Np", "Pu", "Am", "Cm", "Bk", "Cf", "Es", "Fm", "Md", "No", "Lr", "Rf", "Db", "Sg", "Bh", "Hs", "Mt",
-    "Ds", "Rg", "Cn", "Nh", "Fl", "Mc", "Lv", "Ts", "Og",
-]  # fmt: skip
-NUMBERS = {symbol: number for number, symbol in enumerate(_ELEMENTS, 1)}
-"""Atomic numbers by symbol."""
 
 
 def read(path: Path) -> Structures:
@@ -101,8 +90,8 @@ def _xyz(lines: _Lines, numbers: list[list[int]], positions: list[list[list[floa
             if len(fields) < 4:
                 raise lines.error("an atom must be an element and three coordinates")
             symbol = fields[0].capitalize()
-            if symbol.isascii() and symbol.isdigit() and 1 <= len(symbol) <= 3 and 1 <= int(symbol) <= len(_ELEMENTS):
-                symbol = _ELEMENTS[int(symbol) - 1]
+            if symbol.isascii() and symbol.isdigit() and 1 <= len(symbol) <= 3 and 1 <= int(symbol) < len(SYMBOLS):
+                symbol = SYMBOLS[int(symbol)]
             lines.atom(symbol, fields[1:4], numbers[-1], positions[-1])
 
 

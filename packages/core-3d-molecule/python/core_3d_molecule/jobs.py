@@ -12,12 +12,15 @@ import numpy as np
 import typer
 from core_registry.files import replace
 
-from .octree import OctreeTokenizer, Structures, Tokens
+from .octree import OctreeTokenizer, Tokens
+from .structures import Structures
 
-FORMAT = 1
+FORMAT = 2
 MAX_BYTES = 4 << 30
-FIELDS = {"tokens": ("int32", 1), "levels": ("int32", 1), "centres": ("float32", 2), "bins": ("int32", 2),
-          "atoms": ("int64", 1), "offsets": ("int64", 1), "origins": ("float64", 2)}  # fmt: skip
+FIELDS = {
+    "tokens": ("int32", 1), "levels": ("int32", 1), "centres": ("float32", 2), "bins": ("int32", 2),
+    "counts": ("int32", 1), "atoms": ("int64", 1), "offsets": ("int64", 1), "origins": ("float64", 2),
+}  # fmt: skip
 
 Output = Annotated[Path, typer.Option("-o", "--out", help="The file to write.")]
 
