@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from bench_pipeline import seconds
-from core_3d_molecule import Crystals, crystal_distances, match_crystals, neighbor_list, pxrd_patterns
+from core_3d_molecule import Crystals, crystal_distances, data, match_crystals, neighbor_list, pxrd_patterns
 
 TOLERANCES = {"ltol": 0.3, "stol": 0.5, "angle_tol": 10}
 CUTOFF, RANGE = 6.0, (0, 120)
@@ -39,6 +39,18 @@ def load(path: Path | None, count: int) -> list[Any]:
 def row(name: str, count: int, ours: float, peer_count: int, peer: float, difference: str) -> None:
     mine, theirs = count / ours, peer_count / peer
     print(f"{name}: ours {mine:,.0f}/s, pymatgen {theirs:,.0f}/s, ratio {mine / theirs:.1f}; {difference}")
+
+
+def reading(path: Path, structures: list[Any], crystals: Crystals) -> None:
+    few = min(len(structures), 300)
+    ours = seconds(lambda: data.crystals(path, few), 2)
+    with path.open(newline="") as file:
+        texts = [row["cif"] for _, row in zip(range(few), csv.DictReader(file), strict=False)]
+    peer = seconds(lambda: [type(structures[0]).from_str(text, fmt="cif") for text in texts], 1)
+    found = data.crystals(path, len(structures))
+    exact: dict[str, Any] = {"ltol": 1e-3, "stol": 1e-3, "angle_tol": 0.01, "primitive_cell": False, "scale": False}
+    differ = int(np.isnan(match_crystals(found, crystals, **exact)[0]).sum())
+    row("CIF files", few, ours, few, peer, f"{differ} crystals differ")
 
 
 def neighbors(structures: list[Any], crystals: Crystals) -> None:
@@ -128,6 +140,8 @@ if __name__ == "__main__":
     loaded = load(arguments.csv, arguments.count)
     batch = Crystals.from_pymatgen(loaded)
     print(f"{len(loaded)} crystals, {len(batch.numbers) / len(loaded):.1f} atoms each")
+    if arguments.csv:
+        reading(arguments.csv, loaded, batch)
     neighbors(loaded, batch)
     distances(loaded, batch)
     patterns(loaded, batch)

@@ -62,7 +62,7 @@ def test_formats_agree(tmp_path: Path) -> None:
         ("a.sdf", SDF.replace("  3  2", "  3  9"), "line 10: the record ends where a bond must be"),
         ("a.sdf", "a\nb\n$$$$\n", "line 3: the record ends where the comment must be"),
         ("a.sdf", SDF.replace("0.7630", "0.76x0"), "line 6: a coordinate must be a finite number, got '0.76x0'"),
-        ("a.cif", "", "must end in .sdf, .mol or .xyz"),
+        ("a.cif", "", "must end in .sdf, .mol, .xyz or .pdb"),
     ],
 )
 def test_hostile_files(tmp_path: Path, name: str, content: str, message: str) -> None:

@@ -249,8 +249,8 @@ def test_jobs(tmp_path: Path) -> None:
         damaged[at] ^= int(rng.integers(1, 256))
         (tmp_path / "bad.npz").write_bytes(damaged)
         try:
-            loaded, merge_level = jobs.load(tmp_path / "bad.npz")
-            OctreeTokenizer(merge_level).detokenize(loaded)
+            loaded, preset = jobs.load(tmp_path / "bad.npz")
+            OctreeTokenizer.preset(preset).detokenize(loaded)
         except ValueError:
             continue
     np.savez(tmp_path / "bad.npz", format=1)

@@ -1,101 +1,70 @@
-"""Molecules from SDF (V2000) and XYZ files of any origin; what is wrong is reported with its line."""
+"""Molecules from SDF (V2000), XYZ and PDB files of any origin, and to SDF and XYZ; crystals are in `crystal_files`."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
+from typing import Any
 
-from .elements import NUMBERS, SYMBOLS
+from core_registry.files import replace
+
+from .bonds import edm_bonds
+from .elements import FIRST_RESIDUE, RESIDUES
+from .lines import Lines
 from .structures import Structures
 
-MAX_BYTES = 1 << 30
-MAX_ATOMS = 100_000
+Atoms = tuple[list[int], list[list[float]]]
 
 
 def read(path: Path) -> Structures:
-    """The molecules of a file `*.sdf`, `*.mol` (V2000) or `*.xyz`; only elements and coordinates are read.
+    """The molecules of a file `*.sdf`, `*.mol` (V2000) or `*.xyz`, elements and coordinates; of `*.pdb`, alpha carbons.
 
     Raises ValueError that names file and line for what the format does not allow: a count that is no number, an
     unknown element, a coordinate that is not finite, an end too early, V3000; also for more than 100,000 atoms in a
     molecule and for files over 1 GiB.
     """
-    readers = {".sdf": _sdf, ".mol": _sdf, ".xyz": _xyz}
+    readers = {".sdf": _sdf, ".mol": _sdf, ".xyz": _xyz, ".pdb": _pdb}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise ValueError(f"{path}: the name must end in .sdf, .mol or .xyz")
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise ValueError(f"{path} has {size} bytes, more than {MAX_BYTES}")
-    lines = _Lines(path, path.read_text("utf-8", errors="replace").split("\n"))
-    numbers: list[list[int]] = []
-    positions: list[list[list[float]]] = []
-    reader(lines, numbers, positions)
-    return Structures.from_list(numbers, positions) if numbers else Structures.from_list([], [])
+        raise ValueError(f"{path}: the name must end in .sdf, .mol, .xyz or .pdb")
+    found = reader(Lines.of(path))
+    return Structures.from_list([numbers for numbers, _ in found], [positions for _, positions in found])
 
 
-class _Lines:
-    """The lines of a file with the number of the next one."""
+def write(path: Path, structures: Structures, bonds: tuple[Any, Any, Any] | None = None) -> None:
+    """Writes `*.xyz` with ASE or `*.sdf` with RDKit; an SDF's bonds are `bonds` as edm_bonds gives them, or EDM's."""
+    suffix = path.suffix.lower()
+    if suffix == ".xyz":
+        from ase.io import write as to_file
 
-    def __init__(self, path: Path, lines: list[str]) -> None:
-        self.path, self.lines, self.at = path, lines, 0
+        with replace(path) as temporary:
+            to_file(temporary, structures.to_ase(), format="xyz", fmt="%16.10f")
+    elif suffix == ".sdf":
+        from rdkit import Chem
 
-    def error(self, why: str, line: int | None = None) -> ValueError:
-        return ValueError(f"{self.path}, line {self.at if line is None else line}: {why}")
-
-    def next(self, what: str) -> str:
-        if self.at == len(self.lines):
-            raise self.error(f"the file ends where {what} must be")
-        self.at += 1
-        return self.lines[self.at - 1].rstrip("\r")
-
-    def skip_blank(self) -> bool:
-        """Goes to the next line that is not blank; whether there is one."""
-        while self.at < len(self.lines) and not self.lines[self.at].strip():
-            self.at += 1
-        return self.at < len(self.lines)
-
-    def count(self, field: str, what: str) -> int:
-        digits = field.strip()
-        if not (digits.isascii() and digits.isdigit() and len(digits) < 10):
-            raise self.error(f"{what} must be a whole number, got {digits[:40]!r}")
-        if int(digits) > MAX_ATOMS:
-            raise self.error(f"{what} must be at most {MAX_ATOMS}, got {digits}")
-        return int(digits)
-
-    def atom(self, symbol: str, fields: list[str], numbers: list[int], positions: list[list[float]]) -> None:
-        number = NUMBERS.get(symbol)
-        if number is None:
-            raise self.error(f"{symbol[:40]!r} is no element")
-        point = []
-        for field in fields:
-            try:
-                x = float(field)
-            except ValueError:
-                x = math.nan
-            if not (math.isfinite(x) and "_" not in field):
-                raise self.error(f"a coordinate must be a finite number, got {field.strip()[:40]!r}")
-            point.append(x)
-        numbers.append(number)
-        positions.append(point)
+        with replace(path) as temporary, Chem.SDWriter(str(temporary)) as writer:
+            writer.SetKekulize(False)
+            for molecule in structures.to_rdkit(bonds or edm_bonds(structures)):
+                writer.write(molecule)
+    else:
+        raise ValueError(f"{path}: the name must end in .sdf or .xyz")
 
 
-def _xyz(lines: _Lines, numbers: list[list[int]], positions: list[list[list[float]]]) -> None:
+def _xyz(lines: Lines) -> list[Atoms]:
+    found: list[Atoms] = []
     while lines.skip_blank():
         count = lines.count(lines.next("the number of atoms"), "the number of atoms")
         lines.next("the comment")
-        numbers.append([])
-        positions.append([])
+        found.append(([], []))
         for _ in range(count):
             fields = lines.next("an atom").split()
             if len(fields) < 4:
                 raise lines.error("an atom must be an element and three coordinates")
-            symbol = fields[0].capitalize()
-            if symbol.isascii() and symbol.isdigit() and 1 <= len(symbol) <= 3 and 1 <= int(symbol) < len(SYMBOLS):
-                symbol = SYMBOLS[int(symbol)]
-            lines.atom(symbol, fields[1:4], numbers[-1], positions[-1])
+            _add(lines, found[-1], lines.element(fields[0]), fields[1:4])
+    return found
 
 
-def _sdf(lines: _Lines, numbers: list[list[int]], positions: list[list[list[float]]]) -> None:
+def _sdf(lines: Lines) -> list[Atoms]:
+    found: list[Atoms] = []
     while any(line.strip() for line in lines.lines[lines.at : lines.at + 4]) or lines.skip_blank():
         for what in ("the title", "the program line", "the comment"):
             if lines.next(what).startswith("$$$$"):
@@ -104,11 +73,10 @@ def _sdf(lines: _Lines, numbers: list[list[int]], positions: list[list[list[floa
         if "V3000" in head:
             raise lines.error("V3000 is not read, only V2000")
         atoms, bonds = (lines.count(head[i : i + 3], what) for i, what in ((0, "the number of atoms"), (3, "of bonds")))
-        numbers.append([])
-        positions.append([])
+        found.append(([], []))
         for _ in range(atoms):
             row = lines.next("an atom")
-            lines.atom(row[31:34].strip(), [row[0:10], row[10:20], row[20:30]], numbers[-1], positions[-1])
+            _add(lines, found[-1], lines.element(row[31:34].strip()), [row[0:10], row[10:20], row[20:30]])
         for _ in range(bonds):
             if lines.next("a bond").startswith(("M  END", "$$$$")):
                 raise lines.error("the record ends where a bond must be")
@@ -118,3 +86,29 @@ def _sdf(lines: _Lines, numbers: list[list[int]], positions: list[list[list[floa
         if not any(line.startswith("M  END") for line in lines.lines[first : lines.at]):
             raise lines.error("the record must have a line 'M  END'")
         lines.at = min(lines.at + 1, len(lines.lines))
+    return found
+
+
+def _pdb(lines: Lines) -> list[Atoms]:
+    """One structure a model; an amino acid's alpha carbon is taken once, whatever its alternatives."""
+    found: list[Atoms] = [([], [])]
+    seen: set[str] = set()
+    while lines.skip_blank():
+        row = lines.next("a record")
+        if row.startswith("ENDMDL"):
+            found.append(([], []))
+            seen.clear()
+        residue, name = row[17:20].strip(), row[12:16]
+        if not row.startswith(("ATOM  ", "HETATM")) or name != " CA " or (row[0] == "H" and residue != "MSE"):
+            continue
+        if row[21:27] in seen:
+            continue
+        seen.add(row[21:27])
+        kind = RESIDUES.index(residue if residue in RESIDUES else "MET" if residue == "MSE" else "UNK")
+        _add(lines, found[-1], FIRST_RESIDUE + kind, [row[30:38], row[38:46], row[46:54]])
+    return [atoms for atoms in found if atoms[0]]
+
+
+def _add(lines: Lines, atoms: Atoms, number: int, fields: list[str]) -> None:
+    atoms[1].append([lines.number(field, "a coordinate") for field in fields])
+    atoms[0].append(number)

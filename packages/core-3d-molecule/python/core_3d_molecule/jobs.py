@@ -1,4 +1,4 @@
-"""Jobs on files: `core run molecule.tokenize`, `molecule.detokenize` and `molecule.eval`."""
+"""Jobs on files: `core run molecule.tokenize`, `molecule.detokenize`, `molecule.eval` and `molecule.show`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ import numpy as np
 import typer
 from core_registry.files import replace
 
-from .octree import OctreeTokenizer, Tokens
+from . import crystal_files, data, files
+from .crystal_tokens import CrystalTokenizer
+from .crystals import Crystals
+from .octree import PRESETS, OctreeTokenizer, Tokens
 from .structures import Structures
 
 FORMAT = 2
@@ -25,38 +28,67 @@ FIELDS = {
 Output = Annotated[Path, typer.Option("-o", "--out", help="The file to write.")]
 
 
+def read(path: Path) -> Structures | Crystals:
+    """Molecules (.sdf, .mol, .xyz, .pdb) or crystals (.cif, .extxyz, .csv with a column cif) of a file."""
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
+        return data.crystals(path)
+    return crystal_files.read(path) if suffix in (".cif", ".extxyz") else files.read(path)
+
+
 def tokenize(
-    structures: Annotated[Path, typer.Argument(help="A file that ASE reads: xyz, sdf, cif ...", exists=True)],
+    structures: Annotated[Path, typer.Argument(help=".sdf, .mol, .xyz, .pdb; .cif, .extxyz, .csv (cif)", exists=True)],
     out: Output = Path("tokens.npz"),
-    merge_level: Annotated[
-        int, typer.Option(help="Depth of the octree: QM9 6, drug-like 7, crystals 8.", min=1, max=10)
-    ] = 6,
+    preset: Annotated[
+        str, typer.Option(help="qm9, drug, crystal or protein; crystals are always 'crystal', .pdb always 'protein'.")
+    ] = "qm9",
     keep_first: Annotated[bool, typer.Option(help="Drop all but the first atom of a cell instead of failing.")] = False,
+    crop: Annotated[bool, typer.Option(help="Cut structures that the cube cannot hold instead of failing.")] = False,
+    seed: Annotated[int, typer.Option(help="Decides where structures are cut.")] = 0,
 ) -> None:
     """Writes the octree tokens of all structures of a file."""
-    from ase.io import iread
-    from rich.progress import track
-
-    atoms = list(track(iread(structures, index=":"), description=f"reading {structures}"))
-    tokenizer = OctreeTokenizer(merge_level, duplicates="first" if keep_first else "error")
-    tokens = tokenizer.tokenize(Structures.from_ase(atoms))
+    given = read(structures)
+    if isinstance(given, Crystals):
+        preset = "crystal"
+    elif structures.suffix.lower() == ".pdb":
+        preset = "protein"
+    base = OctreeTokenizer.preset(preset)
+    tokenizer = OctreeTokenizer(
+        base.merge_level,
+        base.grid_len,
+        base.resolution,
+        "first" if keep_first else "error",
+        "crop" if crop else "error",
+    )
+    if isinstance(given, Crystals):
+        tokens = CrystalTokenizer(tokenizer).tokenize(given, seed=seed)
+    else:
+        tokens = tokenizer.tokenize(given, seed=seed)
     with replace(out) as temporary:
-        np.savez_compressed(temporary, format=FORMAT, merge_level=merge_level, **vars(tokens))
-    print(f"{len(tokens)} structures, {len(tokens.tokens)} tokens: {out}")
+        np.savez_compressed(temporary, format=FORMAT, preset=preset, **vars(tokens))
+    print(f"{len(given)} structures, {len(tokens.tokens)} tokens: {out}")
 
 
 def detokenize(
     tokens: Annotated[Path, typer.Argument(help="A file that molecule.tokenize wrote.", exists=True)],
-    out: Output = Path("structures.xyz"),
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Molecules: .xyz or .sdf; crystals: .extxyz or .cif.")
+    ] = None,
 ) -> None:
-    """Writes the structures of a file of tokens, in a format that ASE writes."""
-    from ase.io import write
-
-    loaded, merge_level = load(tokens)
-    structures = OctreeTokenizer(merge_level).detokenize(loaded)
-    with replace(out) as temporary:
-        write(temporary, structures.to_ase())
-    print(f"{len(structures)} structures: {out}")
+    """Writes the structures of a file of tokens; structures.xyz, or for crystals structures.extxyz, if not told."""
+    loaded, preset = load(tokens)
+    if preset == "crystal":
+        crystals, rows = CrystalTokenizer().detokenize(loaded)
+        path = out or Path("structures.extxyz")
+        crystal_files.write(path, crystals)
+        print(f"{len(rows)} of {len(loaded) // 2} crystals: {path}")
+        return
+    structures = OctreeTokenizer.preset(preset).detokenize(loaded)
+    if preset == "protein":  # a file of atoms can only say that these are carbons
+        structures = Structures(np.full_like(structures.numbers, 6), structures.positions, structures.offsets)
+    path = out or Path("structures.xyz")
+    files.write(path, structures)
+    print(f"{len(structures)} structures: {path}")
 
 
 def evaluate(
@@ -87,8 +119,23 @@ def evaluate(
         console.print(f"{name.replace('_', ' ')}: {value}", markup=False, highlight=False)
 
 
-def load(path: Path) -> tuple[Tokens, int]:
-    """Tokens and merge level of a file; ValueError for one that molecule.tokenize did not write."""
+def show(
+    structures: Annotated[Path, typer.Argument(help=".sdf, .mol, .xyz, .cif, .extxyz, .csv (cif)", exists=True)],
+    out: Annotated[Path, typer.Option("-o", "--out", help=".html (turnable) or .png (a grid).")] = Path("show.html"),
+    columns: Annotated[int, typer.Option(help="Structures in a row.", min=1, max=16)] = 4,
+) -> None:
+    """Draws the first 64 structures of a file."""
+    from .show import grid, page
+
+    draw = {".html": page, ".png": grid}.get(out.suffix.lower())
+    if draw is None:
+        raise ValueError(f"argument 'out' must end in .html or .png, got {out}")
+    draw(out, read(structures), columns)
+    print(out)
+
+
+def load(path: Path) -> tuple[Tokens, str]:
+    """Tokens of a file and the preset that made them; ValueError for one that molecule.tokenize did not write."""
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(i.file_size for i in archive.infolist())
@@ -98,7 +145,7 @@ def load(path: Path) -> tuple[Tokens, int]:
             if int(file["format"]) != FORMAT:
                 raise ValueError(f"{path} has format {int(file['format'])}, this release reads {FORMAT}")
             fields = {name: file[name] for name in FIELDS}
-            merge_level = int(file["merge_level"])
+            preset = str(file["preset"])
     except (
         KeyError, OSError, TypeError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error
     ) as e:  # fmt: skip
@@ -108,4 +155,6 @@ def load(path: Path) -> tuple[Tokens, int]:
             raise ValueError(
                 f"{path}: {name} must be {dtype} with {rank} axes, got {fields[name].dtype} {fields[name].shape}"
             )
-    return Tokens(**fields), merge_level
+    if preset not in PRESETS:
+        raise ValueError(f"{path}: the preset must be one of {', '.join(PRESETS)}, got {preset[:40]!r}")
+    return Tokens(**fields), preset
