@@ -29,18 +29,28 @@ CORE_EXPORT void fixed_sum_sample(core::Tensor<const float, 3> probs, core::Tens
 CORE_EXPORT void fixed_sum_sample_f64(core::Tensor<const double, 3> probs, core::Tensor<const std::int64_t, 1> totals, double top_p,
                                       std::int64_t seed, core::Tensor<std::int32_t, 2> out);
 
-/// A state on the path from x0 to x1 at time t, conditioned on the common sum.
+/// A state on the path from x0 to x1 at each row's time, conditioned on the common sum.
 ///
-/// x0[B,K], x1[B,K]: counts in 0..max_count whose rows have equal sums; t in [0, 1], 1 is x1.
+/// x0[B,K], x1[B,K]: counts in 0..max_count whose rows have equal sums; t[B] in [0, 1], 1 is x1.
 /// Code i has the law exp(-(k - m)^2 / (2 s^2)) with m = (1-t) x0 + t x1 and s = max(sigma |x1 - x0|, 1e-3) on
 /// the counts within 6 s of m, and floor(m) and ceil(m), inside 0..max_count; the paper's sigma is 0.25.
 /// A code with x0 = x1 is not random. As floor(m) and ceil(m) always belong to the support and the
 /// means add up to the sum, every row has a solution. out[B,K] has the row sums of x0.
 /// Throws ValueError: t, sigma or max_count out of range, a count out of range (names row and code), or rows
 /// of unequal sums; MemoryError as above.
-CORE_EXPORT void fixed_sum_bridge(core::Tensor<const std::int32_t, 2> x0, core::Tensor<const std::int32_t, 2> x1, double t, double sigma,
-                                  std::int64_t max_count, std::int64_t seed, core::Tensor<std::int32_t, 2> out);
-CORE_EXPORT void fixed_sum_bridge_i64(core::Tensor<const std::int64_t, 2> x0, core::Tensor<const std::int64_t, 2> x1, double t,
-                                      double sigma, std::int64_t max_count, std::int64_t seed, core::Tensor<std::int32_t, 2> out);
+CORE_EXPORT void fixed_sum_bridge(core::Tensor<const std::int32_t, 2> x0, core::Tensor<const std::int32_t, 2> x1,
+                                  core::Tensor<const double, 1> t, double sigma, std::int64_t max_count, std::int64_t seed,
+                                  core::Tensor<std::int32_t, 2> out);
+CORE_EXPORT void fixed_sum_bridge_i64(core::Tensor<const std::int64_t, 2> x0, core::Tensor<const std::int64_t, 2> x1,
+                                      core::Tensor<const double, 1> t, double sigma, std::int64_t max_count, std::int64_t seed,
+                                      core::Tensor<std::int32_t, 2> out);
+
+/// The same on CUDA, one block a row, in double; draws equal those of the CPU but for the last bit of exp and log.
+/// Waits for the stream once, for the errors of the arguments, which name row and kind.
+CORE_EXPORT void fixed_sum_sample_cuda(core::Tensor<const float, 3> probs, core::Tensor<const std::int64_t, 1> totals, double top_p,
+                                       std::int64_t seed, core::Tensor<std::int32_t, 2> out, core::Stream stream);
+CORE_EXPORT void fixed_sum_bridge_cuda(core::Tensor<const std::int32_t, 2> x0, core::Tensor<const std::int32_t, 2> x1,
+                                       core::Tensor<const double, 1> t, double sigma, std::int64_t max_count, std::int64_t seed,
+                                       core::Tensor<std::int32_t, 2> out, core::Stream stream);
 
 }  // namespace core_diffusion

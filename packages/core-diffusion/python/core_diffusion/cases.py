@@ -36,7 +36,7 @@ def make_bridge(rng: np.random.Generator, B: int, K: int, M: int) -> Args:
     return {
         "x0": prior.astype(np.int32),
         "x1": code_counts(rng, B, K, M),
-        "t": 0.5,
+        "t": np.full(B, 0.5),
         "sigma": 0.25,
         "max_count": M,
         "seed": 7,
@@ -71,7 +71,7 @@ def peer_bridge(args: Args) -> Callable[[], Args]:
     x0, x1 = torch.from_numpy(args["x0"]), torch.from_numpy(args["x1"])
     generator = torch.Generator().manual_seed(args["seed"])
     return lambda: {
-        "out": reference.repair_step(x0, x1, args["t"], args["sigma"], args["max_count"], generator).numpy()
+        "out": reference.repair_step(x0, x1, float(args["t"][0]), args["sigma"], args["max_count"], generator).numpy()
     }
 
 

@@ -1,7 +1,7 @@
 """Set diffusion with exact sums: fixed-sum sampling of count vectors, and the sampler of TokenSet.
 
 A set of M tokens from a codebook of K codes is the vector of the K counts, whose sum is M (TokenSet,
-arXiv 2503.16425). The functions take numpy arrays or torch CPU tensors and return the same kind. Sampling
+arXiv 2503.16425). The functions take numpy arrays or torch tensors (CUDA too) and return the same kind. Sampling
 has no gradient: a torch tensor that requires grad is refused.
 """
 
@@ -86,14 +86,14 @@ def fixed_sum_sample(
 def fixed_sum_bridge(
     x0: Array,
     x1: Array,
-    t: float,
+    t: Array | float,
     *,
     sigma: float = 0.25,
     max_count: int | None = None,
     seed: int | None = None,
     generator: Any = None,
 ) -> Array:
-    """Draws a state at time t of the fixed-sum path from x0 to x1, conditioned exactly on their common sum.
+    """Draws a state at the time t of the fixed-sum path from x0 to x1, conditioned exactly on their common sum.
 
     TokenSet (arXiv 2503.16425), with the counts 0..max_count inclusive and the exact conditional law. A code with
     x0 != x1 has Gaussian weights with mean (1-t) x0 + t x1 and deviation max(sigma |x1 - x0|, 1e-3), at the counts
@@ -103,7 +103,7 @@ def fixed_sum_bridge(
     Args:
         x0: counts [..., K], the prior end; int32 or int64 (narrower dtypes are widened).
         x1: counts [..., K], the data end, with the sums of x0.
-        t: in [0, 1]; 0 is x0, 1 is x1.
+        t: in [0, 1], a number or float64 [...]; 0 is x0, 1 is x1.
         sigma: deviation per unit of |x1 - x0|, >= 0.
         max_count: largest count; by default the largest in x0 and x1 (the path's own bound is M).
         seed, generator: as for fixed_sum_sample.
@@ -127,9 +127,10 @@ def fixed_sum_bridge(
         max_count = max(int(x0.max()), int(x1.max())) if math.prod(x0.shape) else 0
     *batch, codes = x0.shape
     rows = math.prod(batch)
+    times = _expand(as_array(t, "float64", "t", like=x0), tuple(batch)).reshape(rows)
     out = empty((rows, codes), "int32", like=x0)
     _C.fixed_sum_bridge(
-        x0.reshape(rows, codes), x1.reshape(rows, codes), t, sigma, max_count, _seed(seed, generator), out
+        x0.reshape(rows, codes), x1.reshape(rows, codes), times, sigma, max_count, _seed(seed, generator), out
     )
     return out.reshape(*batch, codes)
 
@@ -150,9 +151,9 @@ def fixed_sum_prior(
     if codes == 0:
         return as_array(np.zeros((batch, 0), np.int32), "int32", "prior", like=like)
     even, rest = divmod(tokens, codes)
-    coins = np.broadcast_to(np.float32(1), (batch, codes, 2))
+    coins = _expand(as_array(np.ones((1, 1, 1), np.float32), "float32", "coins", like=like), (batch, codes, 2))
     ones = fixed_sum_sample(coins, rest, seed=seed, generator=generator)
-    return as_array(ones + np.int32(even), "int32", "prior", like=like)
+    return ones + np.int32(even).item()
 
 
 @dataclass
@@ -289,12 +290,12 @@ class FixedSumScheduler:
         )
 
     def add_noise(self, original_samples: Array, noise: Array, timesteps: Any, generator: Any = None) -> Array:
-        """The state [B, K] of the training path at time `timesteps` (one for all rows), from prior counts `noise`
+        """The state [B, K] of the training path at time `timesteps` (one, or [B]), from prior counts `noise`
         [B, K] to data counts `original_samples` [B, K]."""
         return fixed_sum_bridge(
             noise,
             original_samples,
-            float(timesteps),
+            timesteps,
             sigma=self.config["sigma"],
             max_count=self.config["num_tokens"],
             generator=generator,

@@ -389,10 +389,11 @@ void add_step(Laws& laws, int64_t code, int64_t x0, int64_t x1, double t, double
 }
 
 template <class T>
-void bridge(const Tensor<const T, 2>& x0, const Tensor<const T, 2>& x1, double t, double sigma, int64_t max_count, int64_t seed,
-            const Tensor<std::int32_t, 2>& out) {
+void bridge(const Tensor<const T, 2>& x0, const Tensor<const T, 2>& x1, const Tensor<const double, 1>& t, double sigma, int64_t max_count,
+            int64_t seed, const Tensor<std::int32_t, 2>& out) {
   static constexpr const char* name = "fixed_sum_bridge";
-  if (!(t >= 0 && t <= 1)) throw core::Error("ValueError", "fixed_sum_bridge: argument 't' must be in [0, 1], got " + text(t));
+  for (int64_t b = 0; b < t.shape[0]; ++b)
+    if (!(t(b) >= 0 && t(b) <= 1)) bad_value(name, "t", "be in [0, 1]", text(t(b)), b);
   if (!(sigma >= 0 && sigma <= DBL_MAX))
     throw core::Error("ValueError", "fixed_sum_bridge: argument 'sigma' must be finite and >= 0, got " + text(sigma));
   if (max_count < 0 || max_count > std::numeric_limits<std::int32_t>::max())
@@ -416,7 +417,7 @@ void bridge(const Tensor<const T, 2>& x0, const Tensor<const T, 2>& x1, double t
           out(b, k) = static_cast<std::int32_t>(from);
           laws.residual -= from;
         } else {
-          add_step(laws, k, from, to, t, sigma, max_count);
+          add_step(laws, k, from, to, t(b), sigma, max_count);
         }
       }
       if (sum0 != sum1) bad_value(name, "x1", "have the row sums of x0", std::to_string(sum1) + " instead of " + std::to_string(sum0), b);
@@ -440,12 +441,12 @@ void fixed_sum_sample_f64(Tensor<const double, 3> probs, Tensor<const int64_t, 1
   sample(probs, totals, top_p, seed, out);
 }
 
-void fixed_sum_bridge(Tensor<const std::int32_t, 2> x0, Tensor<const std::int32_t, 2> x1, double t, double sigma, int64_t max_count,
-                      int64_t seed, Tensor<std::int32_t, 2> out) {
+void fixed_sum_bridge(Tensor<const std::int32_t, 2> x0, Tensor<const std::int32_t, 2> x1, Tensor<const double, 1> t, double sigma,
+                      int64_t max_count, int64_t seed, Tensor<std::int32_t, 2> out) {
   bridge(x0, x1, t, sigma, max_count, seed, out);
 }
-void fixed_sum_bridge_i64(Tensor<const int64_t, 2> x0, Tensor<const int64_t, 2> x1, double t, double sigma, int64_t max_count, int64_t seed,
-                          Tensor<std::int32_t, 2> out) {
+void fixed_sum_bridge_i64(Tensor<const int64_t, 2> x0, Tensor<const int64_t, 2> x1, Tensor<const double, 1> t, double sigma,
+                          int64_t max_count, int64_t seed, Tensor<std::int32_t, 2> out) {
   bridge(x0, x1, t, sigma, max_count, seed, out);
 }
 }  // namespace core_diffusion

@@ -81,8 +81,8 @@ CORE_TEST(bridge_keeps_the_sum_and_ends_at_the_data) {
     x1[static_cast<std::size_t>(i * i % 11)] += 1;
   }
   const auto step = [&](double t, double sigma, int64_t most, int64_t seed) {
-    fixed_sum_bridge(tensor(static_cast<const int32_t*>(x0.data()), 1, codes), tensor(static_cast<const int32_t*>(x1.data()), 1, codes), t,
-                     sigma, most, seed, tensor(out.data(), 1, codes));
+    fixed_sum_bridge(tensor(static_cast<const int32_t*>(x0.data()), 1, codes), tensor(static_cast<const int32_t*>(x1.data()), 1, codes),
+                     tensor(static_cast<const double*>(&t), 1), sigma, most, seed, tensor(out.data(), 1, codes));
   };
   for (int i = 0; i <= 20; ++i)
     for (double sigma : {0., 1e-9, .25, 5., 1e300}) {

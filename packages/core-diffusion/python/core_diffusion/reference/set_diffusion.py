@@ -107,13 +107,18 @@ def bridge_law(x0: int, x1: int, t: float, sigma: float, max_count: int) -> tupl
 
 
 def fixed_sum_bridge(
-    x0: NDArray[np.int32], x1: NDArray[np.int32], t: float, sigma: float, max_count: int, seed: int
+    x0: NDArray[np.int32],
+    x1: NDArray[np.int32],
+    t: NDArray[np.float64] | float,
+    sigma: float,
+    max_count: int,
+    seed: int,
 ) -> NDArray[np.int32]:
-    """A state [B, K] at time `t` on the way from `x0` to `x1` [B, K], with their common row sums."""
-    out = x0.copy()
+    """A state [B, K] at time `t` (one, or [B]) on the way from `x0` to `x1` [B, K], with their common row sums."""
+    out, times = x0.copy(), np.broadcast_to(t, len(x0)).tolist()
     for b in range(len(x0)):
         moved = np.flatnonzero(x0[b] != x1[b]).tolist()
-        laws = {i: bridge_law(int(x0[b, i]), int(x1[b, i]), t, sigma, max_count) for i in moved}
+        laws = {i: bridge_law(int(x0[b, i]), int(x1[b, i]), times[b], sigma, max_count) for i in moved}
         for i, count in draw_row(laws, int(x0[b, moved].sum()), seed, b).items():
             out[b, i] = count
     return out
