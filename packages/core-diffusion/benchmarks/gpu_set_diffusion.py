@@ -2,8 +2,9 @@
 
 python benchmarks/gpu_set_diffusion.py [-o FILE.json]
 
-CUDA events, median of 50 calls after 10 (calls wait for the device themselves, for the errors of their arguments). A ratio is printed only
-if all of ours keep the sum and the shares of the counts agree with the peer's. floor: bytes of the laws at 3.35 TB/s.
+Wall time, median of 50 calls after 10: a call waits for the device itself, for the errors of its arguments. A ratio is
+printed only if all of ours keep the sum and the shares of the counts agree with the peer's. floor: bytes of the laws at
+3.35 TB/s.
 """
 
 from __future__ import annotations
@@ -48,7 +49,13 @@ def row(what: str, ours: Callable[[], Any], peer: Callable[[], Any], tokens: int
     mine, theirs = ours(), peer()
     difference = float((shares(mine, tokens + 1) - shares(theirs, tokens + 1)).abs().max())
     same = bool((mine.sum(1) == tokens).all()) and difference < 0.05
-    found: Row = {"what": what, "ours_ms": median_ms(ours), "floor_ms": traffic / 3.35e9, "difference": difference, "same": same}
+    found: Row = {
+        "what": what,
+        "ours_ms": median_ms(ours),
+        "floor_ms": traffic / 3.35e9,
+        "difference": difference,
+        "same": same,
+    }
     if same:
         found["peer_ms"] = median_ms(peer, 10)
         found["ratio"] = found["peer_ms"] / found["ours_ms"]
@@ -98,15 +105,24 @@ def training() -> list[Row]:
     rows = []
     data = {"images": torch.randn(4096, 1, 28, 28), "labels": torch.randint(10, (4096,))}
     experts = {"num_experts": 8, "router": "race", "top_k": 1}
-    for what, moe, compiled in (("dense", None, False), ("dense", None, True), ("race", experts, False), ("race", experts, True)):
-        config = TrainConfig(steps=10**6, batch_size=256, precision="bf16", compile=compiled, progress=False, log_every=0)
+    for what, moe, compiled in (
+        ("dense", None, False),
+        ("dense", None, True),
+        ("race", experts, False),
+        ("race", experts, True),
+    ):
+        config = TrainConfig(
+            steps=10**6, batch_size=256, precision="bf16", compile=compiled, progress=False, log_every=0
+        )
         trainer = Trainer(DiT(moe=moe, per_layer_target=moe is not None), flow_matching_loss(), data, config)
         start = time.perf_counter()
         trainer._train_step()
         torch.cuda.synchronize()
         first = time.perf_counter() - start
         step = median_ms(trainer._train_step, 20)
-        print(f"DiT {what} {'compiled' if compiled else 'eager'}: {step:.2f} ms a step, first {first:.1f} s", flush=True)
+        print(
+            f"DiT {what} {'compiled' if compiled else 'eager'}: {step:.2f} ms a step, first {first:.1f} s", flush=True
+        )
         rows.append({"what": f"DiT 12x256 {what}, batch 256, {'compiled' if compiled else 'eager'}", "ours_ms": step})
     return rows
 

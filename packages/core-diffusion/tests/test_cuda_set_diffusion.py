@@ -15,7 +15,9 @@ def gpu(x):
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.5])
-@pytest.mark.parametrize(("batch", "codes", "tokens"), [(1, 1, 0), (3, 7, 5), (50, 33, 40), (5, 300, 64), (300, 64, 16)])
+@pytest.mark.parametrize(
+    ("batch", "codes", "tokens"), [(1, 1, 0), (3, 7, 5), (50, 33, 40), (5, 300, 64), (300, 64, 16)]
+)
 def test_samples_equal_the_reference(batch, codes, tokens, top_p):
     rng = np.random.default_rng()
     probs = make_sample(rng, batch, codes, tokens)["probs"]
@@ -111,15 +113,15 @@ def test_bad_values_are_named():
         return x
 
     for value in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="'probs' must be finite and >= 0.* in row 1"):
+        with pytest.raises(ValueError, match=r"'probs' must be finite and >= 0.* in row 1"):
             cd.fixed_sum_sample(bad(value), 4, seed=0)
     empty = good.clone()
     empty[2, 1] = 0
-    with pytest.raises(ValueError, match="'probs' must have a positive sum.* in row 2"):
+    with pytest.raises(ValueError, match=r"'probs' must have a positive sum.* in row 2"):
         cd.fixed_sum_sample(empty, 4, seed=0)
-    with pytest.raises(ValueError, match="'totals' must be sums that counts.* in row 0"):
+    with pytest.raises(ValueError, match=r"'totals' must be sums that counts.* in row 0"):
         cd.fixed_sum_sample(good, 17, seed=0)
-    with pytest.raises(ValueError, match="'totals' must be >= 0.* in row 1"):
+    with pytest.raises(ValueError, match=r"'totals' must be >= 0.* in row 1"):
         cd.fixed_sum_sample(good, torch.tensor([1, -1, 2], device="cuda"), seed=0)
     x0, x1 = (torch.from_numpy(code_counts(np.random.default_rng(0), 2, 6, 5)).cuda() for _ in range(2))
     for change, message in (

@@ -129,7 +129,9 @@ def test_bad_runs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'batch_size' must be > 0"):
         config(batch_size=0)
     with pytest.raises(FloatingPointError, match="not finite at step 3"):
-        Trainer(model(), flow_matching_loss(), {**rows(), "images": torch.full((50, 1, 8, 8), torch.nan)}, config()).fit()
+        Trainer(
+            model(), flow_matching_loss(), {**rows(), "images": torch.full((50, 1, 8, 8), torch.nan)}, config()
+        ).fit()
     Trainer(model(), flow_matching_loss(), rows(), config(steps=1), tmp_path).fit()
     with pytest.raises(ValueError, match="is of another model"):
         Trainer(model(depth=1), flow_matching_loss(), rows(), config(), tmp_path)

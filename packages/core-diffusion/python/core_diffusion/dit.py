@@ -178,7 +178,7 @@ def flow_matching_loss(router_weight: float = 1e-2, layer_weight: float = 1e-2) 
 def ddpm_loss(
     scheduler: DDPMScheduler, router_weight: float = 1e-2, layer_weight: float = 1e-2
 ) -> Callable[[Step], dict[str, Tensor]]:
-    """DDPM: the model predicts the noise, or what else the scheduler's prediction_type says ("v_prediction", "sample")."""
+    """DDPM: the model predicts the noise, or what the scheduler's prediction_type says ("v_prediction", "sample")."""
 
     def loss(step: Step) -> dict[str, Tensor]:
         x = step.batch["images"]

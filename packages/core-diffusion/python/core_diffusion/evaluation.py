@@ -40,7 +40,9 @@ class Classifier(nn.Module):
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
         """The share of images whose class is found."""
         device = self.head.weight.device
-        right = [self(x.to(device)).argmax(1).cpu() == y for x, y in zip(images.split(500), labels.split(500), strict=True)]
+        right = [
+            self(x.to(device)).argmax(1).cpu() == y for x, y in zip(images.split(500), labels.split(500), strict=True)
+        ]
         return float(torch.cat(right).float().mean())
 
 

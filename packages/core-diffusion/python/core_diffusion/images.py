@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,11 +32,10 @@ class ImageSet(NamedTuple):
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """The array of an IDX file of bytes (MNIST's format), gzip or plain. ValueError: not one, or above 256 MB."""
-    opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-    with opened as file:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         try:
             content = file.read(MOST_BYTES + 1)
-        except (EOFError, OSError) as error:
+        except (EOFError, OSError, zlib.error) as error:
             raise ValueError(f"{path} cannot be read: {error}") from error
     if len(content) < 4 or content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
         raise ValueError(f"{path} is not an IDX file of bytes")
@@ -77,7 +77,9 @@ def digits() -> ImageSet:
 
     found = load_digits()
     small = (found.images * (255 / 16)).astype(np.uint8)
-    images = np.stack([np.asarray(Image.fromarray(image).resize((28, 28), Image.Resampling.BICUBIC)) for image in small])
+    images = np.stack(
+        [np.asarray(Image.fromarray(image).resize((28, 28), Image.Resampling.BICUBIC)) for image in small]
+    )
     order = np.random.default_rng(0).permutation(len(images))
     images, labels = images[order, None], found.target[order].astype(np.int64)
     return ImageSet("scikit-learn digits", images[500:], labels[500:], images[:500], labels[:500])

@@ -21,6 +21,9 @@ __all__ = ["FixedSumScheduler", "FixedSumSchedulerOutput", "fixed_sum_bridge", "
 Array = Any
 """A numpy array or a torch tensor."""
 
+LEAST_WEIGHT = 1e-30
+"""What the scheduler adds to each weight of the predicted laws."""
+
 
 def _seed(seed: int | None, generator: Any) -> int:
     """The 63-bit seed of one call; without seed and generator a fresh one from the operating system."""
@@ -172,6 +175,10 @@ class FixedSumScheduler:
     deviation |x1 - x0|/4 damped by sigmoid(-damping ((i+1)/N - damping_start)). Every state has the sum M
     exactly, from the first step to the last; the published sampler repairs sums only from t = 0.65 on.
 
+    Supports that cannot make up the sum are widened in two stages: rows whose kept counts (top_p) cannot are drawn from
+    their whole laws, and to every weight of these LEAST_WEIGHT = 1e-30 is added, so that a network that is sure of a
+    wrong sum still gives the likeliest way to the right one.
+
     Args:
         num_tokens: M, the sum and the largest count.
         prediction_type: what step() is given: "logits" or "probabilities" [B, K, M+1] of the counts, or "sample",
@@ -286,7 +293,7 @@ class FixedSumScheduler:
             else:
                 model_output = model_output.softmax(-1)
         return fixed_sum_sample(
-            model_output, self.config["num_tokens"], generator=generator, top_p=self.config["top_p"]
+            model_output + LEAST_WEIGHT, self.config["num_tokens"], generator=generator, top_p=self.config["top_p"]
         )
 
     def add_noise(self, original_samples: Array, noise: Array, timesteps: Any, generator: Any = None) -> Array:

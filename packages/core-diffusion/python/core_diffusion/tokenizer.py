@@ -1,7 +1,7 @@
 """Image tokenisers: an image as a set of codes (TokenSet, arXiv 2503.16425) or as a grid of codes.
 
 The encoder is a vision transformer over patches; its code vectors are those of learned register tokens (a set, without
-places) or of the patches (a grid). The decoder sees the codes of a set without positions, so that their order cannot matter.
+places) or of the patches (a grid). The decoder sees the codes of a set without positions: their order cannot matter.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def counts_to_set(counts: Tensor) -> Tensor:
     Raises ValueError on a negative count or rows of unequal sums.
     """
     if counts.ndim != 2 or counts.is_floating_point():
-        raise ValueError(f"counts_to_set: argument 'counts' must be integers of shape (B, K), got {tuple(counts.shape)}")
+        raise ValueError(
+            f"counts_to_set: argument 'counts' must be integers of shape (B, K), got {tuple(counts.shape)}"
+        )
     sums = counts.sum(1)
     if counts.numel() and (int(counts.min()) < 0 or not bool((sums == sums[0]).all())):
         raise ValueError("counts_to_set: argument 'counts' must be >= 0 with rows of one sum")

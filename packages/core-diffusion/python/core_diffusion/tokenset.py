@@ -146,6 +146,7 @@ def sample_counts(
             laws = model(state, t, class_labels).sample.float().softmax(-1)
         else:
             both = model(torch.cat([state, state]), t, torch.cat([class_labels, unconditional])).sample.float()
-            laws = guided(*both.chunk(2), guidance_scale)
+            with_class, without = both.chunk(2)
+            laws = guided(with_class, without, guidance_scale)
         state = scheduler.step(laws, t, state, generator).prev_sample
     return state

@@ -345,7 +345,7 @@ class MoEOutput(NamedTuple):
     """Mean squared error of the target head; 0 without one or without target."""
 
 
-class MoE(nn.Module):  # type: ignore[misc]
+class MoE(nn.Module):
     """A mixture of feed-forward experts in place of a transformer block's feed-forward network.
 
     Routers differ in the rows in which the best scores are taken, `top_k` experts a token on average:

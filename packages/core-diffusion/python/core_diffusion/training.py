@@ -12,7 +12,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -30,7 +30,8 @@ Loss = Callable[["Step"], Tensor | dict[str, Tensor]]
 Sampler = Callable[[nn.Module, torch.Generator], Tensor]
 
 
-class Step(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Step:
     """What a loss is given."""
 
     model: nn.Module
@@ -129,7 +130,8 @@ class Trainer:
         self.device, self.config, self.out, self.sample = self.accelerator.device, config, out, sample
         if config.batch_size % self.accelerator.num_processes:
             raise ValueError(
-                f"Trainer: batch_size {config.batch_size} is not a multiple of {self.accelerator.num_processes} processes"
+                f"Trainer: batch_size {config.batch_size} is not a multiple of the {self.accelerator.num_processes} "
+                "processes"
             )
         self.model = model.to(self.device).train()
         self.ema = copy.deepcopy(model).eval().requires_grad_(False)
@@ -181,7 +183,9 @@ class Trainer:
         torch.manual_seed(seed)  # for modules that draw from the global generator, as dropout does
         generator = torch.Generator(self.device).manual_seed(seed)
         batch = self._batch()
-        autocast = torch.autocast(self.device.type, torch.bfloat16) if c.precision == "bf16" else contextlib.nullcontext()
+        autocast = (
+            torch.autocast(self.device.type, torch.bfloat16) if c.precision == "bf16" else contextlib.nullcontext()
+        )
         for phase, optimizer in zip(self.phases, self.optimizers, strict=True):
             for other in self.optimizers:
                 other.zero_grad(set_to_none=True)
@@ -240,7 +244,12 @@ class Trainer:
                 show(self.step, history[-1] if history else {})
                 if self.out is not None and (_due(self.step, c.save_every) or last):
                     self._save()
-                if main and self.out is not None and self.sample is not None and (_due(self.step, c.sample_every) or last):
+                if (
+                    main
+                    and self.out is not None
+                    and self.sample is not None
+                    and (_due(self.step, c.sample_every) or last)
+                ):
                     generator = torch.Generator(self.device).manual_seed(c.seed)
                     with torch.no_grad():
                         save_grid(self.sample(self.ema, generator), self.out / "samples" / f"{self.step:07d}.png")

@@ -83,7 +83,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward network or a mixture of experts; with `condition` under adaLN-Zero (DiT, 2212.09748).
+    """Attention and a feed-forward network or a mixture of experts; with `condition` under adaLN-Zero (2212.09748).
 
     Args:
         dim, heads: width and attention heads.

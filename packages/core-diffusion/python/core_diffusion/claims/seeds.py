@@ -1,0 +1,110 @@
+"""What the claims with trained models share: runs over seeds, kept to go on after a stop, and their plot."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import multiprocessing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from core_registry.files import replace
+from torch import nn
+
+from ..evaluation import Classifier, frechet_distance, train_classifier
+from ..images import ImageSet, image_set
+from ..recipes import Recipe, draw_images, unit
+from ..tokenizer import ImageTokenizer
+from ..training import Trainer
+
+Result = dict[str, float]
+SEEDS = 3
+CLASSIFIER_STEPS = {"cpu": 400, "gpu": 2000}
+
+
+def over_seeds(run: Callable[[str, int, Path], Result], size: str, seed: int, out: Path) -> dict[str, list[float]]:
+    """The results of `run(size, seed, folder)` for three seeds, name by name; side by side where there is a GPU.
+
+    A seed's result is kept in its folder, and not run again.
+    """
+    jobs = [(run, size, seed + i, out / size / f"seed-{seed + i}") for i in range(SEEDS)]
+    if torch.cuda.is_available():
+        spawn = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(SEEDS, spawn) as pool:
+            results = list(pool.map(_kept, jobs))
+    else:
+        results = [_kept(job) for job in jobs]
+    return {name: [r[name] for r in results] for name in results[0]}
+
+
+def _kept(job: tuple[Callable[[str, int, Path], Result], str, int, Path]) -> Result:
+    run, size, seed, folder = job
+    file = folder / "result.json"
+    if not file.exists():
+        result = run(size, seed, folder)
+        with replace(file) as temporary:
+            temporary.write_text(json.dumps(result))
+    found: Result = json.loads(file.read_text())
+    return found
+
+
+def fit(recipe: Recipe, folder: Path) -> nn.Module:
+    """Trains, or goes on, in the folder; returns the averaged model."""
+    trainer = Trainer(recipe.model, recipe.loss, recipe.data, recipe.config, folder)
+    trainer.fit()
+    return trainer.ema
+
+
+def judge(images: ImageSet, size: str, seed: int) -> tuple[Classifier, float]:
+    """The classifier whose features measure distances, of the train split alone, and its accuracy on the test split."""
+    labels = torch.as_tensor(images.train_labels)
+    found = train_classifier(unit(images.train), labels, CLASSIFIER_STEPS[size], seed)
+    return found, found.accuracy(unit(images.test), torch.as_tensor(images.test_labels))
+
+
+def distance(classifier: Classifier, images: ImageSet, drawn: torch.Tensor) -> float:
+    """Fréchet distance between drawn images and as many of the test split, or all of them."""
+    real = unit(images.test[: len(drawn)])
+    return frechet_distance(classifier.embed(real), classifier.embed(drawn.float()))
+
+
+def draws(
+    model: nn.Module, size: str, seed: int, tokenizer: ImageTokenizer | None = None, **options: float
+) -> torch.Tensor:
+    """5000 images (500 at size "cpu") of all ten classes evenly."""
+    device = next(model.parameters()).device
+    labels = torch.arange(500 if size == "cpu" else 5000, device=device) % 10
+    return draw_images(model, labels, torch.Generator(device).manual_seed(seed), tokenizer, **options)
+
+
+def pictures() -> ImageSet:
+    """Fashion-MNIST, or its stand-in."""
+    return image_set("auto")
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation over the seeds."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def plot_bars(path: Path, title: str, panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Path:
+    """A panel for each quantity, a bar for each variant with a dot for each seed."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.8), layout="constrained", squeeze=False)
+    for axis, (quantity, variants) in zip(axes[0], panels.items(), strict=True):
+        for i, values in enumerate(variants.values()):
+            axis.bar(i, np.mean(values), 0.6, color=f"C{i}", alpha=0.7)
+            axis.plot([i] * len(values), values, "k.")
+        axis.set_xticks(range(len(variants)), [name.replace(" ", "\n") for name in variants])
+        axis.set_title(quantity)
+    figure.suptitle(title)
+    with replace(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+    plt.close(figure)
+    return path
