@@ -97,8 +97,8 @@ def claim(size: str, seed: int, out: Path) -> Claim:
             f"{s.depth} autoregressive and {s.depth // 2} parallel blocks against {s.depth + s.depth // 2} "
             f"autoregressive ones, width {s.hidden}, {SECONDS[size]:.0f} s of training each, by turns. Fréchet "
             f"distance in the features of a classifier of the train split, {500 if size == 'cpu' else 5000} images; "
-            f"first-stage temperature {TEMPERATURE} for ctf. Images a second: batches of 64. Holds if distance and speed "
-            "are both better on the mean."
+            f"first-stage temperature {TEMPERATURE} for ctf. Images a second: batches of 64. Holds if distance and "
+            "speed are both better on the mean."
         ),
         measured={name: spread(values) for name, values in found.items()},
         holds=mean["distance, ctf"] < mean["distance, ar"]

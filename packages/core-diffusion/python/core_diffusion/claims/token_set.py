@@ -142,7 +142,8 @@ def claim(size: str, seed: int, out: Path) -> Claim:
         f" Images: {images.name}, {SEEDS} seeds, {s.tokens} tokens of {s.codes} codes, network {s.depth} x "
         f"{s.hidden}, {STEPS} sampling steps, top-p 0.8, guidance {GUIDANCE} where said; Fréchet distance in the "
         "features of a classifier of the train split. Rounded: no condition on any sum, largest remainders at the end. "
-        "Holds if no sum is violated, the law is exact, and the distance is not worse than rounded by more than both spreads."
+        "Holds if no sum is violated, the law is exact, and the distance is not worse than rounded by more than "
+        "both spreads."
     )
     return dataclasses.replace(
         exact,
