@@ -351,8 +351,8 @@ __device__ void draw(const Rows& r, int n, const Table& t, int64_t seed, int64_t
 }
 
 /// Draws the row from its laws; false if no counts have the total.
-__device__ bool solve_row(const Rows& r, int64_t total, int64_t seed, int64_t b, const Tensor<int32_t, 2>& out, bool with_logs, double* room,
-                          int64_t cells, Shared& s) {
+__device__ bool solve_row(const Rows& r, int64_t total, int64_t seed, int64_t b, const Tensor<int32_t, 2>& out, bool with_logs,
+                          double* room, int64_t cells, Shared& s) {
   const longlong2 sums = list_codes(r, s);
   const int64_t residual = total - sums.x, reach = sums.y;
   const int n = s.n;
@@ -380,9 +380,9 @@ __device__ bool solve_row(const Rows& r, int64_t total, int64_t seed, int64_t b,
 }
 
 /// `cells` doubles of dynamic shared memory hold a small table.
-__global__ void __launch_bounds__(threads) sample_rows(Tensor<const float, 3> probs, Tensor<const int64_t, 1> totals, double top_p,
-                                                       int64_t seed, Tensor<int32_t, 2> out, int64_t first, int64_t count, Rows rows,
-                                                       int64_t cells, Report* report) {
+__global__ void __launch_bounds__(threads)
+    sample_rows(Tensor<const float, 3> probs, Tensor<const int64_t, 1> totals, double top_p, int64_t seed, Tensor<int32_t, 2> out,
+                int64_t first, int64_t count, Rows rows, int64_t cells, Report* report) {
   extern __shared__ double room[];
   __shared__ Shared s;
   for (int64_t row = blockIdx.x; row < count; row += gridDim.x) {
@@ -431,8 +431,8 @@ __global__ void check_totals(Tensor<const int64_t, 1> totals, Report* report) {
   }
 }
 
-__global__ void __launch_bounds__(threads) check_path(Tensor<const int32_t, 2> x0, Tensor<const int32_t, 2> x1, Tensor<const double, 1> t,
-                                                      int64_t max_count, Report* report) {
+__global__ void __launch_bounds__(threads)
+    check_path(Tensor<const int32_t, 2> x0, Tensor<const int32_t, 2> x1, Tensor<const double, 1> t, int64_t max_count, Report* report) {
   __shared__ Shared s;
   for (int64_t b = blockIdx.x; b < x0.shape[0]; b += gridDim.x) {
     double sum0 = 0, sum1 = 0;  // exact: integers below 2^53
@@ -505,8 +505,8 @@ void in_parts(const char* op, int device, cudaStream_t stream, int64_t batch, Ro
 }
 }  // namespace
 
-void fixed_sum_sample_cuda(Tensor<const float, 3> probs, Tensor<const int64_t, 1> totals, double top_p, int64_t seed, Tensor<int32_t, 2> out,
-                           core::Stream stream) {
+void fixed_sum_sample_cuda(Tensor<const float, 3> probs, Tensor<const int64_t, 1> totals, double top_p, int64_t seed,
+                           Tensor<int32_t, 2> out, core::Stream stream) {
   const char* op = "fixed_sum_sample";
   const int64_t batch = probs.shape[0], codes = probs.shape[1], counts = probs.shape[2];
   if (!(top_p > 0 && top_p <= 1)) throw core::Error("ValueError", "fixed_sum_sample: argument 'top_p' must be in (0, 1]");
@@ -526,9 +526,10 @@ void fixed_sum_sample_cuda(Tensor<const float, 3> probs, Tensor<const int64_t, 1
   shape.codes = codes, shape.width = counts, shape.most = std::min(most, core::checked_mul(codes, counts - 1, op));
   in_parts(op, out.device_id, s, batch, shape, [&](int64_t first, int64_t count, const Rows& rows, int64_t shared) {
     read_laws<<<blocks_for(count * codes / warps + 1, many), threads, 0, s>>>(probs, top_p, first, count, rows, report);
-    core::check_cuda(op, cudaFuncSetAttribute(sample_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)), "preparing");
-    sample_rows<<<blocks_for(count, many), threads, static_cast<std::size_t>(shared), s>>>(probs, totals, top_p, seed, out, first, count, rows,
-                                                                                         shared / 8, report);
+    core::check_cuda(op, cudaFuncSetAttribute(sample_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+                     "preparing");
+    sample_rows<<<blocks_for(count, many), threads, static_cast<std::size_t>(shared), s>>>(probs, totals, top_p, seed, out, first, count,
+                                                                                           rows, shared / 8, report);
   });
   read_report(op, report, s, 0);
 }
@@ -555,9 +556,10 @@ void fixed_sum_bridge_cuda(Tensor<const int32_t, 2> x0, Tensor<const int32_t, 2>
   shape.codes = codes, shape.width = max_count + 1, shape.most = most;
   in_parts(op, out.device_id, s, batch, shape, [&](int64_t first, int64_t count, const Rows& rows, int64_t shared) {
     make_laws<<<blocks_for(count * codes / threads + 1, many), threads, 0, s>>>(x0, x1, t, sigma, max_count, first, count, rows);
-    core::check_cuda(op, cudaFuncSetAttribute(bridge_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)), "preparing");
+    core::check_cuda(op, cudaFuncSetAttribute(bridge_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+                     "preparing");
     bridge_rows<<<blocks_for(count, many), threads, static_cast<std::size_t>(shared), s>>>(x0, seed, out, first, count, rows, shared / 8,
-                                                                                         report);
+                                                                                           report);
   });
   read_report(op, report, s, max_count);
 }
