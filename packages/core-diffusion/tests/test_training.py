@@ -175,3 +175,60 @@ def test_image_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             read_idx(tmp_path / name)
     with pytest.raises(ValueError, match="'images' must have shape"):
         save_grid(np.zeros((2, 5, 4, 4)), tmp_path / "x.png")
+
+
+def test_scheduler_goes_through_diffusers(tmp_path: Path) -> None:
+    from core_diffusion.schedulers import FixedSumDiscreteScheduler
+
+    FixedSumDiscreteScheduler(5, "probabilities", top_p=0.7).save_pretrained(tmp_path)
+    loaded = FixedSumDiscreteScheduler.from_pretrained(tmp_path)
+    assert loaded.config.top_p == 0.7
+    loaded.set_timesteps(4)
+    state = torch.tensor([[5, 0, 0]], dtype=torch.int32)
+    laws = torch.rand(1, 3, 6)
+    for t in loaded.timesteps:
+        state, end = loaded.step(laws, t, state, torch.Generator().manual_seed(0), return_dict=False)
+        assert int(state.sum()) == int(end.sum()) == 5
+    assert torch.equal(state, end)
+
+
+def _train_in_process(rank: int, file: str, out: str) -> None:
+    import os
+
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # what the test's own process left
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+
+    def loss(step: Step) -> torch.Tensor:
+        return (step.model(step.batch["x"]) - step.batch["x"].sum(1, keepdim=True)).square().mean()
+
+    torch.manual_seed(0)
+    data = {"x": torch.randn(40, 3, generator=torch.Generator().manual_seed(5))}
+    trainer = Trainer(torch.nn.Linear(3, 1), loss, data, config(steps=9, max_grad_norm=None), Path(out))
+    assert trainer.accelerator.num_processes == 2
+    trainer.fit()
+    torch.save(trainer.model.state_dict(), f"{out}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    (tmp_path / "two").mkdir()
+    torch.multiprocessing.start_processes(
+        _train_in_process, (str(tmp_path / "group"), str(tmp_path / "two")), nprocs=2, start_method="fork"
+    )
+    first, second = (torch.load(tmp_path / "two" / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+
+    def loss(step: Step) -> torch.Tensor:
+        return (step.model(step.batch["x"]) - step.batch["x"].sum(1, keepdim=True)).square().mean()
+
+    torch.manual_seed(0)
+    data = {"x": torch.randn(40, 3, generator=torch.Generator().manual_seed(5))}
+    alone = Trainer(torch.nn.Linear(3, 1), loss, data, config(steps=9, max_grad_norm=None))
+    alone.fit()
+    for name, value in alone.model.state_dict().items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], value, atol=1e-6, rtol=1e-5)

@@ -13,13 +13,13 @@ def fixed_sum_sample(
 def fixed_sum_bridge(
     x0: Any,  # int32 | int64[B,K]
     x1: Any,  # int32 | int64[B,K]
-    t: float,
+    t: Any,  # float64[B]
     sigma: float,
     max_count: SupportsIndex,
     seed: SupportsIndex,
     out: Any,  # out int32[B,K]
 ) -> None:
-    """A state at time `t` of the fixed-sum path from `x0` to `x1`, conditioned exactly on the common row sums."""
+    """A state at the rows' times `t` of the fixed-sum path from `x0` to `x1`, conditioned exactly on the common row sums."""
 
 def marching_cubes_count(
     volume: Any,  # float32[X,Y,Z]

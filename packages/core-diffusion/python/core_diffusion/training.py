@@ -126,7 +126,7 @@ class Trainer:
         self.rows = rows.pop()
         self.phases = [Phase("", loss)] if callable(loss) else list(loss)
         unused = DistributedDataParallelKwargs(find_unused_parameters=len(self.phases) > 1)
-        self.accelerator = Accelerator(kwargs_handlers=[unused])
+        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[unused])
         self.device, self.config, self.out, self.sample = self.accelerator.device, config, out, sample
         if config.batch_size % self.accelerator.num_processes:
             raise ValueError(
