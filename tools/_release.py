@@ -132,6 +132,8 @@ def main() -> None:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     shutil.rmtree(dist, ignore_errors=True)
     dist.mkdir()
+    unpacked = ROOT / "build" / "sdist"  # always there, so that a compiler cache may know it
+    shutil.rmtree(unpacked, ignore_errors=True)
     libraries = sorted(f.parent for f in ROOT.glob("libs/*/pyproject.toml"))
     folders = [*libraries, *sorted(f.parent for f in ROOT.glob("packages/*/CMakeLists.txt"))]
     problems: list[str] = []
@@ -142,7 +144,9 @@ def main() -> None:
         if not args.quick:
             build = "import sys; from scikit_build_core.build import build_sdist; build_sdist(sys.argv[1])"
             subprocess.run([sys.executable, "-c", build, str(dist)], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-            (source,) = set(dist.iterdir()) - before
+            (sdist,) = set(dist.iterdir()) - before
+            shutil.unpack_archive(sdist, unpacked, filter="data")
+            source = unpacked / sdist.name.removesuffix(".tar.gz")
         run(*PIP, "-w", dist, source)
         made = sorted(set(dist.iterdir()) - before)
         for archive in made:

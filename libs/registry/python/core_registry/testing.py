@@ -438,8 +438,9 @@ def abuse_tests(cases: Sequence[Case]) -> type:
         @through
         def test_arrays(self, case: Case, face: str) -> None:
             call = function(case, face)
-            for name, what, bad in _bad_arrays(case, case.arguments()):
-                refused(case, call, {**case.arguments(), name: bad}, name, what)
+            args = case.arguments()
+            for name, what, bad in _bad_arrays(case, args):
+                refused(case, call, {**args, name: bad}, name, what)
 
         @each
         @through
@@ -507,12 +508,10 @@ def abuse_tests(cases: Sequence[Case]) -> type:
                     continue
                 for what, change in changes.items():
                     if x.ndim or what in ("lanes", "device", "rank", "negative rank"):
-                        assert raw(case, case.arguments(), arg.name, change) == -1, f"{arg.name}: {what}"
-                assert raw(case, case.arguments(), arg.name, set_field("data", None)) == -1, f"{arg.name}: null data"
+                        assert raw(case, args, arg.name, change) == -1, f"{arg.name}: {what}"
+                assert raw(case, args, arg.name, set_field("data", None)) == -1, f"{arg.name}: null data"
                 if max(x.shape, default=0) > 2:
-                    assert raw(case, case.arguments(), arg.name, set_field("strides", far)) == -1, (
-                        f"{arg.name}: far strides"
-                    )
+                    assert raw(case, args, arg.name, set_field("strides", far)) == -1, f"{arg.name}: far strides"
             again = case.arguments()
             for arg in case.description.args:
                 if isinstance(again[arg.name], np.ndarray):
