@@ -74,12 +74,13 @@ inline constexpr auto ops = core::op_set(
         {"numbers1[A]", "fractional1[A,3]", "lattices1[B,3,3]", "offsets1[B+1]", "numbers2[C]", "fractional2[C,3]", "lattices2[B,3,3]",
          "offsets2[B+1]", "ltol", "stol", "angle_tol", "primitive_cell", "scale", "rms[B]", "max_distance[B]"},
         {.ns_per_element = 1000}),
-    core::op<"relational_attention", &relational_attention<float>, &relational_attention<double>>(
+    core::op<"relational_attention", &relational_attention<float>, &relational_attention<double> CORE_IF_CUDA(&relational_attention_cuda)>(
         "Attention among the atoms of each molecule, with features of every pair that are made on the fly.",
         {"q[A,H,D]", "k[A,H,D]", "v[A,H,D]", "q_edge[A,H,E]", "k_edge[A,H,E]", "form[H,S]", "positions[A,3]", "bonds[P]", "offsets[B+1]",
          "centres[G]", "widths[G]", "w1[F,I]", "b1[F]", "w2[E,F]", "b2[E]", "out[A,H,D]", "out_edge[A,H,E]", "lse[A,H]"},
         {.paper = "2503.15567", .ns_per_element = 200}),
-    core::op<"relational_attention_backward", &relational_attention_backward<float>, &relational_attention_backward<double>>(
+    core::op<"relational_attention_backward", &relational_attention_backward<float>,
+             &relational_attention_backward<double> CORE_IF_CUDA(&relational_attention_backward_cuda)>(
         "The gradients of relational_attention.",
         {"q[A,H,D]",
          "k[A,H,D]",

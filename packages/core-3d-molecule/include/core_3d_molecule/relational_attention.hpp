@@ -45,4 +45,27 @@ CORE_EXPORT void relational_attention_backward(
     core::Tensor<T, 3> grad_k, core::Tensor<T, 3> grad_v, core::Tensor<T, 3> grad_q_edge, core::Tensor<T, 3> grad_k_edge,
     core::Tensor<T, 2> grad_form, core::Tensor<T, 2> grad_positions, core::Tensor<T, 1> grad_centres, core::Tensor<T, 1> grad_widths,
     core::Tensor<T, 2> grad_w1, core::Tensor<T, 1> grad_b1, core::Tensor<T, 2> grad_w2, core::Tensor<T, 1> grad_b2);
+
+/// The same on CUDA, in float32, for at most 16 heads, 32 channels, 16 channels of a pair and 32 rows of w1 (fast for 8, 8, 16
+/// and 16). Values of offsets and bonds are read on the device only: where they do not fit, results are NaN.
+CORE_EXPORT void relational_attention_cuda(core::Tensor<const float, 3> q, core::Tensor<const float, 3> k, core::Tensor<const float, 3> v,
+                                           core::Tensor<const float, 3> q_edge, core::Tensor<const float, 3> k_edge,
+                                           core::Tensor<const float, 2> form, core::Tensor<const float, 2> positions,
+                                           core::Tensor<const std::uint8_t, 1> bonds, core::Tensor<const std::int64_t, 1> offsets,
+                                           core::Tensor<const float, 1> centres, core::Tensor<const float, 1> widths,
+                                           core::Tensor<const float, 2> w1, core::Tensor<const float, 1> b1,
+                                           core::Tensor<const float, 2> w2, core::Tensor<const float, 1> b2, core::Tensor<float, 3> out,
+                                           core::Tensor<float, 3> out_edge, core::Tensor<float, 2> lse, core::Stream stream);
+CORE_EXPORT void relational_attention_backward_cuda(
+    core::Tensor<const float, 3> q, core::Tensor<const float, 3> k, core::Tensor<const float, 3> v, core::Tensor<const float, 3> q_edge,
+    core::Tensor<const float, 3> k_edge, core::Tensor<const float, 2> form, core::Tensor<const float, 2> positions,
+    core::Tensor<const std::uint8_t, 1> bonds, core::Tensor<const std::int64_t, 1> offsets, core::Tensor<const float, 1> centres,
+    core::Tensor<const float, 1> widths, core::Tensor<const float, 2> w1, core::Tensor<const float, 1> b1, core::Tensor<const float, 2> w2,
+    core::Tensor<const float, 1> b2, core::Tensor<const float, 3> out, core::Tensor<const float, 3> out_edge,
+    core::Tensor<const float, 2> lse, core::Tensor<const float, 3> grad_out, core::Tensor<const float, 3> grad_out_edge,
+    core::Tensor<const float, 2> grad_lse, core::Tensor<float, 3> grad_q, core::Tensor<float, 3> grad_k, core::Tensor<float, 3> grad_v,
+    core::Tensor<float, 3> grad_q_edge, core::Tensor<float, 3> grad_k_edge, core::Tensor<float, 2> grad_form,
+    core::Tensor<float, 2> grad_positions, core::Tensor<float, 1> grad_centres, core::Tensor<float, 1> grad_widths,
+    core::Tensor<float, 2> grad_w1, core::Tensor<float, 1> grad_b1, core::Tensor<float, 2> grad_w2, core::Tensor<float, 1> grad_b2,
+    core::Stream stream);
 }  // namespace core_3d_molecule

@@ -345,11 +345,13 @@ cases = [
         op="core_3d_molecule.relational_attention", sizes=ATTENTION, make=_attention,
         reference=relational.forward, tolerance=dict.fromkeys(("out", "out_edge", "lse"), (2e-5, 2e-5)),
         peer=("numpy", lambda a: lambda: relational.forward(a)), work=_bytes, vary=ATTENTION_VARY,
+        devices=("cpu", "cuda"),
     ),
     Case(
         op="core_3d_molecule.relational_attention_backward", sizes=ATTENTION, make=_attention_backward,
         reference=relational.backward, tolerance=dict.fromkeys(GRADIENTS, (2e-4, 2e-4)),
         peer=("numpy", lambda a: lambda: relational.backward(a)), work=_bytes, vary=ATTENTION_VARY,
+        devices=("cpu", "cuda"),
     ),
     *cases_crystals.cases,
 ]  # fmt: skip

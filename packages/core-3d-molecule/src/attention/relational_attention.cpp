@@ -15,7 +15,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "../checks.hpp"
+#include "relational_sizes.hpp"
 
 namespace core_3d_molecule {
 namespace {
@@ -371,14 +371,7 @@ struct Inputs {
 
   void check(const Tensor<const T, 2>& form, const Tensor<const T, 1>& centres, const Tensor<const T, 1>& widths,
              const Tensor<const T, 2>& w1) {
-    const int64_t E = q_edge.shape[2];
-    if (q.shape[1] < 1 || q.shape[2] < 1) refuse(op, "q", "have at least one head of at least one channel");
-    if (E < 1) refuse(op, "q_edge", "have at least one channel a head");
-    if (w1.shape[0] < 1) refuse(op, "w1", "have at least one row");
-    if (form.shape[1] != E * (E + 1) / 2)
-      refuse(op, "form", "have E (E + 1) / 2 = " + std::to_string(E * (E + 1) / 2) + " columns, got " + std::to_string(form.shape[1]));
-    const int64_t classes = w1.shape[1] - 1 - centres.shape[0];
-    if (classes < 1 || classes > 256) refuse(op, "w1", "have 1 + G + 1..256 bond classes columns, got " + std::to_string(w1.shape[1]));
+    const int64_t classes = check_shapes(op, q, q_edge, form, centres, w1);
     for (int64_t g = 0; g < widths.shape[0]; ++g)
       if (!(widths(g) > 0)) refuse(op, "widths", "be above 0, got " + text(static_cast<double>(widths(g))));
     check_offsets(op, "offsets", offsets, q.shape[0]);

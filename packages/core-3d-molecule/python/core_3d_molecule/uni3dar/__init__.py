@@ -1,0 +1,21 @@
+"""Uni-3DAR (arXiv 2503.16278): training on and sampling of octree tokens; needs torch."""
+
+from __future__ import annotations
+
+from .batches import Stream, collate
+from .model import Batch, Config, PropertyHead, Uni3DAR, Weights, loss
+from .sampler import Sampler, Samples, Settings
+
+__all__ = [
+    "Batch",
+    "Config",
+    "PropertyHead",
+    "Sampler",
+    "Samples",
+    "Settings",
+    "Stream",
+    "Uni3DAR",
+    "Weights",
+    "collate",
+    "loss",
+]
