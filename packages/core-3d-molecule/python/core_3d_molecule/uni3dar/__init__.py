@@ -5,6 +5,7 @@ from __future__ import annotations
 from .batches import Stream, collate
 from .model import Batch, Config, PropertyHead, Uni3DAR, Weights, loss
 from .sampler import Sampler, Samples, Settings
+from .train import make_trainer
 
 __all__ = [
     "Batch",
@@ -18,4 +19,5 @@ __all__ = [
     "Weights",
     "collate",
     "loss",
+    "make_trainer",
 ]

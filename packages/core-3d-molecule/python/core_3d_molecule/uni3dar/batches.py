@@ -9,23 +9,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..octree import CLS, NULL, TREE, OctreeTokenizer, Structures
+from ..octree import CLS, MASK, NULL, TREE, Augmentation, OctreeTokenizer, Packed, Tokens
+from ..structures import Structures
 from .model import IGNORED, Batch
 
 
-def collate(packed: Any, merge_level: int, resolution: float, rows: int = 0, sequences: int = 0) -> Batch:
+def collate(
+    packed: Packed, merge_level: int, resolution: float, rows: int = 0, sequences: int = 0, longest: int = 0
+) -> Batch:
     """The batch of packed tokens (`OctreeTokenizer.pack`), filled up to `rows` rows and `sequences` sequences.
 
-    Filling rows are [NULL] in sequences of their own, no longer than the longest, and predict nothing. Raises
-    ValueError if the tokens do not fit.
+    Filling rows are [NULL] in sequences of their own, of at most `longest` rows (0: as the longest given), and predict
+    nothing. Raises ValueError if the tokens do not fit.
     """
     tokens, cu = np.asarray(packed.tokens, np.int64), np.asarray(packed.cu_seqlens, np.int64)
-    used, longest = len(tokens), int(np.diff(cu).max(initial=1))
+    used, longest = len(tokens), longest or int(np.diff(cu).max(initial=1))
     filling = max(rows - used, 0)
     ends = used + np.minimum(np.arange(longest, filling + longest, longest), filling)
     count = max(sequences, len(cu) - 1 + len(ends))
     if rows and (used > rows or (sequences and count > sequences)):
-        raise ValueError(f"{used} rows in {len(cu) - 1} sequences do not fit into {rows} rows and {sequences} sequences")
+        raise ValueError(
+            f"{used} rows in {len(cu) - 1} sequences do not fit into {rows} rows and {sequences} sequences"
+        )
     bounds = np.concatenate([cu, ends, np.full(count + 1 - len(cu) - len(ends), used + filling)])
 
     def filled(x: Any, value: float) -> np.ndarray:
@@ -33,16 +38,14 @@ def collate(packed: Any, merge_level: int, resolution: float, rows: int = 0, seq
         return np.concatenate([x, np.full((filling, *x.shape[1:]), value, x.dtype)])
 
     levels = np.asarray(packed.levels, np.int64)
-    masks = np.flatnonzero(_is_mask(packed, tokens))
+    masks = np.flatnonzero(tokens == MASK)
     target = tokens[masks + 1]
     steps = np.rint(np.asarray(packed.positions, np.float64) * (2 / resolution)) / 2  # whole bins, or cells' middles
     missing = (used + filling) // 2 - len(masks) if rows else 0
     bins = np.asarray(packed.bins, np.int64)[masks + 1]
     atom = (target < CLS)[:, None]
     tree, kind = np.where(target >= TREE, target - TREE - 1, IGNORED), np.where(target < CLS, target, IGNORED)
-    zero = np.zeros(used, np.int64)
-    trees, counts = (np.asarray(getattr(packed, n, zero), np.int64) for n in ("trees", "counts"))
-    remaining = np.asarray(getattr(packed, "remaining", np.zeros((used, 2))), np.int64)
+    trees, counts, remaining = (np.asarray(x, np.int64) for x in (packed.trees, packed.counts, packed.remaining))
 
     def targets(x: np.ndarray) -> np.ndarray:
         return np.concatenate([x, np.full((missing, *x.shape[1:]), IGNORED, np.int64)])
@@ -58,15 +61,9 @@ def collate(packed: Any, merge_level: int, resolution: float, rows: int = 0, seq
     )  # fmt: skip
 
 
-def _is_mask(packed: Any, tokens: np.ndarray) -> np.ndarray:
-    from ..octree import MASK
-
-    return tokens == MASK
-
-
 @dataclasses.dataclass
 class Stream:
-    """An endless stream of batches of `rows` rows from a set of structures.
+    """An endless stream of batches of `rows` rows from a set of structures, in at most `sequences` sequences if given.
 
     Every epoch has its own order, every visit its own augmentation; both follow from `seed`, `epoch` and `cursor`, so a
     stream made with the epoch and cursor of a batch goes on behind it.
@@ -75,16 +72,17 @@ class Stream:
     structures: Structures
     tokenizer: OctreeTokenizer
     rows: int
-    augment: Any = None
+    augment: Augmentation | None = None
     seed: int = 0
     epoch: int = 0
     cursor: int = 0
     sequences: int = 0
+    longest: int = 0
 
     def __iter__(self) -> Iterator[tuple[Batch, dict[str, int]]]:
         """Batches, each with the state that makes the stream go on behind it."""
         order = self._order()
-        guess = max(self.rows // 128, 1)
+        guess, fixed = max(self.rows // 128, 1), (self.rows, self.sequences, self.longest)
         while True:
             if self.cursor >= len(order):
                 self.epoch, self.cursor, order = self.epoch + 1, 0, None
@@ -95,22 +93,20 @@ class Stream:
             ends = 2 * np.asarray(tokens.offsets)[1:]
             fit = int(np.searchsorted(ends, self.rows, "right"))
             if self.sequences:
-                fit = min(fit, self.sequences - self.rows // 128 - 2)
+                fit = min(fit, self.sequences - 1)
             if fit < 1:
                 raise ValueError(f"Stream: argument 'rows' must hold a structure of {ends[0]} rows, got {self.rows}")
             packed = self.tokenizer.pack(first(tokens, fit))
             self.cursor += fit
-            batch = collate(packed, self.tokenizer.merge_level, self.tokenizer.resolution, self.rows, self.sequences)
+            batch = collate(packed, self.tokenizer.merge_level, self.tokenizer.resolution, *fixed)
             yield batch, {"epoch": self.epoch, "cursor": self.cursor}
 
     def _order(self) -> np.ndarray:
         return np.random.default_rng([self.seed, self.epoch]).permutation(len(self.structures))
 
 
-def first(tokens: Any, count: int) -> Any:
+def first(tokens: Tokens, count: int) -> Tokens:
     """The tokens of the first `count` structures."""
     end = int(tokens.offsets[count])
     whole = {"offsets": tokens.offsets[: count + 1], "origins": tokens.origins[:count]}
-    return dataclasses.replace(
-        tokens, **whole, **{k: v[:end] for k, v in vars(tokens).items() if k not in whole and v is not None}
-    )
+    return dataclasses.replace(tokens, **whole, **{k: v[:end] for k, v in vars(tokens).items() if k not in whole})

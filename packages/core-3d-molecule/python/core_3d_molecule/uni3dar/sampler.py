@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..octree import CLS, MASK, NULL, TREE, OctreeTokenizer, Structures
+from ..octree import CLS, MASK, NULL, TREE, OctreeTokenizer
+from ..structures import Structures
 from .model import TREE_CLASSES, Uni3DAR
 
 _BUCKET = 64
@@ -251,10 +252,15 @@ class Sampler:
             atom_logits = heads.atom(x, choose)
             choose(3, atom_logits[3])
         if self.record is not None:
-            self.record.append((s["row"].clone(), {"tree": tree_logits.float(), "atom": torch.cat(atom_logits, 1).float()}))
+            self.record.append(
+                (s["row"].clone(), {"tree": tree_logits.float(), "atom": torch.cat(atom_logits, 1).float()})
+            )
         live = ~s["done"]
         is_atom = level == 0
-        log_p = [F.log_softmax(logits.float(), -1).gather(1, pick[:, None])[:, 0] for logits, pick in zip(atom_logits, chosen, strict=True)]
+        log_p = [
+            F.log_softmax(logits.float(), -1).gather(1, pick[:, None])[:, 0]
+            for logits, pick in zip(atom_logits, chosen, strict=True)
+        ]
         counted = (live & is_atom).float()
         s["log_p"].add_(torch.stack([log_p[0], log_p[1] + log_p[2] + log_p[3]], 1) * counted[:, None])
         s["atoms"].add_((live & is_atom).long())
@@ -271,7 +277,9 @@ class Sampler:
         s["last"].copy_(torch.stack([token, level], 1))
         s["at"].copy_(torch.where(is_atom[:, None], corner + bins, mask_at))
 
-    def _append(self, s: dict[str, Tensor], live: Tensor, token: Tensor, bins: Tensor, entry: Tensor, tree: Tensor) -> None:
+    def _append(
+        self, s: dict[str, Tensor], live: Tensor, token: Tensor, bins: Tensor, entry: Tensor, tree: Tensor
+    ) -> None:
         """Writes what was drawn, and puts a node's children behind the queue in Morton order."""
         at = s["head"].clamp(max=s["tokens"].shape[1] - 1)[:, None]
         s["tokens"].scatter_(1, at, torch.where(live, token, _at(s["tokens"], at[:, 0]))[:, None])
@@ -307,7 +315,9 @@ class Sampler:
             empty = Structures(np.empty(0, np.int32), np.empty((0, 3)), np.zeros(1, np.int64))
             zero = np.empty(0, np.float32)
             tokens = np.empty(0, np.int32)
-            return Samples(empty, np.empty(0, np.int64), zero, zero, tokens, np.empty((0, 3), np.int32), np.zeros(1, np.int64), 0)
+            return Samples(
+                empty, np.empty(0, np.int64), zero, zero, tokens, np.empty((0, 3), np.int32), np.zeros(1, np.int64), 0
+            )
         s = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
         keep = s["done"] & (s["tail"] <= self.settings.max_tokens) & ~s["wrong"] & (s["left"] == 0).all(1)
         s = {k: v[keep] for k, v in s.items()}

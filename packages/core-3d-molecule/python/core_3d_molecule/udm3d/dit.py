@@ -1,0 +1,198 @@
+"""UDM-3D (arXiv 2503.15567, section 3.2): a diffusion transformer on the latent vectors of a molecule's atoms."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+END = 0.9946
+"""The last time of the cosine schedule, where the signal is all but gone."""
+BEGIN = 1e-3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Shape of a `DiT`; the defaults are the paper's (38.6 million parameters). context: properties it is told."""
+
+    latent: int = 16
+    layers: int = 8
+    width: int = 512
+    heads: int = 8
+    mlp: int = 4
+    frequencies: int = 16
+    context: int = 0
+
+    def __post_init__(self) -> None:
+        problems = {
+            "latent": self.latent >= 1,
+            "layers": self.layers >= 1,
+            "heads": self.heads >= 1,
+            "width": self.width >= 1 and self.width % max(self.heads, 1) == 0,
+            "mlp": self.mlp >= 1,
+            "frequencies": self.frequencies >= 1,
+            "context": self.context >= 0,
+        }
+        for name, good in problems.items():
+            if not good:
+                raise ValueError(f"Config: argument '{name}' is out of range, got {getattr(self, name)!r}")
+
+
+class Block(nn.Module):
+    """Attention and a perceptron, both shifted, scaled and gated by the condition (adaLN-Zero)."""
+
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        self.heads = c.heads
+        self.norm1, self.norm2 = (nn.LayerNorm(c.width, elementwise_affine=False) for _ in range(2))
+        self.qkv, self.out = nn.Linear(c.width, 3 * c.width), nn.Linear(c.width, c.width)
+        self.mlp = nn.Sequential(
+            nn.Linear(c.width, c.mlp * c.width), nn.GELU("tanh"), nn.Linear(c.mlp * c.width, c.width)
+        )
+        self.condition = nn.Sequential(nn.SiLU(), nn.Linear(c.width, 6 * c.width))
+
+    def forward(self, x: Tensor, code: Tensor, mask: Tensor) -> Tensor:
+        """x (B, N, width), code (B, 1 or N, width), mask (B, 1, 1, N): which atoms there are."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.condition(code).chunk(6, -1)
+        y = self.norm1(x) * (1 + scale1) + shift1
+        q, k, v = self.qkv(y).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        x = x + gate1 * self.out(y)
+        return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+
+
+class DiT(nn.Module):
+    """Predicts the noise in latent vectors."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        c = self.config = config
+        self.read, self.write = nn.Linear(c.latent, c.width), nn.Linear(c.width, c.latent)
+        self.frequencies = nn.Parameter(torch.randn(c.frequencies // 2))
+        self.time = nn.Sequential(
+            nn.Linear(2 * (c.frequencies // 2) + 1, c.width), nn.SiLU(), nn.Linear(c.width, c.width)
+        )
+        if c.context:
+            self.context = nn.Sequential(nn.Linear(c.context, c.width), nn.SiLU(), nn.Linear(c.width, c.width))
+            self.nothing = nn.Parameter(torch.zeros(c.width))
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
+        self.norm = nn.LayerNorm(c.width, elementwise_affine=False)
+        self.condition = nn.Sequential(nn.SiLU(), nn.Linear(c.width, 2 * c.width))
+        for block in [*self.blocks, self]:
+            nn.init.zeros_(block.condition[1].weight)
+            nn.init.zeros_(block.condition[1].bias)
+        nn.init.zeros_(self.write.weight)
+        nn.init.zeros_(self.write.bias)
+
+    def forward(
+        self, x: Tensor, t: Tensor, real: Tensor, context: Tensor | None = None, given: Tensor | None = None
+    ) -> Tensor:
+        """The noise (B, N, latent) in x (B, N, latent) at times t (B,), of molecules with the atoms real (B, N) bool.
+
+        context (B, properties) where the model has some, whitened; given (B,) bool: whose context counts, all by
+        default. Without context nobody's does.
+        """
+        angles = t[:, None] * self.frequencies * (2 * math.pi)
+        code = self.time(torch.cat([t[:, None], angles.sin(), angles.cos()], -1))
+        if self.config.context:
+            told = self.nothing.expand(len(x), -1)
+            if context is not None:
+                known = self.context(context)
+                told = known if given is None else torch.where(given[:, None], known, told)
+            code = code + told
+        code = code[:, None]
+        h, mask = self.read(x), real[:, None, None]
+        for block in self.blocks:
+            h = block(h, code, mask)
+        shift, scale = self.condition(code).chunk(2, -1)
+        return self.write(self.norm(h) * (1 + scale) + shift)
+
+
+def signal(t: Tensor) -> Tensor:
+    """alpha of the cosine schedule at times 0..END; the noise's share is sqrt(1 - alpha^2)."""
+    s = 0.008
+    return torch.cos((t + s) / (1 + s) * math.pi / 2) / math.cos(s / (1 + s) * math.pi / 2)
+
+
+def noise_loss(
+    model: DiT, x: Tensor, real: Tensor, context: Tensor | None = None, *, drop: float = 0.1
+) -> dict[str, Tensor]:
+    """The mean square error of the predicted noise over atoms; x (B, N, latent), whitened.
+
+    Times are stratified over the batch. In training each row's context is dropped with the probability `drop`, in
+    evaluation never.
+    """
+    size = len(x)
+    t = (torch.rand(1, device=x.device) + torch.arange(size, device=x.device) / size) % 1
+    t = BEGIN + (END - BEGIN) * t
+    alpha = signal(t)[:, None, None]
+    noise = torch.randn_like(x)
+    given = dropped(size, drop if model.training else 0.0, x.device) if context is not None else None
+    found = model(alpha * x + (1 - alpha.square()).sqrt() * noise, t, real, context, given)
+    square = ((found.float() - noise).square().mean(-1) * real).sum() / real.sum().clamp(min=1)
+    return {"loss": square}
+
+
+def dropped(size: int, drop: float, device: torch.device | str) -> Tensor:
+    """Which rows keep their context: (size,) bool, each False with the probability `drop`."""
+    return torch.rand(size, device=device) >= drop
+
+
+def guided(model: DiT, x: Tensor, t: Tensor, real: Tensor, context: Tensor | None, w: float) -> Tensor:
+    """(1 + w) eps(x, context) - w eps(x): classifier-free guidance; w = 0 the conditional, w = -1 the unconditional."""
+    if context is None or w == -1:
+        return model(x, t, real)
+    if w == 0:
+        return model(x, t, real, context)
+    both = torch.cat([torch.ones(len(x), dtype=torch.bool, device=x.device), torch.zeros_like(real[:, 0])])
+    eps = model(*(torch.cat([y, y]) for y in (x, t, real, context)), both)
+    conditional, unconditional = eps.chunk(2)
+    return (1 + w) * conditional - w * unconditional
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def sample(
+    model: DiT,
+    real: Tensor,
+    context: Tensor | None = None,
+    *,
+    steps: int = 100,
+    w: float = 0.0,
+    eta: float = 1.0,
+    temperature: float = 0.95,
+    generator: torch.Generator | None = None,
+    step: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Latent vectors (B, N, latent), whitened, of molecules with the atoms real (B, N).
+
+    Ancestral steps from END to BEGIN in equal steps of time; the last mean, without noise, is what is returned. eta 0 is
+    deterministic given the first noise; `temperature` scales all noise. `step` may replace the call of the model,
+    (x, t) to the guided noise. Raises ValueError for settings out of range.
+    """
+    for name, good, value in (
+        ("steps", steps >= 1, steps), ("eta", 0 <= eta <= 1, eta), ("temperature", temperature >= 0, temperature),
+    ):  # fmt: skip
+        if not good:
+            raise ValueError(f"sample: argument '{name}' is out of range, got {value}")
+    if (context is not None) != bool(model.config.context) and w != -1:
+        raise ValueError(f"sample: argument 'context' must have {model.config.context} properties a row")
+    call = step or (lambda x, t: guided(model, x, t, real, context, w).float())
+    shape = (*real.shape, model.config.latent)
+    x = torch.randn(shape, device=real.device, generator=generator) * temperature
+    times = torch.linspace(END, BEGIN, steps + 1, device=real.device)
+    for now, after in zip(times[:-1], times[1:], strict=True):
+        eps = call(x, now.expand(len(x)))
+        alpha, beta = signal(now), (1 - signal(now).square()).sqrt()
+        clean = (x - beta * eps) / alpha
+        if after == times[-1]:
+            return clean * real[..., None]
+        alpha_after = signal(after)
+        left = (1 - alpha_after.square()).clamp(min=0)
+        spread = eta * (left / beta.square() * (1 - (alpha / alpha_after).square())).clamp(min=0).sqrt()
+        x = alpha_after * clean + (left - spread.square()).clamp(min=0).sqrt() * eps
+        x = x + spread * temperature * torch.randn(shape, device=real.device, generator=generator)
+    return x * real[..., None]

@@ -1,0 +1,109 @@
+"""Training of Uni-3DAR on molecules."""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..octree import CLS, Augmentation, OctreeTokenizer
+from ..structures import Structures
+from ..training import Optimisation, Trainer
+from .batches import Stream
+from .model import Batch, Config, Uni3DAR, Weights
+from .model import loss as total
+
+
+def make_trainer(
+    structures: Structures,
+    config: Config,
+    optimisation: Optimisation,
+    *,
+    rows: int = 16384,
+    weights: Weights | None = None,
+    augment: Augmentation | None = None,
+    device: str = "cpu",
+    compiled: bool = False,
+) -> Trainer:
+    """A trainer of a new `Uni3DAR` on batches of `rows` rows of packed tokens (about 165 a molecule of QM9).
+
+    On CUDA in bfloat16 with float32 weights, batches being made in a thread of their own; `compiled` runs the model
+    through torch.compile. The weights at the beginning follow from `optimisation.seed`. What it yields beside the loss:
+    cross-entropies per predicted token, in nats, of tree tokens, types and coordinates, and "nll" per molecule.
+    """
+    torch.manual_seed(optimisation.seed)
+    model = Uni3DAR(config).to(device)
+    tokenizer = OctreeTokenizer(config.merge_level, config.grid_len, config.resolution)
+    lengths = 2 * np.diff(np.asarray(tokenizer.tokenize(structures).offsets))
+    cuda = torch.device(device).type == "cuda"
+    # augmentation moves a molecule against the grid, and so its number of tokens
+    longest = int(min(-(-1.5 * lengths.max(initial=1) // 128) * 128, rows))
+    sequences = int(1.3 * rows / max(lengths.mean(), 1)) + 8
+    weights = weights or Weights()
+
+    def loss(batch: Batch) -> dict[str, Tensor]:
+        longest_here = longest if cuda else int(batch.cu_seqlens.diff().max())
+        nats = model(batch, longest_here)
+        trees, atoms = (batch.tree >= 0).sum(), (batch.kind >= 0).sum()
+        molecules = (batch.tokens == CLS).sum()
+        sums = {k: v.sum().detach() for k, v in nats.items()}
+        return {
+            "loss": total(nats, batch, weights),
+            "nll": torch.stack(list(sums.values())).sum() / molecules.clamp(min=1),
+            "tree": sums["tree"] / trees.clamp(min=1),
+            "type": sums["kind"] / atoms.clamp(min=1),
+            "xyz": (sums["x"] + sums["y"] + sums["z"]) / atoms.clamp(min=1),
+        }
+
+    def batches(behind: dict[str, Any] | None) -> Iterator[tuple[Batch, dict[str, Any]]]:
+        state = behind or {"epoch": 0, "cursor": 0}
+        stream = Stream(
+            structures, tokenizer, rows, augment, optimisation.seed, **state,
+            sequences=sequences if cuda else 0, longest=longest if cuda else 0,
+        )  # fmt: skip
+        return ahead(iter(stream), device) if cuda else iter(stream)
+
+    about = {"model": "uni3dar", "config": dataclasses.asdict(config), "weights": dataclasses.asdict(weights)}
+    about["data"] = {
+        "structures": len(structures), "rows": rows, "augment": augment and dataclasses.asdict(augment)
+    }  # fmt: skip
+    return Trainer(
+        model, loss, batches, optimisation, amp=torch.bfloat16 if cuda else None, compiled=compiled, about=about
+    )
+
+
+def ahead(batches: Iterator[tuple[Batch, dict[str, Any]]], device: str, depth: int = 8) -> Iterator[tuple[Batch, Any]]:
+    """The same batches on a device, made by a thread up to `depth` ahead."""
+    line: queue.Queue[Any] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def work() -> None:
+        try:
+            for batch, behind in batches:
+                item = (Batch(*(x.pin_memory() for x in batch)), behind)
+                while not stop.is_set():
+                    try:
+                        line.put(item, timeout=0.2)
+                        break
+                    except queue.Full:
+                        continue
+                if stop.is_set():
+                    return
+        except BaseException as e:  # handed to the one who waits for batches
+            line.put(e)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while True:
+            item = line.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item[0].to(device), item[1]
+    finally:
+        stop.set()
