@@ -84,7 +84,8 @@ class Trainer:
         self.about = json.loads(json.dumps(self.about))
         self.device = next(model.parameters()).device
         self._loss = torch.compile(loss) if compiled else loss
-        self._batches, self._behind = batches, None
+        self._batches = batches
+        self._behind: dict[str, Any] | None = None
         self.step = 0
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(

@@ -17,8 +17,8 @@ from .vae import SELF_LOOP, Molecules
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Molecules side by side on a device: kinds (M, N) int64 atom classes, positions (M, N, 3) float32 in angstroms about
-    each molecule's mean, bonds (M, N, N) uint8 with SELF_LOOP on the diagonal, counts (M,) int64."""
+    """Molecules side by side on a device: kinds (M, N) int64 atom classes, positions (M, N, 3) float32 in angstroms
+    about each molecule's mean, bonds (M, N, N) uint8 with SELF_LOOP on the diagonal, counts (M,) int64."""
 
     kinds: Tensor
     positions: Tensor
@@ -48,7 +48,8 @@ class Dataset:
         found = table[np.asarray(structures.numbers)]
         if (found < 0).any():
             raise ValueError(
-                f"argument 'structures' must be of the elements {elements}, got {np.asarray(structures.numbers)[found < 0][0]}"
+                f"argument 'structures' must be of the elements {elements}, got "
+                f"{np.asarray(structures.numbers)[found < 0][0]}"
             )
         molecule = np.repeat(np.arange(len(counts)), counts)
         place = np.arange(offsets[-1]) - offsets[:-1][molecule]
@@ -68,8 +69,8 @@ class Dataset:
         return cls(*(torch.from_numpy(x).to(device) for x in (kinds, positions, square, counts)))
 
     def batch(self, rows: Tensor, scale: float, turn: bool, shift: float = 0.1) -> Molecules:
-        """The molecules of rows (B,), divided by `scale`; with `turn` each in a random orientation and shifted by a normal
-        vector of `shift` (SE(3) augmentation), from torch's generator of the device."""
+        """The molecules of rows (B,), divided by `scale`; with `turn` each in a random orientation and shifted by a
+        normal vector of `shift` (SE(3) augmentation), from torch's generator of the device."""
         counts = self.counts[rows]
         at = self.positions[rows] / scale
         if turn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 
@@ -169,8 +170,8 @@ def sample(
 ) -> Tensor:
     """Latent vectors (B, N, latent), whitened, of molecules with the atoms real (B, N).
 
-    Ancestral steps from END to BEGIN in equal steps of time; the last mean, without noise, is what is returned. eta 0 is
-    deterministic given the first noise; `temperature` scales all noise. `step` may replace the call of the model,
+    Ancestral steps from END to BEGIN in equal steps of time; the last mean, without noise, is what is returned. eta 0
+    is deterministic given the first noise; `temperature` scales all noise. `step` may replace the call of the model,
     (x, t) to the guided noise. Raises ValueError for settings out of range.
     """
     for name, good, value in (
@@ -184,7 +185,7 @@ def sample(
     shape = (*real.shape, model.config.latent)
     x = torch.randn(shape, device=real.device, generator=generator) * temperature
     times = torch.linspace(END, BEGIN, steps + 1, device=real.device)
-    for now, after in zip(times[:-1], times[1:], strict=True):
+    for now, after in itertools.pairwise(times):
         eps = call(x, now.expand(len(x)))
         alpha, beta = signal(now), (1 - signal(now).square()).sqrt()
         clean = (x - beta * eps) / alpha

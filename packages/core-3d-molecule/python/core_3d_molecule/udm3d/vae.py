@@ -1,4 +1,4 @@
-"""UAE-3D (arXiv 2503.15567, section 3.1): molecules with bonds and coordinates to one latent vector an atom, and back."""
+"""UAE-3D (arXiv 2503.15567, section 3.1): molecules with bonds to one latent vector an atom, and back."""
 
 from __future__ import annotations
 
@@ -52,9 +52,12 @@ class Config:
 
 
 class Molecules(NamedTuple):
-    """A ragged batch: kinds (A,) int64 atom classes; positions (A, 3) float32 in units of the scale; bonds (P,) uint8, for
-    each molecule its n x n classes, SELF_LOOP on the diagonal; offsets (B + 1,) int64; rows (B, N) int64, the atom at
-    each place of a molecule, and real (B, N) bool, whether there is one."""
+    """A ragged batch.
+
+    kinds (A,) int64 atom classes; positions (A, 3) float32 in units of the scale; bonds (P,) uint8, for each molecule
+    its n x n classes, SELF_LOOP on the diagonal; offsets (B + 1,) int64; rows (B, N) int64, the atom at each place of a
+    molecule, and real (B, N) bool, whether there is one.
+    """
 
     kinds: Tensor
     positions: Tensor
@@ -139,7 +142,7 @@ class Decoder(nn.Module):
         )
 
     def forward(self, z: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of atoms (B, N, elements), positions (B, N, 3) and logits of bonds (B, N, N, 6) from z (B, N, latent)."""
+        """Logits of atoms (B, N, elements), positions (B, N, 3), logits of bonds (B, N, N, 6); z (B, N, latent)."""
         given = h = self.project(z)
         none = ~real
         for layer in self.layers:

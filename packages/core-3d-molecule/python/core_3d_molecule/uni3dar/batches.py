@@ -85,7 +85,7 @@ class Stream:
         guess, fixed = max(self.rows // 128, 1), (self.rows, self.sequences, self.longest)
         while True:
             if self.cursor >= len(order):
-                self.epoch, self.cursor, order = self.epoch + 1, 0, None
+                self.epoch, self.cursor = self.epoch + 1, 0
                 order = self._order()
             chosen = order[self.cursor : self.cursor + guess]
             seed = int(np.random.SeedSequence([self.seed, self.epoch, self.cursor]).generate_state(1)[0] >> 1)

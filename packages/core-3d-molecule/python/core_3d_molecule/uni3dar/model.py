@@ -106,7 +106,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_se
     sequence = torch.repeat_interleave(torch.arange(len(lengths), device=q.device), lengths)
     at = torch.arange(len(q), device=q.device) - cu_seqlens[:-1].long()[sequence]
     padded = [x.new_zeros(len(lengths), max_seqlen, *x.shape[1:]).index_put((sequence, at), x) for x in (q, k, v)]
-    out = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in padded), dropout_p=dropout, is_causal=True)
+    q, k, v = (x.transpose(1, 2) for x in padded)
+    out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
     return out.transpose(1, 2)[sequence, at]
 
 

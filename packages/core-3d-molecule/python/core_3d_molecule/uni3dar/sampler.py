@@ -141,7 +141,7 @@ class Sampler:
         ]
         return self._collect(parts, count)
 
-    @torch.no_grad()
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def _batch(self, size: int, first: int, generator: torch.Generator, wanted: Tensor | None) -> dict[str, np.ndarray]:
         s = {k: v[:size] for k, v in self._state.items()}
         for value in s.values():

@@ -1,0 +1,131 @@
+"""UDM-3D whole: a frozen autoencoder, the diffusion transformer on its latent vectors, and what sampling needs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..structures import Structures, offsets_of
+from . import dit
+from .batches import Dataset
+from .vae import SELF_LOOP, UAE3D, Molecules
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """Molecules with the bonds that the decoder gave them.
+
+    structures; bonds (M, 2) int64, rows of atoms, the lesser first; orders (M,) int32: 1, 2, 3, or 4 for aromatic.
+    """
+
+    structures: Structures
+    bonds: np.ndarray
+    orders: np.ndarray
+
+
+class UDM3D(nn.Module):
+    """Generates molecules (arXiv 2503.15567).
+
+    Args:
+        autoencoder: trained; its weights are not trained further.
+        config: of the transformer; its `latent` must be the autoencoder's.
+    """
+
+    def __init__(self, autoencoder: UAE3D, config: dit.Config) -> None:
+        super().__init__()
+        if config.latent != autoencoder.config.latent:
+            raise ValueError(
+                f"UDM3D: argument 'config' must have latent = {autoencoder.config.latent}, got {config.latent}"
+            )
+        self.autoencoder = autoencoder.requires_grad_(False)
+        self.dit = dit.DiT(config)
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("deviation", torch.ones(()))
+        self.register_buffer("sizes", torch.zeros(autoencoder.config.most_atoms + 1))
+        self.register_buffer("context_mean", torch.zeros(config.context))
+        self.register_buffer("context_deviation", torch.ones(config.context))
+
+    def train(self, mode: bool = True) -> Self:
+        """The transformer's mode; the autoencoder never drops anything."""
+        super().train(mode)
+        self.autoencoder.train(False)
+        return self
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def fit(self, data: Dataset, context: Tensor | None = None, batch: int = 512) -> None:
+        """Takes from training data what whitens latent vectors and context, and how many atoms molecules have."""
+        scale = self.autoencoder.config.scale
+        count, total, squares = 0, 0.0, 0.0
+        for rows in torch.arange(len(data), device=data.counts.device).split(batch):
+            mean = self.autoencoder.encode(data.batch(rows, scale, True))[0].double()
+            count, total, squares = (
+                count + mean.numel(), total + float(mean.sum()), squares + float(mean.square().sum())
+            )  # fmt: skip
+        self.mean.fill_(total / count)
+        self.deviation.fill_(max(squares / count - (total / count) ** 2, 1e-12) ** 0.5)
+        self.sizes.copy_(torch.bincount(data.counts, minlength=len(self.sizes)))
+        if context is not None:
+            self.context_mean.copy_(context.mean(0))
+            self.context_deviation.copy_(context.std(0).clamp(min=1e-6))
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def latents(self, m: Molecules) -> Tensor:
+        """Whitened latent vectors (B, N, latent), zero where there is no atom."""
+        mean, _ = self.autoencoder.encode(m)
+        return ((mean - self.mean) / self.deviation)[m.rows] * m.real[..., None]
+
+    def loss(self, m: Molecules, context: Tensor | None = None, drop: float = 0.1) -> dict[str, Tensor]:
+        """See `dit.noise_loss`; context (B, properties) in the properties' own units."""
+        with torch.autocast(m.positions.device.type, enabled=False):
+            z = self.latents(m)
+        return dit.noise_loss(self.dit, z, m.real, self.whitened(context), drop=drop)
+
+    def whitened(self, context: Tensor | None) -> Tensor | None:
+        """Context about the training set's mean, in its standard deviations."""
+        return None if context is None else (context - self.context_mean) / self.context_deviation
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def sample(
+        self, count: int, *, seed: int = 0, context: Tensor | None = None, batch: int = 512, **settings: Any
+    ) -> Generated:
+        """`count` molecules; their numbers of atoms are drawn from the training set's.
+
+        context (count, properties) in the properties' own units; settings: `steps`, `w`, `eta`, `temperature` of
+        `dit.sample`. Deterministic for a seed, a batch size and a device.
+        """
+        if count < 0:
+            raise ValueError(f"sample: argument 'count' must be 0 or more, got {count}")
+        device = self.mean.device
+        generator = torch.Generator(device).manual_seed(seed)
+        sizes = torch.multinomial(self.sizes, max(count, 1), replacement=True, generator=generator)[:count]
+        kinds, positions, orders = [], [], []
+        for begin in range(0, count, batch):
+            here = slice(begin, min(begin + batch, count))
+            real = torch.arange(len(self.sizes) - 1, device=device) < sizes[here, None]
+            told = self.whitened(context[here]) if context is not None else None
+            z = dit.sample(self.dit, real, told, generator=generator, **settings)
+            atoms, at, bonds = self.autoencoder.decode(z * self.deviation + self.mean, real)
+            kinds.append(atoms.argmax(-1).cpu())
+            positions.append((at.float() * self.autoencoder.config.scale).cpu())
+            orders.append(bonds[..., :SELF_LOOP].argmax(-1).to(torch.uint8).cpu())
+        return self._generated(sizes.cpu().numpy(), kinds, positions, orders)
+
+    def _generated(
+        self, sizes: np.ndarray, kinds: list[Tensor], positions: list[Tensor], orders: list[Tensor]
+    ) -> Generated:
+        offsets = offsets_of(sizes)
+        if not len(sizes):
+            empty = Structures(np.empty(0, np.int32), np.empty((0, 3)), offsets)
+            return Generated(empty, np.empty((0, 2), np.int64), np.empty(0, np.int32))
+        real = np.arange(len(self.sizes) - 1) < sizes[:, None]
+        elements = np.array(self.autoencoder.config.elements, np.int32)
+        numbers = elements[torch.cat(kinds).numpy()[real]]
+        square = torch.cat(orders).numpy() * (real[:, :, None] & real[:, None])
+        molecule, i, j = np.nonzero(np.triu(square, 1))
+        structures = Structures(numbers, torch.cat(positions).numpy()[real].astype(np.float64), offsets)
+        bonds = offsets[molecule][:, None] + np.stack([i, j], 1)
+        return Generated(structures, bonds, square[molecule, i, j].astype(np.int32))
