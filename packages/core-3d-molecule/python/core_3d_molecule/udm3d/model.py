@@ -1,3 +1,4 @@
+# mypy: disallow-subclassing-any=False, disallow-untyped-decorators=False
 """UDM-3D whole: a frozen autoencoder, the diffusion transformer on its latent vectors, and what sampling needs."""
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class UDM3D(nn.Module):
         self.autoencoder.train(False)
         return self
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]
+    @torch.no_grad()
     def fit(self, data: Dataset, context: Tensor | None = None, batch: int = 512) -> None:
         """Takes from training data what whitens latent vectors and context, and how many atoms molecules have."""
         scale = self.autoencoder.config.scale
@@ -72,7 +73,7 @@ class UDM3D(nn.Module):
             self.context_mean.copy_(context.mean(0))
             self.context_deviation.copy_(context.std(0).clamp(min=1e-6))
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]
+    @torch.no_grad()
     def latents(self, m: Molecules) -> Tensor:
         """Whitened latent vectors (B, N, latent), zero where there is no atom."""
         mean, _ = self.autoencoder.encode(m)
@@ -88,7 +89,7 @@ class UDM3D(nn.Module):
         """Context about the training set's mean, in its standard deviations."""
         return None if context is None else (context - self.context_mean) / self.context_deviation
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]
+    @torch.no_grad()
     def sample(
         self, count: int, *, seed: int = 0, context: Tensor | None = None, batch: int = 512, **settings: Any
     ) -> Generated:

@@ -69,7 +69,8 @@ def make_diffusion_trainer(
 
     def loss(rows: Tensor) -> dict[str, Tensor]:
         told = None if context is None else context[rows]
-        return model.loss(data.batch(rows, autoencoder.config.scale, True), told, drop)
+        found: dict[str, Tensor] = model.loss(data.batch(rows, autoencoder.config.scale, True), told, drop)
+        return found
 
     about: dict[str, Any] = {
         "model": "udm3d", "config": dataclasses.asdict(config), "autoencoder": dataclasses.asdict(autoencoder.config),

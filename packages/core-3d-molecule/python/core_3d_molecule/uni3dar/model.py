@@ -1,3 +1,4 @@
+# mypy: disallow-subclassing-any=False, disallow-untyped-decorators=False
 """Uni-3DAR's transformer (arXiv 2503.16278, section 3): masked next-token prediction over octree tokens."""
 
 from __future__ import annotations
