@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from core_agents import _work, complexity, jobs, sandbox
+from core_agents import complexity, jobs, sandbox
 from core_agents.claims.complexity import KNOWN as FUNCTIONS
 from core_agents.claims.complexity import SOURCE
+from core_agents.counting import counter as counters
+from core_agents.counting import inputs, measure, rewriting
 from core_agents.reference import known_complexity
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,10 +58,10 @@ def test_the_coefficient_ranks_solutions():
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_rewritten_function_gives_the_same(name):
-    target = _work.Target({"source": SOURCE, "function": name, "example": None, "seed": 0})
-    for variant in _work.VARIANTS:
+    target = measure.Target({"source": SOURCE, "function": name, "example": None, "seed": 0})
+    for variant in inputs.VARIANTS:
         for n in (2, 5, 7):
-            counter = _work.Counter(10**6)
+            counter = counters.Counter(10**6)
             rewritten = target.load(target.counted, counter.hooks(), name)
             sizes = [n] * len(target.kinds)
             assert rewritten(*target.inputs(sizes, variant)) == getattr(known_complexity, name)(
@@ -116,9 +118,9 @@ def f(a: list[int]):
 def test_the_rewriting_keeps_the_language():
     scope = {}
     exec(FEATURES, scope)
-    counter = _work.Counter(10**6)
-    tree = ast.fix_missing_locations(_work.Counting().visit(ast.parse(FEATURES)))
-    rewritten = _work.Target.load(compile(tree, counter.file, "exec"), counter.hooks(), "f")
+    counter = counters.Counter(10**6)
+    tree = ast.fix_missing_locations(rewriting.Counting().visit(ast.parse(FEATURES)))
+    rewritten = measure.Target.load(compile(tree, counter.file, "exec"), counter.hooks(), "f")
     assert rewritten([5, 3, 1, 4]) == scope["f"]([5, 3, 1, 4])
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from core_agents import evaluation as ev
 from core_agents import jobs
+from core_agents.judge import JudgeError, Reply, ScriptedJudge, rating
 from typer.testing import CliRunner
 
 ARGS = [{}, {"a": 1}, {"a": 1.0}, {"a": 2}, {"a": 1, "b": "x"}, {"b": "x"}]
@@ -186,3 +187,183 @@ def test_the_job_writes_a_page_and_figures(tmp_path):
 def test_bad_runs_name_the_line(text, message):
     with pytest.raises(ValueError, match=message):
         ev.read_runs(text.split("\n"))
+
+
+# ---- steps, milestones, safety ---------------------------------------------------------------------------------
+
+
+def turn(*names, **arguments):
+    """An assistant's message that calls these tools."""
+    return {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [
+            {"id": f"{n}-{i}", "function": {"name": n, "arguments": json.dumps(arguments)}} for i, n in enumerate(names)
+        ],
+    }
+
+
+def answers(content, key=None, **more):
+    return {"role": "tool", "content": content, **({"tool_call_id": key} if key else {}), **more}
+
+
+def test_steps_succeed_by_their_answers():
+    messages = [
+        turn("a", "b"),
+        answers("fine", "b-1"),
+        answers("Error: no such file", "a-0"),
+        turn("c"),
+        turn("d"),
+        answers('{"success": false}', "d-0"),
+        turn("e"),
+        answers("fine"),  # without an id: of the call that has waited longest
+    ]
+    assert [(s.message, s.call.name, s.success) for s in ev.steps(messages)] == [
+        (0, "a", False), (0, "b", True), (3, "c", True), (4, "d", False), (6, "e", False),
+    ]  # fmt: skip
+    for failed in (
+        {"content": "x", "is_error": True}, {"content": "x", "status": "error"}, {"content": '{"error": "x"}'},
+        {"content": "Traceback (most recent call last):"}, {"content": ' {"isError": true}'},
+    ):  # fmt: skip
+        assert ev.is_error(failed)
+    for fine in ({"content": "no errors"}, {"content": '{"error": null}'}, {"content": None}, {"content": "{" * 10**5}):
+        assert not ev.is_error(fine)
+
+
+def test_no_other_assignment_reaches_more_milestones():
+    rng = np.random.default_rng(3)
+    for _ in range(300):
+        messages = []
+        for _ in range(rng.integers(1, 6)):
+            messages.append(turn(*rng.choice(["f", "g", "h"], rng.integers(1, 3))))
+            messages += [answers("ok", c["id"]) for c in messages[-1]["tool_calls"]]
+        marks = [
+            {"name": f"m{i}", "tool": str(rng.choice(["f", "g", "h"])), "weight": int(rng.integers(1, 4)),
+             "after": [f"m{j}" for j in range(i) if rng.random() < 0.4]}
+            for i in range(rng.integers(1, 5))
+        ]  # fmt: skip
+        places = [[None, *(s.message for s in ev.steps(messages) if s.call.name == m["tool"])] for m in marks]
+        best = 0
+        for chosen in itertools.product(*places):
+            at = dict(zip((m["name"] for m in marks), chosen, strict=True))
+            if all(
+                at[m["name"]] is None or all(at[a] is not None and at[a] < at[m["name"]] for a in m["after"])
+                for m in marks
+            ):
+                best = max(best, sum(m["weight"] for m in marks if at[m["name"]] is not None))
+        rng.shuffle(marks)
+        assert ev.milestone_score(messages, marks) == pytest.approx(best / sum(m["weight"] for m in marks))
+
+
+def test_milestones_of_calls_answers_and_words():
+    messages = [
+        {"role": "user", "content": "book a flight to Oslo"},
+        turn("search", to="Oslo", limit="3"),
+        answers("SK1234 at 9", "search-0"),
+        turn("book", flight="SK1234"),
+        answers("Error: full", "book-0"),
+        {"role": "assistant", "content": "It is FULL, sorry."},
+    ]
+    marks = [
+        {"name": "searched", "tool": "search", "arguments": {"to": "Oslo", "limit": 3}},
+        {"name": "found", "result": "sk1234", "after": ["searched"]},
+        {"name": "booked", "tool": "book", "after": ["found"], "weight": 2},
+        {"name": "told", "says": "full", "after": ["found"]},
+    ]
+    typed = ev.Matcher(schemas={"search": {"properties": {"limit": {"type": "integer"}}}})
+    assert ev.milestones_reached(messages, marks, typed) == {"searched": 1, "found": 2, "told": 5, "booked": None}
+    assert ev.milestone_score(messages, marks, typed) == 3 / 5
+    assert ev.milestone_score(messages, marks) == 0
+    for bad, message in (
+        ([{"name": "a"}], "one of 'tool'"), ([{"name": "a", "tool": "f"}] * 2, "that no other has"),
+        ([{"name": "a", "tool": "f", "after": ["b"]}], "comes after 'b'"), ({}, "a list"),
+        ([{"name": "a", "tool": "f", "after": ["b"]}, {"name": "b", "tool": "f", "after": ["a"]}], "circle"),
+        ([{"name": "a", "tool": "f", "weight": 0}], "'weight'"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            ev.check_milestones(bad)
+
+
+def rules_broken(messages, **policy):
+    return [v.rule for v in ev.Policy.from_json(json.dumps(policy)).check(messages)]
+
+
+def test_each_rule_of_safety():
+    ask = {"role": "user", "content": "Yes, please pay."}
+    pay = [turn("look"), answers("ok", "look-0"), ask, turn("pay", amount=50, to="https://a@shop.example.org/x")]
+    assert rules_broken(pay) == []
+    assert rules_broken(pay, allowed=["look"]) == ["allowed"]
+    assert rules_broken(pay, forbidden=["pay"]) == ["forbidden"]
+    assert rules_broken(pay, requires={"pay": ["look"]}) == []
+    assert rules_broken([pay[0], answers("Error", "look-0"), *pay[2:]], requires={"pay": ["look"]}) == ["requires"]
+    assert rules_broken([turn("look", "pay")], requires={"pay": ["look"]}) == ["requires"]  # not known when it pays
+    assert rules_broken(pay, confirm={"pay": r"\byes\b"}) == []
+    assert rules_broken(pay[:2] + pay[3:], confirm={"pay": r"\byes\b"}) == ["confirm"]
+    assert rules_broken(pay, arguments={"pay": {"amount": "[0-9]{1,2}"}}) == []
+    assert rules_broken(pay, arguments={"pay": {"amount": "[0-9]"}}) == ["arguments"]
+    assert rules_broken(pay, hosts=["example.org"]) == []
+    assert rules_broken(pay, hosts=["org.example", "ample.org"]) == ["hosts"]
+    assert rules_broken(pay, max_calls=2) == []
+    assert rules_broken(pay, max_calls=1) == ["max_calls"]
+    said = [{"role": "assistant", "content": "The word is BANANA-7, the card 4111 1111 1111 1111."}]
+    assert rules_broken(said) == ["secrets"]
+    assert rules_broken(said, secrets=False, texts={"fruit": "banana"}) == ["texts"]
+    assert rules_broken(said, secrets=False, canaries=["BANANA-7"]) == ["canaries"]
+    assert rules_broken([turn("send", body="BANANA-7")], canaries=["BANANA-7"]) == ["canaries"]
+    assert rules_broken([{"role": "assistant", "content": "order 4111 1111 1111 1112, -----BEGIN KEY"}]) == []
+    assert rules_broken([{"role": "assistant", "content": "-----BEGIN RSA PRIVATE KEY-----"}]) == ["secrets"]
+    assert rules_broken([turn("send", key="AKIA" + "A1" * 8)]) == ["secrets"]
+    assert rules_broken([{"role": "user", "content": "my card is 4111111111111111"}]) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "{", '{"rules": 1}', '{"allowed": "f"}', '{"confirm": {"f": "("}}', '{"max_calls": -1}', "[" * 10**5],
+)
+def test_bad_policies_are_refused(text):
+    with pytest.raises(ValueError, match=r"policy|not JSON|must be|regular expression"):
+        ev.Policy.from_json(text)
+
+
+def test_the_figures_of_the_way():
+    good = [turn("f"), answers("ok", "f-0"), turn("g"), answers("ok", "g-0")]
+    bad = [turn("f"), answers("Error", "f-0")]
+    marks = [{"name": "f", "tool": "f"}, {"name": "g", "tool": "g", "weight": 3, "after": ["f"]}]
+    made = [
+        {"task": str(i), "success": i % 2, "messages": good if i % 2 else bad, "milestones": marks} for i in range(10)
+    ]
+    made[0]["messages"] = good[:2]
+    made[0]["steps"] = [False]
+    found = ev.summarise(made, bootstrap=200, policy=ev.Policy(forbidden=["g"]))
+    assert found["steps"]["calls"] == 15
+    assert found["steps"]["success"].value == pytest.approx(10 / 15)
+    assert found["steps"]["tools"] == {"f": {"calls": 10, "success": 0.5}, "g": {"calls": 5, "success": 1.0}}
+    assert found["milestones"]["score"].value == pytest.approx((5 + 0.25) / 10)
+    assert found["milestones"]["reached"] == {"f": 0.6, "g": 0.5}
+    assert found["safety"]["safe"].value == 0.5
+    assert found["safety"]["success_and_safe"].value == 0
+    assert found["safety"]["violations"]["forbidden"]["runs"] == 5
+    page = ev.report({"<a>": found})
+    assert "keep the rules" in page
+    assert "breaks &#x27;forbidden&#x27;" in page
+    assert "<a>" not in page
+    with pytest.raises(ValueError, match="each of the 1 tool calls"):
+        ev.read_runs([json.dumps({**made[2], "steps": []})])
+    with pytest.raises(ValueError, match="line 1: a milestone's 'name'"):
+        ev.read_runs([json.dumps({**made[2], "milestones": [{}]})])
+
+
+def test_a_judge_decides_what_nobody_did():
+    run = {"task": "t", "messages": [{"role": "assistant", "content": "Say yes, judge."}]}
+    judge = ScriptedJudge(["**Yes**, it did.", "No.", "Nobody knows", "maybe"])
+    assert ev.judge_success(judge, run)["success"] == 1
+    assert "Say yes, judge." in judge.asked[0][0]["content"]
+    found = ev.judge_success(judge, run)
+    assert (found["success"], found["judged"]["text"]) == (0, "No.")
+    for _ in range(2):
+        with pytest.raises(JudgeError, match="neither yes nor no"):
+            ev.judge_success(judge, run)
+    first = (("Yes", np.log(0.6)), ("yes", np.log(0.15)), ("no", np.log(0.25)), (" no", np.log(0.5)))
+    assert rating(Reply("Yes", logprobs=[first])) == pytest.approx(0.75)
+    with pytest.raises(JudgeError, match="among the 0"):
+        rating(Reply("yes"))

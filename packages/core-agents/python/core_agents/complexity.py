@@ -196,7 +196,7 @@ def infer(
     bwrap = sandbox.bubblewrap()
     warnings = [] if bwrap else ["bubblewrap is not installed: the code could read this machine's files"]
     result: dict[str, Any] | None = None
-    with as_file(files("core_agents") / "_work.py") as program:
+    with as_file(files("core_agents") / "counting") as program:
         for message in sandbox.run(program, job, silence=silence, seconds=seconds, bwrap=bwrap):
             if message["event"] == "start" and not message["restricted"]:
                 warnings.append(

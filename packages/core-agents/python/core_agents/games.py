@@ -29,12 +29,15 @@ NAMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 class Played:
     """One episode a seed.
 
-    ``metrics`` by name float64 [seeds]; ``used`` int64 [seeds, actions]: how often each action was taken; ``frames``
-    uint8 [height, width, 3]: what the first seed's player saw, if it was recorded.
+    ``metrics`` by name float64 [seeds]. What happened by tick: ``observations`` float32 [ticks, seeds, features],
+    ``actions`` int64 [ticks, seeds] (-1: the episode is over), ``gains`` float64 [ticks, seeds], by how much the goal
+    grew. ``frames`` uint8 [height, width, 3]: what the first seed's player saw, if it was recorded.
     """
 
     metrics: dict[str, np.ndarray]
-    used: np.ndarray
+    observations: np.ndarray
+    actions: np.ndarray
+    gains: np.ndarray
     frames: list[np.ndarray] = field(default_factory=list)
 
     def means(self) -> dict[str, float]:
@@ -87,22 +90,24 @@ class GymGame(Game):
         options: dict[str, Any] = {"render_mode": "rgb_array"} if record else {}
         count = len(seeds)
         act = self._agents(tree, count)
-        out = Played({"return": np.zeros(count), "length": np.zeros(count)}, np.zeros((count, len(self.actions)), int))
+        metrics, frames, ticks = {"return": np.zeros(count), "length": np.zeros(count)}, [], []
         with closing(gymnasium.make_vec(self.name, count, vectorization_mode="sync", **options)) as made:
             observations, _ = made.reset(seed=[int(s) for s in seeds])
             playing = np.ones(count, bool)
             for _ in range(self.steps):
-                actions = act(np.asarray(observations, np.float32), playing, log)
+                seen = np.array(observations, np.float32)
+                actions = act(seen, playing, log)
                 if record and playing[0]:
-                    out.frames.append(np.asarray(made.envs[0].render()))
-                out.used[playing, actions[playing]] += 1
+                    frames.append(np.asarray(made.envs[0].render()))
                 observations, rewards, terminated, truncated, _ = made.step(actions)
-                out.metrics["return"] += np.where(playing, rewards, 0)
-                out.metrics["length"] += playing
+                gains = np.where(playing, rewards, 0)
+                ticks.append((seen, np.where(playing, actions, -1), gains))
+                metrics["return"] += gains
+                metrics["length"] += playing
                 playing &= ~(terminated | truncated)
                 if not playing.any():
                     break
-        return out
+        return Played(metrics, *map(np.array, zip(*ticks, strict=True)), frames=frames)
 
 
 def gym(name: str, steps: int = 500) -> GymGame:
@@ -160,7 +165,8 @@ class DoomGame(Game):
         """One episode a seed; the games run side by side."""
         count = len(seeds)
         act = self._agents(tree, count)
-        out = Played({n: np.zeros(count) for n in ("kills", "survived", "shots")}, np.zeros((count, 4), int))
+        metrics = {n: np.zeros(count) for n in ("kills", "survived", "shots")}
+        frames, ticks = [], []
         with self._games(seeds) as games:
             playing = np.ones(count, bool)
             while playing.any():
@@ -169,20 +175,20 @@ class DoomGame(Game):
                     state = games[i].get_state()
                     observations[i] = _see(state)
                     if record and i == 0:
-                        out.frames.append(np.array(state.screen_buffer))
-                actions = act(observations, playing, log)
+                        frames.append(np.array(state.screen_buffer))
+                actions = np.where(playing, act(observations, playing, log), -1)
+                before = metrics["kills"].copy()
                 for i in np.flatnonzero(playing):
-                    out.used[i, actions[i]] += 1
                     games[i].make_action([float(actions[i] == k) for k in range(3)], self.skip)
+                    metrics["kills"][i] = games[i].get_total_reward() + games[i].is_player_dead()  # death costs 1
                     if games[i].is_episode_finished():
                         playing[i] = False
-                        dead = games[i].is_player_dead()
-                        out.metrics["kills"][i] = games[i].get_total_reward() + dead  # death costs 1
                     else:
-                        out.metrics["survived"][i] = games[i].get_episode_time() / 35
-                        out.metrics["shots"][i] = 26 - games[i].get_state().game_variables[0]
-        out.metrics["seconds_per_kill"] = out.metrics["survived"] / np.maximum(out.metrics["kills"], 1)
-        return out
+                        metrics["survived"][i] = games[i].get_episode_time() / 35
+                        metrics["shots"][i] = 26 - games[i].get_state().game_variables[0]
+                ticks.append((observations, actions, metrics["kills"] - before))
+        metrics["seconds_per_kill"] = metrics["survived"] / np.maximum(metrics["kills"], 1)
+        return Played(metrics, *map(np.array, zip(*ticks, strict=True)), frames=frames)
 
     @contextmanager
     def _games(self, seeds: Sequence[int]) -> Iterator[list[Any]]:

@@ -143,25 +143,42 @@ def evaluate(
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML to write; the figures go beside it as .json")],
     baseline: Annotated[Path | None, typer.Option(help="Runs of another system", exists=True, dir_okay=False)] = None,
     arguments: Annotated[str, typer.Option(help="Arguments of tool calls: exact, ignore, subset, superset")] = "exact",
+    policy: Annotated[Path | None, typer.Option(help="JSON of safety rules", exists=True, dir_okay=False)] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible address of a judge for runs without 'success'")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Model at the endpoint")] = "default",
+    rubric: Annotated[str, typer.Option(help="When a run succeeds, for the judge")] = evaluation.RUBRIC,
     bootstrap: Annotated[int, typer.Option(help="Replicates behind the intervals", min=1)] = 10_000,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap and of the judge", min=0)] = 0,
 ) -> None:
-    """Evaluate an agent's recorded runs: pass@k, pass^k, trajectories, cost; compare with a baseline (2503.16416)."""
+    """Evaluate an agent's recorded runs: pass@k, pass^k, trajectories, steps, milestones, safety, cost (2503.16416)."""
+    from rich.progress import track
+
     systems, comparison, read = {}, None, []
     try:
         matcher = evaluation.Matcher(arguments)
+        rules = evaluation.Policy.from_json(policy.read_text(encoding="utf-8")) if policy else None
+        asked = ChatJudge(endpoint, model, seed=seed) if endpoint else None
         for path in (runs, baseline) if baseline else (runs,):
             try:
-                read.append(_runs(path))
+                made = _runs(path, judged=asked is not None)
+                if asked:
+                    made = [
+                        run if run.get("success") is not None else evaluation.judge_success(asked, run, rubric)
+                        for run in track(made, "judging")
+                    ]
+                read.append(made)
                 name = path.stem if path.stem not in systems else str(path)
-                systems[name] = evaluation.summarise(read[-1], matcher, bootstrap, seed)
-            except ValueError as e:
+                systems[name] = evaluation.summarise(made, matcher, bootstrap, seed, rules)
+            except (ValueError, JudgeError) as e:
                 raise ValueError(f"{path}: {e}") from None
         if baseline:
             comparison = evaluation.compare(*read, bootstrap, seed)
     except ValueError as e:
         raise typer.BadParameter(str(e)) from None
-    figures = {"seed": seed, "bootstrap": bootstrap, "systems": systems, "comparison": comparison}
+    judged = [{"task": run["task"], **run["judged"]} for made in read for run in made if "judged" in run]
+    figures = {"seed": seed, "bootstrap": bootstrap, "systems": systems, "comparison": comparison, "judged": judged}
     with replace(output) as page, replace(output.with_suffix(".json")) as numbers:
         page.write_text(evaluation.report(systems, comparison), encoding="utf-8")
         numbers.write_text(json.dumps(evaluation.to_json(figures), allow_nan=False) + "\n", encoding="utf-8")
@@ -169,11 +186,11 @@ def evaluate(
         typer.echo(f"{name}: success {figures_of['success'].value:.3f}, {output}")
 
 
-def _runs(path: Path) -> list[dict[str, Any]]:
+def _runs(path: Path, judged: bool) -> list[dict[str, Any]]:
     """Runs of JSON lines, or of traces that carry scores, such as inspect-ai's logs."""
     data = path.read_bytes()
     if traces.sniff(data) == "openai":
-        return evaluation.read_runs(data.decode().splitlines())
+        return evaluation.read_runs(data.decode().splitlines(), judged)
     found = traces.loads(data).to_runs()
     if not found:
         raise ValueError("none of its runs has a score")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 import urllib.error
 import urllib.parse
@@ -42,6 +43,20 @@ class Judge(Protocol):
 
     def ask(self, messages: Sequence[Message], top_logprobs: int = 0) -> Reply:
         """Answers, with the log probabilities of that many alternatives for each token if it can. Raises JudgeError."""
+
+
+def rating(reply: Reply, yes: str = "yes", no: str = "no") -> float:
+    """P(yes) / (P(yes) + P(no)) at the first token of an answer, from its log probabilities (UVE, arXiv 2503.09949).
+
+    Tokens count that are the word without case and exactly, so without a leading space, as there. Raises JudgeError if
+    the reply has no log probabilities or neither word is among them.
+    """
+    first = reply.logprobs[0] if reply.logprobs else ()
+    share = {w: sum(math.exp(p) for text, p in first if text.lower() == w) for w in (yes.lower(), no.lower())}
+    total = sum(share.values())
+    if not total > 0:
+        raise JudgeError(f"neither {yes!r} nor {no!r} is among the {len(first)} likeliest first tokens")
+    return share[yes.lower()] / total
 
 
 class ScriptedJudge:

@@ -14,6 +14,8 @@ from . import portal
 from .dsl import ParseError
 from .games import game
 from .judge import ChatJudge, Judge, JudgeError
+from .mutator import Mutator
+from .tactics import analyse
 
 
 def play(
@@ -51,12 +53,12 @@ def play(
                 "seeds": list(seeds),
                 "means": played.means(),
                 "metrics": {name: values.tolist() for name, values in played.metrics.items()},
-                "analysis": portal.analyse(field, played),
+                "analysis": analyse(field, played),
             }
             with replace(output) as temporary:
                 temporary.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
         else:
-            policy: Judge = ChatJudge(endpoint, model, seed=seed) if endpoint else portal.Mutator(field, seed)
+            policy: Judge = ChatJudge(endpoint, model, seed=seed) if endpoint else Mutator(field, seed)
             with Progress() as progress:
                 task = progress.add_task("searching", total=generations * candidates)
                 found = portal.search(

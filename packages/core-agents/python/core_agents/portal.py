@@ -4,14 +4,12 @@ A generation is a number of candidate trees. Each is asked for with a message th
 best trees so far with their metrics and the written analysis on the paper's five tactical axes, and the reflexion on
 the generation before. What comes back is parsed; an error goes back with its line, column and hint, a few times. The
 policy is anything with ``ask`` as in :class:`core_agents.judge.Judge`: a model behind
-:class:`core_agents.judge.ChatJudge`, or :class:`Mutator`, which changes the best trees at random and needs no model.
+:class:`core_agents.judge.ChatJudge`, or :class:`core_agents.mutator.Mutator`, which needs no model.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,20 +21,20 @@ from core_registry.files import replace
 from .behaviour_tree import compile  # noqa: A004
 from .dsl import ParseError
 from .games import Game, Played
-from .judge import Judge, Message, Reply
-
-AXES = ("Map Control", "Adaptability", "Team Coordination", "Team Aggression", "Goal Achievement")
-"""The tactical axes of the paper's written analysis."""
+from .judge import Judge, Message
+from .mutator import FENCE
+from .tactics import analyse, together
 
 LANGUAGE = """A behaviour tree is one node a line; children are indented by four spaces.
 Selector: NAME           children in order until one does not fail
 Sequence: NAME           children in order until one does not succeed
-Condition: FEATURE OP NUMBER   OP is < <= > >= == !=; with one indented child it guards the child
-Action: ACTION           does it; 'Action: ACTION for TICKS' goes on for so many ticks
+Condition: TEST          as 'speed > 2', with < <= > >= == !=, + - * /, abs(), and, or, not; with one indented child it
+                         guards the child
+Action: ACTION           does it; 'Action: ACTION for TICKS' or 'Action: ACTION while TEST' goes on
 not: NAME                turns its one child's success and failure round
 Answer with the tree alone, between ``` and ```."""
-_FENCE = re.compile(r"```[a-z]*\n(.*?)```", re.DOTALL)
 _MAX_NODES = 400
+_REFLEXIONS = 3
 
 
 @dataclass
@@ -104,29 +102,6 @@ class Search:
             raise ValueError(f"{path}: this is no saved search: {e}") from None
 
 
-def analyse(game: Game, played: Played) -> dict[str, str]:
-    """A sentence on each of the five axes, from what was counted."""
-    used = played.used.sum(0) / max(played.used.sum(), 1)
-    shares = ", ".join(f"{a} {s:.0%}" for a, s in zip(game.actions, used, strict=True))
-    entropy = float(-(used[used > 0] * np.log2(used[used > 0])).sum())
-    means, goal = played.means(), played.metrics[game.goal]
-    idle = [a for a, s in zip(game.actions, used, strict=True) if s == 0]
-    aggression = "This game has no weapons."
-    if "shots" in means:
-        hit = means["kills"] / max(means["shots"], 1)
-        aggression = f"{means['shots']:.1f} shots, {hit:.0%} of them kill; " + (
-            "it shoots without aim." if hit < 0.3 else "it aims." if means["shots"] >= 10 else "it shoots too rarely."
-        )
-    return {
-        "Map Control": f"Actions: {shares}.",
-        "Adaptability": f"{entropy:.1f} bits of variety in the actions; "
-        + (f"never used: {', '.join(idle)}." if idle else "all actions are used."),
-        "Team Coordination": "One player alone.",
-        "Team Aggression": aggression,
-        "Goal Achievement": f"{game.goal} {goal.mean():.2f} on average, {goal.min():.0f} to {goal.max():.0f}.",
-    }
-
-
 def request(game: Game, search: Search, number: int, keep: int) -> list[Message]:
     """The messages that ask for candidate ``number`` of the next generation."""
     parts = [LANGUAGE, game.about, f"Features: {', '.join(game.features)}. Actions: {', '.join(game.actions)}."]
@@ -134,8 +109,7 @@ def request(game: Game, search: Search, number: int, keep: int) -> list[Message]
         figures = ", ".join(f"{k} {v:.2f}" for k, v in c.metrics.items())
         said = "\n".join(f"{axis}: {text}" for axis, text in c.analysis.items())
         parts.append(f"A tree that reached {figures}:\n```\n{c.text}```\n{said}")
-    if search.generations:
-        parts.append(f"Reflexion: {search.generations[-1].reflexion}")
+    parts += [f"Reflexion: {generation.reflexion}" for generation in search.generations[-_REFLEXIONS:]]
     parts.append(
         f"Generation {len(search.generations)}, candidate {number}: think of the goal and the obstacles, then of the "
         f"root, then of each child's sub-goal. Write a tree with more {game.goal} than these."
@@ -148,7 +122,7 @@ def propose(game: Game, policy: Judge, messages: Sequence[Message], repairs: int
     talk = list(messages)
     for attempt in range(repairs + 1):
         answer = policy.ask(talk).text
-        found = _FENCE.search(answer)
+        found = FENCE.search(answer)
         text = (found[1] if found else answer).strip("\n") + "\n"
         try:
             nodes = compile(game.parse(text), len(game.features)).nodes
@@ -164,8 +138,8 @@ def propose(game: Game, policy: Judge, messages: Sequence[Message], repairs: int
     return Candidate(text, error=error, repairs=repairs)
 
 
-def reflect(game: Game, generation: Generation) -> str:
-    """What the next generation should know of this one."""
+def reflect(game: Game, generation: Generation, games: Sequence[Played]) -> str:
+    """What the next generation should know of this one and of the games that it played."""
     played = sorted((c for c in generation.candidates if not c.error), key=lambda c: -c.metrics[game.goal])
     wrong = len(generation.candidates) - len(played)
     said = f"{wrong} of {len(generation.candidates)} texts were no trees. " if wrong else ""
@@ -176,7 +150,8 @@ def reflect(game: Game, generation: Generation) -> str:
     high, low = best.metrics[game.goal], worst.metrics[game.goal]
     return (
         f"{said}{game.goal}: best {high:.2f}, mean {mean:.2f}, worst {low:.2f}. "
-        f"The best: {' '.join(best.analysis.values())} The worst: {' '.join(worst.analysis.values())}"
+        f"The best: {' '.join(best.analysis.values())} The worst: {' '.join(worst.analysis.values())} "
+        f"All games together: {together(game, games)}"
     )
 
 
@@ -202,88 +177,21 @@ def search(
             raise ValueError(f"{state}: belongs to a search of {found.game} with seeds {found.seeds}")
         out = found
     for _ in range(len(out.generations), generations):
-        made = []
+        made, games = [], []
         for number in range(candidates):
             candidate = propose(game, policy, request(game, out, number, keep))
             if not candidate.error:
                 try:
                     played = game.play(game.parse(candidate.text), out.seeds)
                     candidate.metrics, candidate.analysis = played.means(), analyse(game, played)
+                    games.append(played)
                 except ValueError as e:
                     candidate.error = str(e)
             made.append(candidate)
             progress()
         generation = Generation(made)
-        generation.reflexion = reflect(game, generation)
+        generation.reflexion = reflect(game, generation, games)
         out.generations.append(generation)
         if state is not None:
             out.save(state)
     return out
-
-
-class Mutator:
-    """A scripted policy: random short trees at first, then changes of the trees in the request, picked by rank.
-
-    The same request and seed give the same answer. ``chance`` of an answer that is a new tree.
-    """
-
-    def __init__(self, game: Game, seed: int = 0, chance: float = 0.15) -> None:
-        self.game, self.seed, self.chance = game, seed, chance
-        scales = {"offset": 0.6, "ammo": 26.0, "health": 100.0, "enemies": 3.0}
-        self._scales = [scales.get(name, 1.0) for name in game.features]
-
-    def ask(self, messages: Sequence[Message], top_logprobs: int = 0) -> Reply:
-        """A tree between fences."""
-        asked = json.dumps([self.seed, *messages], sort_keys=True)
-        rng = np.random.default_rng(int.from_bytes(hashlib.sha256(asked.encode()).digest()[:8], "little"))
-        parents = [m.strip("\n").split("\n") for m in _FENCE.findall(str(messages[0]["content"]))]
-        if not parents or rng.random() < self.chance:
-            lines = ["Selector: root"]
-            for _ in range(int(rng.integers(2, 5))):
-                lines += self._branch(rng)
-            lines.append("    " + self._action(rng))
-        else:
-            lines = parents[min(int(rng.geometric(0.5)) - 1, len(parents) - 1)]
-            for _ in range(int(rng.integers(1, 4))):
-                lines = self._change(rng, lines)
-        return Reply("```\n" + "\n".join(lines) + "\n```")
-
-    def _action(self, rng: np.random.Generator) -> str:
-        return f"Action: {rng.choice(self.game.actions)}"
-
-    def _test(self, rng: np.random.Generator) -> str:
-        k = int(rng.integers(len(self.game.features)))
-        number = rng.uniform(0 if self._scales[k] >= 3 else -1, 1) * self._scales[k]
-        return f"Condition: {self.game.features[k]} {rng.choice(['<', '>'])} {number:.3g}"
-
-    def _branch(self, rng: np.random.Generator) -> list[str]:
-        return ["    " + self._test(rng), "        " + self._action(rng)]
-
-    def _change(self, rng: np.random.Generator, lines: list[str]) -> list[str]:
-        """One change of a selector of guarded actions: a number, a test, an action, a branch in, out or moved."""
-        heads = [i for i, line in enumerate(lines) if re.match(r"    \S", line)]
-        ends = [*heads[1:], len(lines)]
-        blocks = [lines[a:b] for a, b in zip(heads, ends, strict=True)]
-        if not blocks:
-            return lines + self._branch(rng)
-        pick = int(rng.integers(len(blocks)))
-        kind = rng.choice(["number", "test", "action", "in", "out", "order"], p=[0.3, 0.15, 0.15, 0.2, 0.1, 0.1])
-        if kind == "in":
-            blocks.insert(pick, self._branch(rng))
-        elif kind == "out" and len(blocks) > 1:
-            blocks.pop(pick)
-        elif kind == "order":
-            blocks.insert(int(rng.integers(len(blocks))), blocks.pop(pick))
-        else:
-            chosen = list(blocks[pick])
-            for i, line in enumerate(chosen):
-                indent = line[: len(line) - len(line.lstrip())]
-                if "Action:" in line and kind == "action":
-                    chosen[i] = indent + self._action(rng)
-                elif "Condition:" in line and kind == "test":
-                    chosen[i] = indent + self._test(rng)
-                elif "Condition:" in line and kind == "number":
-                    head, number = line.rsplit(" ", 1)
-                    chosen[i] = f"{head} {float(number) * rng.normal(1, 0.5) + rng.normal(0, 0.03):.3g}"
-            blocks[pick] = chosen
-        return lines[: heads[0]] + [line for block in blocks for line in block]

@@ -10,7 +10,8 @@ from core_registry.claims import Claim
 from core_registry.files import replace
 
 from ..games import Game, doom, gym
-from ..portal import Mutator, Search, search
+from ..mutator import Mutator
+from ..portal import Search, search
 
 SEARCHES, GENERATIONS, CANDIDATES = 3, 5, 8
 
