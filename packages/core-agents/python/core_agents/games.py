@@ -45,6 +45,11 @@ class Played:
         return {name: float(values.mean()) for name, values in self.metrics.items()}
 
 
+def _played(metrics: dict[str, np.ndarray], ticks: list[tuple[np.ndarray, ...]], frames: list[np.ndarray]) -> Played:
+    observations, actions, gains = (np.array(column) for column in zip(*ticks, strict=True))
+    return Played(metrics, observations, actions, gains, frames)
+
+
 @dataclass
 class Game:
     """What a tree may read and do; ``goal`` names the metric that is to grow."""
@@ -64,6 +69,8 @@ class Game:
         raise NotImplementedError
 
     def _agents(self, tree: Node, count: int) -> Callable[[np.ndarray, np.ndarray, TickLog | None], np.ndarray]:
+        if not count:
+            raise ValueError("argument 'seeds' must name at least one episode")
         batched = BatchedTree(compile(tree, len(self.features)), count)
         held = np.zeros(count, np.int64)
 
@@ -90,7 +97,9 @@ class GymGame(Game):
         options: dict[str, Any] = {"render_mode": "rgb_array"} if record else {}
         count = len(seeds)
         act = self._agents(tree, count)
-        metrics, frames, ticks = {"return": np.zeros(count), "length": np.zeros(count)}, [], []
+        metrics = {"return": np.zeros(count), "length": np.zeros(count)}
+        frames: list[np.ndarray] = []
+        ticks: list[tuple[np.ndarray, ...]] = []
         with closing(gymnasium.make_vec(self.name, count, vectorization_mode="sync", **options)) as made:
             observations, _ = made.reset(seed=[int(s) for s in seeds])
             playing = np.ones(count, bool)
@@ -107,7 +116,7 @@ class GymGame(Game):
                 playing &= ~(terminated | truncated)
                 if not playing.any():
                     break
-        return Played(metrics, *map(np.array, zip(*ticks, strict=True)), frames=frames)
+        return _played(metrics, ticks, frames)
 
 
 def gym(name: str, steps: int = 500) -> GymGame:
@@ -166,7 +175,8 @@ class DoomGame(Game):
         count = len(seeds)
         act = self._agents(tree, count)
         metrics = {n: np.zeros(count) for n in ("kills", "survived", "shots")}
-        frames, ticks = [], []
+        frames: list[np.ndarray] = []
+        ticks: list[tuple[np.ndarray, ...]] = []
         with self._games(seeds) as games:
             playing = np.ones(count, bool)
             while playing.any():
@@ -188,7 +198,7 @@ class DoomGame(Game):
                         metrics["shots"][i] = 26 - games[i].get_state().game_variables[0]
                 ticks.append((observations, actions, metrics["kills"] - before))
         metrics["seconds_per_kill"] = metrics["survived"] / np.maximum(metrics["kills"], 1)
-        return Played(metrics, *map(np.array, zip(*ticks, strict=True)), frames=frames)
+        return _played(metrics, ticks, frames)
 
     @contextmanager
     def _games(self, seeds: Sequence[int]) -> Iterator[list[Any]]:

@@ -15,6 +15,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -63,8 +64,8 @@ class Mutator:
         else:
             lines = parents[min(int(rng.geometric(0.5)) - 1, len(parents) - 1)]
             for _ in range(int(rng.integers(1, 4))):
-                edit = advice.answer(rng) if advice and rng.random() < self.reads else None
-                lines = _edit(lines, edit) if edit else self._change(rng, lines)
+                answer = advice.answer(rng) if advice and rng.random() < self.reads else None
+                lines = _edit(lines, answer) if answer is not None else self._change(rng, lines)
         return Reply("```\n" + "\n".join(lines) + "\n```")
 
     # ---- what chance suggests ------------------------------------------------------------------------------------
@@ -171,7 +172,7 @@ class Advice:
                     on = "" if inner is None else f" while {feature} {op} {bound * wide * inner:.3g}"
                     steer.append(_guarded(f"{feature} {op} {bound * wide:.3g}", f"Action: {action}{on}"))
             if steer:
-                out.append(lambda blocks, s=steer: _after(blocks, where, s))
+                out.append(partial(_after, where=where, steer=steer))
         return out
 
 

@@ -94,7 +94,8 @@ def _where(game: Game, played: Played) -> Iterator[str]:
         seen, gained = played.observations[chosen].astype(np.float64), gains[chosen]
         firsts = [s for f in places if (s := _split(seen, gained, [f]))]
         for first in sorted(firsts, reverse=True)[:PLACES]:
-            inside, tests = np.ones(len(gained), bool), []
+            inside = np.ones(len(gained), bool)
+            tests: list[str] = []
             found: _Split | None = first
             while found is not None and len(tests) < 3:
                 values = np.abs(seen[:, found.feature]) if found.size else seen[:, found.feature]

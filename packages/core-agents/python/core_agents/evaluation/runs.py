@@ -221,8 +221,10 @@ def compare(runs: Sequence[Run], baseline: Sequence[Run], bootstrap: int = 10_00
         raise ValueError("the runs and the baseline have no task in common")
 
     def paired(name: str) -> statistics.Comparison:
-        means = ([np.mean([float(run[name]) for run in side[task]]) for task in shared] for side in (theirs, ours))
-        return statistics.paired_bootstrap(*means, bootstrap, seed=seed)
+        before, after = (
+            [np.mean([float(run[name]) for run in side[task]]) for task in shared] for side in (theirs, ours)
+        )
+        return statistics.paired_bootstrap(before, after, bootstrap, seed=seed)
 
     everyone = [run for side in (ours, theirs) for task in shared for run in side[task]]
     known = [name for name in NUMBERS if all(run.get(name) is not None for run in everyone)]
