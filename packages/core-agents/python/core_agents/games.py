@@ -177,13 +177,13 @@ class DoomGame(Game):
         metrics = {n: np.zeros(count) for n in ("kills", "survived", "shots")}
         frames: list[np.ndarray] = []
         ticks: list[tuple[np.ndarray, ...]] = []
-        with self._games(seeds) as games:
+        with open_doom(self.name, seeds) as games:
             playing = np.ones(count, bool)
             while playing.any():
                 observations = np.zeros((count, len(self.features)), np.float32)
                 for i in np.flatnonzero(playing):
                     state = games[i].get_state()
-                    observations[i] = _see(state)
+                    observations[i] = see(state)
                     if record and i == 0:
                         frames.append(np.array(state.screen_buffer))
                 actions = np.where(playing, act(observations, playing, log), -1)
@@ -200,29 +200,37 @@ class DoomGame(Game):
         metrics["seconds_per_kill"] = metrics["survived"] / np.maximum(metrics["kills"], 1)
         return _played(metrics, ticks, frames)
 
-    @contextmanager
-    def _games(self, seeds: Sequence[int]) -> Iterator[list[Any]]:
-        import vizdoom
 
-        games: list[Any] = []
-        with TemporaryDirectory() as folder, ExitStack() as open_games:
-            for seed in seeds:
-                game = vizdoom.DoomGame()
-                open_games.callback(game.close)
-                game.set_doom_config_path(f"{folder}/{len(games)}.ini")
-                game.load_config(f"{vizdoom.scenarios_path}/{self.name}.cfg")
-                game.set_window_visible(False)
-                game.set_labels_buffer_enabled(True)
-                game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)
-                game.set_screen_format(vizdoom.ScreenFormat.RGB24)
-                game.set_mode(vizdoom.Mode.PLAYER)
-                game.set_seed(int(seed))
-                game.init()
-                games.append(game)
-            yield games
+@contextmanager
+def open_doom(scenario: str, seeds: Sequence[int], buttons: Sequence[str] = ()) -> Iterator[list[Any]]:
+    """A VizDoom game without a window for each seed, 160 x 120 pixels, with labels.
+
+    ``buttons`` replace the scenario's.
+    """
+    import vizdoom
+
+    games: list[Any] = []
+    with TemporaryDirectory() as folder, ExitStack() as opened:
+        for seed in seeds:
+            game = vizdoom.DoomGame()
+            opened.callback(game.close)
+            game.set_doom_config_path(f"{folder}/{len(games)}.ini")
+            game.load_config(f"{vizdoom.scenarios_path}/{scenario}.cfg")
+            if buttons:
+                game.set_available_buttons([getattr(vizdoom.Button, name) for name in buttons])
+            game.set_window_visible(False)
+            game.set_labels_buffer_enabled(True)
+            game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)
+            game.set_screen_format(vizdoom.ScreenFormat.RGB24)
+            game.set_mode(vizdoom.Mode.PLAYER)
+            game.set_seed(int(seed))
+            game.init()
+            games.append(game)
+        yield games
 
 
-def _see(state: Any) -> tuple[float, ...]:
+def see(state: Any) -> tuple[float, ...]:
+    """The features of :class:`DoomGame` in a state of the game."""
     seen = [label for label in state.labels if label.object_name in ENEMIES]
     ammo, health = state.game_variables[:2]
     if not seen:

@@ -41,7 +41,7 @@ class Mutator:
     changes that answer the analysis, 0 for a search that does not read it.
     """
 
-    def __init__(self, game: Game, seed: int = 0, chance: float = 0.2, reads: float = 0.6) -> None:
+    def __init__(self, game: Game, seed: int = 0, chance: float = 0.3, reads: float = 0.75) -> None:
         self.game, self.seed, self.chance, self.reads = game, seed, chance, reads
         scales = {"offset": 0.6, "ammo": 26.0, "health": 100.0, "enemies": 3.0}
         self._scales = [scales.get(name, 1.0) for name in game.features]
@@ -63,7 +63,7 @@ class Mutator:
                     lines = _edit(lines, lambda blocks: [self._branch(rng), *blocks])
         else:
             lines = parents[min(int(rng.geometric(0.5)) - 1, len(parents) - 1)]
-            for _ in range(int(rng.integers(1, 4))):
+            for _ in range(int(rng.integers(1, 3))):
                 answer = advice.answer(rng) if advice and rng.random() < self.reads else None
                 lines = _edit(lines, answer) if answer is not None else self._change(rng, lines)
         return Reply("```\n" + "\n".join(lines) + "\n```")
@@ -131,20 +131,27 @@ class Advice:
         self.nothing = sorted({f for f, _ in _NOTHING.findall(said)})
 
     def plan(self, rng: np.random.Generator) -> list[Edit]:
-        """A tree from its goal backwards: act where it gains, get there, look around while there is nothing."""
+        """A tree from its goal backwards: act where it gains, get there, look around while there is nothing; last, what
+        gains wherever it may be, or another action."""
         action, where = self._gain(rng)
-        ways = self._ways(where, rng)
-        return [*([self._look(rng)] if self.nothing and rng.random() < 0.8 else []),
-                lambda blocks: _only(blocks, action, where), *(ways if rng.random() < 0.8 else [])]  # fmt: skip
+        last = action if rng.random() < 0.5 else str(rng.choice(self.actions))
+        edits: list[Edit] = [lambda _: [[f"    Action: {last}"]]]
+        if self.nothing and rng.random() < 0.8:
+            edits.append(self._look(rng))
+        place = _varied(where, rng)
+        edits.append(lambda blocks: [_guarded(place, f"Action: {action}"), *blocks])
+        return edits + [partial(_after, where=place, steer=way) for way in self._ways(where, rng) if rng.random() < 0.8]
 
     def answer(self, rng: np.random.Generator) -> Edit | None:
         """A change that answers one sentence, picked at random; None if there is nothing to answer."""
         options: list[Edit] = [self._look(rng)] if self.nothing else []
         if self.gains:
             action, where = self._gain(rng)
-            options.append(lambda blocks: [_guarded(where, f"Action: {action}"), *blocks])
-            options.append(lambda blocks: _only(blocks, action, where))
-            options += self._ways(where, rng)
+            place = _varied(where, rng)
+            options.append(lambda blocks: [_guarded(place, f"Action: {action}"), *blocks])
+            options.append(lambda blocks: _only(blocks, action, place))
+            options.append(lambda blocks: [*blocks[:-1], [f"    Action: {action}"]])
+            options += [partial(_after, where=place, steer=way) for way in self._ways(where, rng)]
         return options[int(rng.integers(len(options)))] if options else None
 
     def _gain(self, rng: np.random.Generator) -> tuple[str, str]:
@@ -158,11 +165,11 @@ class Advice:
         block = _guarded(f"{rng.choice(self.nothing)} == 0", f"Action: {rng.choice(others)}")
         return lambda blocks: [block, *blocks]
 
-    def _ways(self, where: str, rng: np.random.Generator) -> list[Edit]:
+    def _ways(self, where: str, rng: np.random.Generator) -> list[list[Block]]:
         """For each feature that is bounded in that place and that actions move: how to bring it between its bounds."""
-        out: list[Edit] = []
+        out: list[list[Block]] = []
         for feature, (low, high) in _bounds(where).items():
-            wide = np.exp(rng.uniform(np.log(0.2), np.log(1.2)))  # mostly well inside that place
+            wide = np.exp(rng.uniform(np.log(0.1), np.log(1.2)))  # mostly well inside that place
             inner = rng.uniform(0, 1) if rng.random() < 0.5 else None
             steer = []
             for bound, sign, op in ((low, 1, "<"), (high, -1, ">")):
@@ -172,8 +179,20 @@ class Advice:
                     on = "" if inner is None else f" while {feature} {op} {bound * wide * inner:.3g}"
                     steer.append(_guarded(f"{feature} {op} {bound * wide:.3g}", f"Action: {action}{on}"))
             if steer:
-                out.append(partial(_after, where=where, steer=steer))
+                out.append(steer)
         return out
+
+
+def _varied(where: str, rng: np.random.Generator) -> str:
+    """The place told by some of its tests only, and with bounds that are drawn in: what nobody has tried yet has not
+    been seen to gain."""
+    tests = where.split(" and ")
+    kept = [t for t in tests if rng.random() < 0.6] or [tests[int(rng.integers(len(tests)))]]
+    for i, test in enumerate(kept):
+        head, bound = test.rsplit(" ", 1)
+        if rng.random() < 0.5:
+            kept[i] = f"{head} {float(bound) * np.exp(rng.uniform(np.log(0.2), 0)):.3g}"
+    return " and ".join(kept)
 
 
 def _bounds(where: str) -> dict[str, tuple[float, float]]:

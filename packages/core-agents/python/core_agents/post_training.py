@@ -128,7 +128,10 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """The cross-entropy of each token that has a label, [tokens]: logits [B, T, V] at t speak of the label at t + 1."""
     wanted = labels[:, 1:]
     chosen = wanted != IGNORED
-    return nn.functional.cross_entropy(logits[:, :-1][chosen].float(), wanted[chosen], reduction="none")
+    said = logits[:, :-1][chosen]
+    return nn.functional.cross_entropy(
+        said.to(torch.promote_types(said.dtype, torch.float32)), wanted[chosen], reduction="none"
+    )
 
 
 def vision_parameters(model: nn.Module, names: Iterable[str] = VISION) -> set[str]:
