@@ -6,9 +6,10 @@ import re
 import numpy as np
 import pytest
 import typer
-from core_agents import games, portal
+from core_agents import games, portal, tactics
 from core_agents.judge import ScriptedJudge
 from core_agents.meta import MetaPolicy
+from core_agents.mutator import Mutator
 from core_agents.play import play
 from typer.testing import CliRunner
 
@@ -19,12 +20,9 @@ class Aim(games.Game):
     def play(self, tree, seeds, record=False, log=None):
         act = self._agents(tree, len(seeds))
         x = np.stack([np.random.default_rng(s).uniform(-1, 1, 40) for s in seeds]).astype(np.float32)
-        right, used = np.zeros(len(seeds)), np.zeros((len(seeds), 3), int)
-        for t in range(40):
-            chosen = act(x[:, t : t + 1], np.ones(len(seeds), bool), log)
-            right += chosen == np.where(x[:, t] < -0.3, 0, np.where(x[:, t] > 0.3, 1, 2))
-            used[np.arange(len(seeds)), chosen] += 1
-        return games.Played({"score": right / 40}, used)
+        actions = np.array([act(x[:, t : t + 1], np.ones(len(seeds), bool), log).copy() for t in range(40)])
+        right = (actions == np.where(x < -0.3, 0, np.where(x > 0.3, 1, 2)).T).astype(float)
+        return games.Played({"score": right.mean(0)}, x.T[..., None], actions, right)
 
 
 AIM = Aim("aim", ("offset",), ("left", "right", "attack"), "score", "Say where the target is.")
@@ -32,7 +30,7 @@ AIM = Aim("aim", ("offset",), ("left", "right", "attack"), "score", "Say where t
 
 @pytest.mark.parametrize("seed", range(3))
 def test_generations_improve(seed):
-    found = portal.search(AIM, portal.Mutator(AIM, seed), range(4), 8, 12)
+    found = portal.search(AIM, Mutator(AIM, seed), range(4), 8, 12)
     means = found.means()
     assert means[-1] > means[0] + 0.1
     best = found.best()[0]
@@ -40,14 +38,66 @@ def test_generations_improve(seed):
     assert AIM.play(AIM.parse(best.text), range(90, 99)).metrics["score"].mean() > 0.6
 
 
+def played(observations, actions, gains):
+    """A game of one seed."""
+    columns = np.array(observations, np.float32)[:, None], np.array(actions)[:, None], np.array(gains, float)[:, None]
+    return games.Played({"score": columns[2].sum(0)}, *columns)
+
+
+def test_the_analysis_says_what_was_put_in():
+    """attack gains where abs(offset) < 0.2, right lowers offset, ammo only falls and so is no place."""
+    rng = np.random.default_rng(0)
+    game = Aim("aim", ("offset", "ammo"), ("left", "right", "attack"), "score", "")
+    offset, rows, actions, gains = 0.9, [], [], []
+    for t in range(400):
+        action = int(rng.integers(3))
+        rows.append((offset, 400 - t))
+        actions.append(action)
+        gains.append(float(action == 2 and abs(offset) < 0.2))
+        offset += {0: 0.1, 1: -0.1, 2: 0.0}[action] + rng.normal(0, 0.02)
+        offset = rng.uniform(-1, 1) if abs(offset) > 1 else offset
+    said = " ".join(tactics.analyse(game, played(rows, actions, gains)).values())
+    assert "left moves offset by +0.1" in said
+    assert "right moves offset by -0.1" in said
+    found = re.search(r"attack gains ([\d.]+) where abs\(offset\) < ([\d.]+)", said)
+    assert float(found[1]) > 0.9
+    assert 0.1 < float(found[2]) < 0.25
+    assert "ammo <" not in said
+    assert "ammo >" not in said
+    nothing = tactics.analyse(game, played(rows, actions, rng.permutation(gains)))
+    assert "attack gains" not in nothing["Team Aggression"]
+    pooled = tactics.together(game, [played(rows[:200], actions[:200], gains[:200]), played(rows, actions, gains)])
+    assert "attack gains" in pooled
+
+
+def test_the_script_answers_the_analysis():
+    said = (
+        "left moves x by +0.1 a tick. right moves x by -0.1 a tick. attack gains 0.9 where abs(x) < 0.5 (50 ticks), "
+        "0.01 elsewhere. x is 0 in 20% of the ticks."
+    )
+    game = Aim("aim", ("x",), ("left", "right", "attack"), "score", "")
+    message = [{"role": "user", "content": f"```\nSelector: s\n    Action: left\n```\n{said}"}]
+    texts = [Mutator(game, seed).ask(message).text for seed in range(60)]
+    assert texts == [Mutator(game, seed).ask(message).text for seed in range(60)]
+    for pattern in (
+        r"Condition: abs\(x\) < \S+\n        Action: attack", r"Condition: x == 0\n", r"Action: left while x < -",
+        r"Condition: x < -\S+\n        Action: left", r"Condition: x > \S+\n        Action: right",
+    ):  # fmt: skip
+        assert any(re.search(pattern, text) for text in texts), pattern
+    deaf = [Mutator(game, seed, reads=0).ask(message).text for seed in range(60)]
+    assert not any("abs(" in text or "while" in text for text in deaf)
+    for text in texts + deaf:
+        game.parse(portal.FENCE.search(text)[1])
+
+
 def test_an_interrupted_search_goes_on(tmp_path):
     state = tmp_path / "state.json"
-    portal.search(AIM, portal.Mutator(AIM, 1), range(2), 2, 4, state=state)
-    portal.search(AIM, portal.Mutator(AIM, 1), range(2), 4, 4, state=state)
-    whole = portal.search(AIM, portal.Mutator(AIM, 1), range(2), 4, 4)
+    portal.search(AIM, Mutator(AIM, 1), range(2), 2, 4, state=state)
+    portal.search(AIM, Mutator(AIM, 1), range(2), 4, 4, state=state)
+    whole = portal.search(AIM, Mutator(AIM, 1), range(2), 4, 4)
     assert portal.Search.load(state) == whole
     with pytest.raises(ValueError, match="belongs to a search of aim with seeds"):
-        portal.search(AIM, portal.Mutator(AIM, 1), range(3), 4, 4, state=state)
+        portal.search(AIM, Mutator(AIM, 1), range(3), 4, 4, state=state)
     for text in ("", "[]", '{"format": 2}', state.read_text().replace('"score"', '"scoer"', 3)):
         state.write_text(text)
         with pytest.raises(ValueError, match="this is no saved search"):
@@ -72,7 +122,7 @@ def test_what_was_seen_is_in_the_next_request():
     assert found.generations[0].candidates[1].error
     asked = policy.asked[-1][0]["content"]
     assert "Action: left" in asked
-    assert all(axis in asked for axis in portal.AXES)
+    assert all(axis in asked for axis in tactics.AXES)
     assert "1 of 2 texts were no trees" in asked
 
 

@@ -216,7 +216,7 @@ def test_models_of_transformers_fit():
     )  # fmt: skip
     torch.manual_seed(0)
     llava = transformers.LlavaForConditionalGeneration(
-        transformers.LlavaConfig(vision, text, image_token_index=80, vision_feature_layer=-1)
+        transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=80, vision_feature_layer=-1)
     )
     vision_names = pt.vision_parameters(llava)
     assert all(("vision_tower" in n) or ("multi_modal_projector" in n) for n in vision_names)
@@ -224,10 +224,13 @@ def test_models_of_transformers_fit():
     image = torch.randn(1, 3, 16, 16)
     asked = [pt.example([80] * 4 + [7, a], [a + 1, 2], pixel_values=image * a) for a in range(3, 9)]
     texts = [pt.example([7, a], [a + 1, 2]) for a in range(3, 9)]
-    acted = [pt.action_example([80] * 4 + [7], [2 * a], [60], TOKENS, pixel_values=image * a) for a in range(1, 7)]
+    acted = [
+        pt.action_example([80] * 4 + [7], [2 * a], [60], TOKENS, pixel_values=torch.randn_like(image))
+        for a in range(1, 7)
+    ]
     options = {"batch": 6, "micro": 3, "learning_rate": 1e-2, "warmup": 1}
     plan = [(pt.language(3, **options), texts), (pt.vision_language(3, **options), asked)]
-    trainer = pt.PostTraining(llava, [*plan, (pt.action(12, **options), acted)])
+    trainer = pt.PostTraining(llava, [*plan, (pt.action(40, **options), acted)])
     batch = pt.collate(asked)
     with torch.no_grad():
         mine, theirs = pt.token_losses(llava(**batch).logits, batch["labels"]).mean(), llava(**batch).loss

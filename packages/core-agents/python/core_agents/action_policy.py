@@ -18,25 +18,29 @@ _SIZES = {75: (2, 2, 10, 3, 3, 3, 2, 2, 2, 2, 2, 21, 21), 51: (10, 3, 3, 3, 2, 2
 def grammar(vocabulary: int) -> np.ndarray:
     """Which token may follow which, bool [vocabulary + 1, vocabulary]; the last row is for the first token.
 
-    The tokens of an action stand in the order of their groups, of each at most one, then both camera tokens.
+    As the encoder writes them: of each group of buttons at most one that is pressed, in the order of the groups, or
+    inventory alone, then both camera tokens; for 75 between the marks.
     """
     if vocabulary not in _SIZES:
         raise ValueError(f"argument 'vocabulary' must be 51 or 75, got {vocabulary}")
-    jarvis, sizes = vocabulary == 75, _SIZES[vocabulary]
+    sizes = _SIZES[vocabulary]
     group = np.repeat(np.arange(len(sizes)), sizes)
+    pressed = np.concatenate([np.arange(n) > 0 for n in sizes])
     x, y = len(sizes) - 2, len(sizes) - 1
-    # inventory is written among the buttons: first in 75, last in 51
-    buttons = [g for g in range(len(sizes) - 2) if not (jarvis and g in (1, x - 1))]
-    first = np.isin(group, [*buttons, x])
+    inventory, buttons = (0, range(2, x - 1)) if vocabulary == 75 else (x - 1, range(x - 1))
     allowed = np.zeros((vocabulary + 1, vocabulary), bool)
     for token, g in enumerate(group):
         if g in buttons:
-            allowed[token] = np.isin(group, [h for h in buttons if h > g] + [x])
+            allowed[token] = np.isin(group, [h for h in buttons if h > g]) & pressed | (group == x)
+        elif g == inventory:
+            allowed[token] = group == x
         elif g == x:
             allowed[token] = group == y
-    if jarvis:
+    first = np.isin(group, [inventory, *buttons]) & pressed | (group == x)
+    if vocabulary == 75:
         begin, end = 2, 3
-        allowed[begin], allowed[group == y, end], allowed[-1, begin] = first, True, True
+        allowed[begin], allowed[-1] = first, np.arange(vocabulary) == begin
+        allowed[:-1][group == y, end] = True
     else:
         allowed[-1] = first
     return allowed
