@@ -83,3 +83,89 @@ def test_layer(router, training):
         results.append((out.hidden_states, y.grad, moe.up.grad, moe.down_bias.grad))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b.cpu(), rtol=1e-3, atol=1e-3)
+
+
+def by_formula(x, mask, gates, up, up_bias, down, down_bias, activation):
+    """The layer in float64, expert after expert."""
+    act = {"silu": torch.nn.functional.silu, "gelu_tanh": lambda h: torch.nn.functional.gelu(h, approximate="tanh")}
+    out = torch.zeros_like(x)
+    for e in range(up.shape[0]):
+        rows = mask[:, e].nonzero().squeeze(1)
+        h = x[rows] @ up[e].T + (0 if up_bias is None else up_bias[e])
+        y = act[activation](h) @ down[e].T + (0 if down_bias is None else down_bias[e])
+        out = out.index_add(0, rows, y * gates[rows, e, None])
+    return out
+
+
+def distance(a, b):
+    return float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30))
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("activation", ["gelu_tanh", "silu"])
+@pytest.mark.parametrize(
+    ("tokens", "width", "inner", "experts", "density"),
+    [
+        (1, 8, 8, 1, 1),
+        (5, 64, 64, 3, 0.5),
+        (300, 64, 256, 4, 0.3),
+        (1000, 200, 328, 7, 0.2),
+        (700, 1024, 520, 5, 0.1),
+        (4096, 256, 1024, 40, 0.05),
+        (129, 72, 1000, 2, 1),
+        (64, 128, 128, 3, 0),
+    ],
+)
+def test_experts_on_hopper(tokens, width, inner, experts, density, activation, biased):
+    from core_diffusion.torch_moe import expert_ffn
+
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("no Hopper GPU")
+    normal = lambda *shape: torch.randn(*shape, device="cuda")  # noqa: E731
+    mask = torch.rand(tokens, experts, device="cuda") < density
+    mask[:, experts // 2] &= experts == 1  # an expert without tokens
+    arguments = [
+        normal(tokens, width),
+        normal(tokens, experts),
+        normal(experts, inner, width) * width**-0.5,
+        normal(experts, width, inner) * inner**-0.5,
+        normal(experts, inner) if biased else None,
+        normal(experts, width) if biased else None,
+    ]
+    ours = [None if t is None else t.bfloat16().requires_grad_() for t in arguments]
+    exact = [None if t is None else t.detach().double().requires_grad_() for t in ours]
+    x, gates, up, down, up_bias, down_bias = ours
+    pairs = int(mask.sum()) + 3
+    out = expert_ffn(x, mask, gates, up, down, up_bias, down_bias, activation, pairs)
+    y, g, u, d, ub, db = exact
+    want = by_formula(y, mask, g, u, ub, d, db, activation)
+    grad = normal(tokens, width).bfloat16()
+    given = [t for t in ours if t is not None]
+    got = torch.autograd.grad(out, given, grad)
+    wanted = torch.autograd.grad(want, [t for t in exact if t is not None], grad.double(), allow_unused=True)
+    assert distance(out, want) < 0.008
+    for a, b in zip(got, wanted, strict=True):
+        assert torch.isfinite(a).all()
+        assert distance(a, torch.zeros_like(a) if b is None else b) < 0.015
+    again = torch.autograd.grad(expert_ffn(x, mask, gates, up, down, up_bias, down_bias, activation, pairs), given, grad)
+    assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
+    with torch.no_grad():
+        assert torch.equal(expert_ffn(x, mask, gates, up, down, up_bias, down_bias, activation, pairs), out)
+
+
+def test_experts_on_hopper_wait_for_nothing():
+    from core_diffusion.torch_moe import MoE
+
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("no Hopper GPU")
+    for router in ("token", "expert", "race", "diffmoe"):
+        moe = MoE(64, 128, 4, router).cuda().bfloat16()
+        x = torch.randn(2, 64, 64, device="cuda", dtype=torch.bfloat16)
+        compiled = torch.compile(moe, fullgraph=True)
+        want = moe(x).hidden_states
+        torch.testing.assert_close(compiled(x).hidden_states, want, rtol=0.02, atol=0.02)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            moe(x).hidden_states.sum().backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

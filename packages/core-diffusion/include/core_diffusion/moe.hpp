@@ -28,7 +28,7 @@ CORE_EXPORT void moe_route(core::Tensor<const bool, 2> mask, core::Tensor<std::i
 ///
 /// x[T,D]; tokens[A], offsets[O]: as of moe_route; gates[T,E]: weights, read where selected; up[E,H,D], down[E,D,H]:
 /// the experts' matrices, rows are outputs; biases are optional. activation: "gelu_tanh" or "silu".
-/// hidden[A,H]: optional, takes the values before the activation, which the backward pass needs; entries past
+/// hidden[P,H], P = A: optional, takes the values before the activation, which the backward pass needs; entries past
 /// offsets[E] are 0. out[T,D]. The experts' shares are added in their order: the result does not depend on threads.
 /// Throws ValueError: O is not E + 1, offsets that do not ascend from 0 to at most A, tokens of an expert that
 /// do not ascend strictly or are not in 0..T-1, an unknown activation.
@@ -38,7 +38,8 @@ CORE_EXPORT void expert_ffn(core::Tensor<const float, 2> x, core::Tensor<const s
                             core::Tensor<const float, 3> down, std::optional<core::Tensor<const float, 2>> down_bias,
                             const char* activation, std::optional<core::Tensor<float, 2>> hidden, core::Tensor<float, 2> out);
 
-/// The derivatives of expert_ffn. dout[T,D]: the gradient of out; hidden[A,H]: what the forward pass stored.
+/// The derivatives of expert_ffn. dout[T,D]: the gradient of out; hidden[P,H]: what the forward pass stored. The
+/// biases' derivatives are optional.
 /// All outputs are written whole: dgates is 0 where not selected, an expert without tokens has gradient 0.
 /// Throws as expert_ffn.
 CORE_EXPORT void expert_ffn_backward(core::Tensor<const float, 2> dout, core::Tensor<const float, 2> x,
@@ -46,8 +47,11 @@ CORE_EXPORT void expert_ffn_backward(core::Tensor<const float, 2> dout, core::Te
                                      core::Tensor<const float, 2> gates, core::Tensor<const float, 3> up, core::Tensor<const float, 3> down,
                                      std::optional<core::Tensor<const float, 2>> down_bias, core::Tensor<const float, 2> hidden,
                                      const char* activation, core::Tensor<float, 2> dx, core::Tensor<float, 2> dgates,
-                                     core::Tensor<float, 3> dup, core::Tensor<float, 2> dup_bias, core::Tensor<float, 3> ddown,
-                                     core::Tensor<float, 2> ddown_bias);
+                                     core::Tensor<float, 3> dup, std::optional<core::Tensor<float, 2>> dup_bias,
+                                     core::Tensor<float, 3> ddown, std::optional<core::Tensor<float, 2>> ddown_bias);
+
+/// Rows of `hidden` for A pairs on CUDA, where each expert's rows fill whole tiles of 128.
+inline std::int64_t padded_rows(std::int64_t pairs, std::int64_t experts) { return (pairs / 128 + experts) * 128; }
 
 #if defined(CORE_WITH_CUDA)
 /// topk_mask on a CUDA device, without synchronisation: NaN is not refused, it counts as below all numbers.
@@ -57,5 +61,22 @@ CORE_EXPORT void topk_mask_cuda(core::Tensor<const float, 2> scores, std::int64_
 /// moe_route on a CUDA device, without synchronisation: pairs beyond A are not refused but left out, and offsets end at A.
 CORE_EXPORT void moe_route_cuda(core::Tensor<const bool, 2> mask, core::Tensor<std::int64_t, 1> offsets,
                                 core::Tensor<std::int64_t, 1> tokens, core::Stream stream);
+
+/// expert_ffn and its derivatives in bfloat16 on a GPU of compute capability 9.0, sums in float, without synchronisation.
+/// hidden[P,H]: P = padded_rows(A, E), in an order of its own. What the lists hold is not checked; tokens past offsets[E]
+/// are not read. Throws NotImplementedError: another GPU, D or H not a multiple of 8, tensors that are not contiguous.
+CORE_EXPORT void expert_ffn_bf16(core::Tensor<const core::bfloat16, 2> x, core::Tensor<const std::int64_t, 1> tokens,
+                                 core::Tensor<const std::int64_t, 1> offsets, core::Tensor<const core::bfloat16, 2> gates,
+                                 core::Tensor<const core::bfloat16, 3> up, std::optional<core::Tensor<const core::bfloat16, 2>> up_bias,
+                                 core::Tensor<const core::bfloat16, 3> down, std::optional<core::Tensor<const core::bfloat16, 2>> down_bias,
+                                 const char* activation, std::optional<core::Tensor<core::bfloat16, 2>> hidden,
+                                 core::Tensor<core::bfloat16, 2> out, core::Stream stream);
+CORE_EXPORT void expert_ffn_backward_bf16(
+    core::Tensor<const core::bfloat16, 2> dout, core::Tensor<const core::bfloat16, 2> x, core::Tensor<const std::int64_t, 1> tokens,
+    core::Tensor<const std::int64_t, 1> offsets, core::Tensor<const core::bfloat16, 2> gates, core::Tensor<const core::bfloat16, 3> up,
+    core::Tensor<const core::bfloat16, 3> down, std::optional<core::Tensor<const core::bfloat16, 2>> down_bias,
+    core::Tensor<const core::bfloat16, 2> hidden, const char* activation, core::Tensor<core::bfloat16, 2> dx,
+    core::Tensor<core::bfloat16, 2> dgates, core::Tensor<core::bfloat16, 3> dup, std::optional<core::Tensor<core::bfloat16, 2>> dup_bias,
+    core::Tensor<core::bfloat16, 3> ddown, std::optional<core::Tensor<core::bfloat16, 2>> ddown_bias, core::Stream stream);
 #endif
 }  // namespace core_diffusion

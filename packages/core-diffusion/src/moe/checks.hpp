@@ -12,4 +12,9 @@ inline void check_offsets(const char* op, std::int64_t size, std::int64_t expert
     throw core::Error("ValueError", std::string(op) + ": argument 'offsets' must have " + std::to_string(experts + 1) + " elements, got " +
                                         std::to_string(size));
 }
+inline void check_hidden(const char* op, std::int64_t rows, std::int64_t needed) {
+  if (rows != needed)
+    throw core::Error("ValueError",
+                      std::string(op) + ": argument 'hidden' must have " + std::to_string(needed) + " rows, got " + std::to_string(rows));
+}
 }  // namespace core_diffusion

@@ -234,6 +234,7 @@ void expert_ffn(Tensor<const float, 2> x, Tensor<const int64_t, 1> tokens, Tenso
   const int64_t N = x.shape[0], D = x.shape[1], E = up.shape[0], H = up.shape[1];
   const Activation kind = activation_of(activation, "expert_ffn");
   check_route("expert_ffn", tokens, offsets, N, E);
+  if (hidden) check_hidden("expert_ffn", hidden->shape[0], tokens.shape[0]);
   each_row(N, D, [&](int64_t t) {
     for (int64_t d = 0; d < D; ++d) out(t, d) = 0;
   });
@@ -277,10 +278,12 @@ void expert_ffn_backward(Tensor<const float, 2> dout, Tensor<const float, 2> x, 
                          Tensor<const int64_t, 1> offsets, Tensor<const float, 2> gates, Tensor<const float, 3> up,
                          Tensor<const float, 3> down, std::optional<Tensor<const float, 2>> down_bias, Tensor<const float, 2> hidden,
                          const char* activation, Tensor<float, 2> dx, Tensor<float, 2> dgates, Tensor<float, 3> dup,
-                         Tensor<float, 2> dup_bias, Tensor<float, 3> ddown, Tensor<float, 2> ddown_bias) {
+                         std::optional<Tensor<float, 2>> dup_bias, Tensor<float, 3> ddown,
+                         std::optional<Tensor<float, 2>> ddown_bias) {
   const int64_t N = x.shape[0], D = x.shape[1], E = up.shape[0], H = up.shape[1];
   const Activation kind = activation_of(activation, "expert_ffn_backward");
   check_route("expert_ffn_backward", tokens, offsets, N, E);
+  check_hidden("expert_ffn_backward", hidden.shape[0], tokens.shape[0]);
   each_row(N, D + E, [&](int64_t t) {
     for (int64_t d = 0; d < D; ++d) dx(t, d) = 0;
     for (int64_t e = 0; e < E; ++e) dgates(t, e) = 0;
@@ -290,8 +293,8 @@ void expert_ffn_backward(Tensor<const float, 2> dout, Tensor<const float, 2> x, 
   const Scratch rows(most, D), grad(most, D), values(most, H), act(most, H), inner(most, H), outer(most, D);
   Packed packed_up(H, D), packed_down(D, H), packed_rows(most, D), packed_act(most, H);
   for (int64_t e = 0; e < E; ++e) {
-    for (int64_t j = 0; j < H; ++j) dup_bias(e, j) = 0;
-    for (int64_t d = 0; d < D; ++d) ddown_bias(e, d) = 0;
+    for (int64_t j = 0; j < H && dup_bias; ++j) (*dup_bias)(e, j) = 0;
+    for (int64_t d = 0; d < D && ddown_bias; ++d) (*ddown_bias)(e, d) = 0;
     if (offsets(e) == offsets(e + 1)) {
       for (int64_t j = 0; j < H; ++j)
         for (int64_t d = 0; d < D; ++d) dup(e, j, d) = ddown(e, d, j) = 0;
@@ -321,8 +324,8 @@ void expert_ffn_backward(Tensor<const float, 2> dout, Tensor<const float, 2> x, 
         core::multiversion<&differentiate>(kind, H, static_cast<const float*>(h), a, d_h);
       });
       for (int64_t r = 0; r < n; ++r) {
-        for (int64_t j = 0; j < H; ++j) dup_bias(e, j) += inner.get()[r * H + j];
-        for (int64_t d = 0; d < D; ++d) ddown_bias(e, d) += grad.get()[r * D + d];
+        for (int64_t j = 0; j < H && dup_bias; ++j) (*dup_bias)(e, j) += inner.get()[r * H + j];
+        for (int64_t d = 0; d < D && ddown_bias; ++d) (*ddown_bias)(e, d) += grad.get()[r * D + d];
       }
       packed_rows.fill({rows.get(), D, 1}, n);
       packed_act.fill({act.get(), H, 1}, n);
