@@ -147,7 +147,9 @@ def test_experts_on_hopper(tokens, width, inner, experts, density, activation, b
     for a, b in zip(got, wanted, strict=True):
         assert torch.isfinite(a).all()
         assert distance(a, torch.zeros_like(a) if b is None else b) < 0.015
-    again = torch.autograd.grad(expert_ffn(x, mask, gates, up, down, up_bias, down_bias, activation, pairs), given, grad)
+    again = torch.autograd.grad(
+        expert_ffn(x, mask, gates, up, down, up_bias, down_bias, activation, pairs), given, grad
+    )
     assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
     with torch.no_grad():
         assert torch.equal(expert_ffn(x, mask, gates, up, down, up_bias, down_bias, activation, pairs), out)

@@ -113,7 +113,7 @@ def _experts(
     out, offsets, tokens, hidden = _fake_experts(x, mask, gates, up, up_bias, down, down_bias, activation, pairs, keep)
     _C.moe_route(mask, offsets, tokens)
     if _grouped(x, up):
-        x, gates, up, up_bias, down, down_bias = _contiguous(x, gates, up, up_bias, down, down_bias)  # type: ignore[assignment]
+        x, gates, up, up_bias, down, down_bias = _contiguous(x, gates, up, up_bias, down, down_bias)
         stored = hidden if keep else None
         _C.expert_ffn(x, tokens, offsets, gates, up, up_bias, down, down_bias, activation, stored, out)
         return out, offsets, tokens, hidden
@@ -168,9 +168,10 @@ def _gradients(
     outputs = _fake_gradients(grad, x, gates, up, down, down_bias, offsets, tokens, hidden, activation, biased)
     dx, dgates, dup, dup_bias, ddown, ddown_bias = outputs
     if _grouped(x, up):
-        inputs = _contiguous(grad, x, tokens, offsets, gates, up, down, down_bias, hidden)
-        of_bias = (dup_bias, ddown_bias) if biased else (None, None)
-        _C.expert_ffn_backward(*inputs, activation, dx, dgates, dup, of_bias[0], ddown, of_bias[1])
+        grad, x, gates, up, down, down_bias = _contiguous(grad, x, gates, up, down, down_bias)
+        of_up, of_down = (dup_bias, ddown_bias) if biased else (None, None)
+        inputs = (grad, x, tokens, offsets, gates, up, down, down_bias, hidden)
+        _C.expert_ffn_backward(*inputs, activation, dx, dgates, dup, of_up, ddown, of_down)
         return outputs
     dx.zero_()
     dgates.zero_()

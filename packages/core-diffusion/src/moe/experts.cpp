@@ -278,8 +278,7 @@ void expert_ffn_backward(Tensor<const float, 2> dout, Tensor<const float, 2> x, 
                          Tensor<const int64_t, 1> offsets, Tensor<const float, 2> gates, Tensor<const float, 3> up,
                          Tensor<const float, 3> down, std::optional<Tensor<const float, 2>> down_bias, Tensor<const float, 2> hidden,
                          const char* activation, Tensor<float, 2> dx, Tensor<float, 2> dgates, Tensor<float, 3> dup,
-                         std::optional<Tensor<float, 2>> dup_bias, Tensor<float, 3> ddown,
-                         std::optional<Tensor<float, 2>> ddown_bias) {
+                         std::optional<Tensor<float, 2>> dup_bias, Tensor<float, 3> ddown, std::optional<Tensor<float, 2>> ddown_bias) {
   const int64_t N = x.shape[0], D = x.shape[1], E = up.shape[0], H = up.shape[1];
   const Activation kind = activation_of(activation, "expert_ffn_backward");
   check_route("expert_ffn_backward", tokens, offsets, N, E);

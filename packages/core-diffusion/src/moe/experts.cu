@@ -52,7 +52,8 @@ struct Route {
 /// Rows of x, expert by expert, zeros to the end of each one's last tile. Optional: each row's gate, each pair's row.
 __global__ void __launch_bounds__(per_block) gather(Route r, const bfloat16* x, int width, bfloat16* rows, float* gates, int* places) {
   const int lane = threadIdx.x % 32, last = __ldg(r.starts + r.experts) * tile;
-  for (int row = static_cast<int>(blockIdx.x) * warps + static_cast<int>(threadIdx.x) / 32; row < last; row += static_cast<int>(gridDim.x) * warps) {
+  for (int row = static_cast<int>(blockIdx.x) * warps + static_cast<int>(threadIdx.x) / 32; row < last;
+       row += static_cast<int>(gridDim.x) * warps) {
     int low = 0, high = r.experts;  // the last expert that does not begin behind this row
     while (high - low > 1) (__ldg(r.starts + (low + high) / 2) <= row / tile ? low : high) = (low + high) / 2;
     const int64_t at = r.offsets[low] + row - __ldg(r.starts + low) * tile;
@@ -110,7 +111,8 @@ __global__ void __launch_bounds__(per_block) gate_gradients(const float* shares,
 }
 
 /// sums[e, c]: over the rows of expert e, times their gates if there are some. 64 columns a block.
-__global__ void __launch_bounds__(per_block) add_columns(const bfloat16* rows, const float* gates, const int* starts, int width, bfloat16* sums) {
+__global__ void __launch_bounds__(per_block)
+    add_columns(const bfloat16* rows, const float* gates, const int* starts, int width, bfloat16* sums) {
   __shared__ float2 part[warps][32];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, e = blockIdx.y, column = static_cast<int>(blockIdx.x) * 64 + 2 * lane;
   float2 sum{0, 0};
@@ -162,15 +164,20 @@ struct Pass {
   Route route{};
 
   Pass(const char* op, Tensor<const bfloat16, 2> x, int64_t pairs, int64_t experts, int64_t inner, cudaStream_t stream)
-      : op(op), device(x.device_id), stream(stream), count(x.shape[0]), width(x.shape[1]), experts(experts), inner(inner),
+      : op(op),
+        device(x.device_id),
+        stream(stream),
+        count(x.shape[0]),
+        width(x.shape[1]),
+        experts(experts),
+        inner(inner),
         rows(padded_rows(pairs, experts)) {
     int major = 0;
     core::check_cuda(op, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "asking for the device");
     if (major != 9) throw core::Error("NotImplementedError", std::string(op) + ": bfloat16 needs a GPU of compute capability 9.0");
     if (width % 8 || inner % 8)
-      throw core::Error("NotImplementedError",
-                        std::string(op) + ": arguments 'x' and 'up' must have widths that are multiples of 8, got " + std::to_string(width) +
-                            " and " + std::to_string(inner));
+      throw core::Error("NotImplementedError", std::string(op) + ": arguments 'x' and 'up' must have widths that are multiples of 8, got " +
+                                                   std::to_string(width) + " and " + std::to_string(inner));
     for (const int64_t n : {rows * std::max(width, inner), experts * inner * width, count * experts})
       if (n < 0 || rows > INT32_MAX / 2)
         throw core::Error("ValueError", std::string(op) + ": argument 'tokens' has too many entries: " + std::to_string(pairs));
@@ -191,8 +198,7 @@ struct Pass {
     find_starts<<<1, 32, 0, stream>>>(offsets.data, static_cast<int>(experts), starts);
   }
   void gather_rows(const bfloat16* from, bfloat16* to, float* gates, int* places) const {
-    if (places)
-      core::check_cuda(op, cudaMemsetAsync(places, 0xff, static_cast<std::size_t>(4 * count * experts), stream), "clearing");
+    if (places) core::check_cuda(op, cudaMemsetAsync(places, 0xff, static_cast<std::size_t>(4 * count * experts), stream), "clearing");
     const auto blocks = static_cast<unsigned>(std::min<int64_t>((rows + warps - 1) / warps, 8 * processors()));
     gather<<<blocks, per_block, 0, stream>>>(route, from, static_cast<int>(width), to, gates, places);
   }
@@ -238,7 +244,8 @@ void expert_ffn_bf16(Tensor<const bfloat16, 2> x, Tensor<const int64_t, 1> token
   check_offsets(op, offsets.shape[0], up.shape[0]);
   const core::OnDevice on(op, x.device_id);
   Pass pass(op, x, tokens.shape[0], up.shape[0], up.shape[1], s);
-  pass.contiguous("x", x), pass.contiguous("gates", gates), pass.contiguous("up", up), pass.contiguous("down", down), pass.contiguous("out", out);
+  pass.contiguous("x", x), pass.contiguous("gates", gates), pass.contiguous("up", up), pass.contiguous("down", down),
+      pass.contiguous("out", out);
   if (up_bias) pass.contiguous("up_bias", *up_bias);
   if (down_bias) pass.contiguous("down_bias", *down_bias);
   if (hidden) pass.contiguous("hidden", *hidden), check_hidden(op, hidden->shape[0], pass.rows);
@@ -342,8 +349,8 @@ void expert_ffn_backward_bf16(Tensor<const bfloat16, 2> dout, Tensor<const bfloa
   pass.product<Side::columns, Side::rows, Group::rows, After::nothing>(of_x);
   const int e = static_cast<int>(E);
   add_up<<<pass.blocks_of_tokens(), per_block, 0, s>>>(rows, places, nullptr, T, e, d, dx.data);
-  gate_gradients<<<pass.blocks_of_tokens(), per_block, 0, s>>>(shares, parts, places, dout.data, down_bias ? down_bias->data : nullptr, T, e,
-                                                               d, dgates.data);
+  gate_gradients<<<pass.blocks_of_tokens(), per_block, 0, s>>>(shares, parts, places, dout.data, down_bias ? down_bias->data : nullptr, T,
+                                                               e, d, dgates.data);
   core::check_cuda(op, cudaGetLastError(), "adding up");
 }
 }  // namespace core_diffusion

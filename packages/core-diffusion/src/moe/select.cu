@@ -17,8 +17,8 @@ using std::int64_t;
 using std::uint32_t;
 
 constexpr int threads = 1024, warps = threads / 32;
-constexpr int short_row = 128;   // scores of a row that one warp ranks
-constexpr int kept = 8;         // scores a thread keeps
+constexpr int short_row = 128;             // scores of a row that one warp ranks
+constexpr int kept = 8;                    // scores a thread keeps
 constexpr int per_block = kept * threads;  // scores of a long row that are worth a block
 constexpr int list_threads = 256, list_warps = list_threads / 32;
 constexpr int bins = 2048;
@@ -232,7 +232,7 @@ __global__ void __launch_bounds__(list_threads)
   const int64_t space = tokens.shape[0];
   int64_t start = 0;
   for (int base = 0; base < experts; base += 32) {
-    if (experts > 32) count_warp(base);  // else they still stand
+    if (experts > 32) count_warp(base);                                 // else they still stand
     for (int e = warp; e < min(32, experts - base); e += list_warps) {  // a warp adds up an expert's blocks
       int all = 0, before = 0;
       for (int p = lane; p < parts; p += 32) {
@@ -271,7 +271,8 @@ __global__ void __launch_bounds__(list_threads)
     first[0] = start;
   }
   __syncthreads();
-  for (int64_t a = first[0] + static_cast<int64_t>(part) * list_threads + thread; a < space; a += static_cast<int64_t>(parts) * list_threads)
+  for (int64_t a = first[0] + static_cast<int64_t>(part) * list_threads + thread; a < space;
+       a += static_cast<int64_t>(parts) * list_threads)
     tokens.data[a * tokens.stride[0]] = -1;
 }
 
@@ -287,8 +288,9 @@ int resident(const char* op, int device, Kernel kernel, int size = threads) {
 template <class Kernel, class... Args>
 void launch_together(const char* op, Kernel kernel, int blocks, int size, cudaStream_t stream, Args... args) {
   void* pointers[] = {&args...};
-  core::check_cuda(op, cudaLaunchCooperativeKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(size)), pointers, 0, stream),
-                   "launching");
+  core::check_cuda(
+      op, cudaLaunchCooperativeKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(size)), pointers, 0, stream),
+      "launching");
 }
 }  // namespace
 
