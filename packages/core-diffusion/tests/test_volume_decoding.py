@@ -48,6 +48,7 @@ def test_nothing_of_the_dense_surface_is_missed(field, number):
     assert part.queries <= 129**3 / 4
     assert np.isin(crossing(whole.dense().numpy()), part.index.numpy()).all()
     np.testing.assert_array_equal(part.values, whole.values[part.index])
+    assert torch.equal(part.inside(), whole.dense() > 0)
     vertices, faces = part.mesh()
     want, want_faces = whole.mesh()
     np.testing.assert_array_equal(vertices, want)

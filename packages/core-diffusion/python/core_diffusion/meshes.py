@@ -67,9 +67,18 @@ def winding_number(points: Tensor, vertices: Tensor, faces: Tensor) -> Tensor:
         (ax, ay, az), (bx, by, bz), (cx, cy, cz) = (
             [corners[None, :, corner, d] - p[:, None, d] for d in range(3)] for corner in range(3)
         )
-        a, b, c = (ax * ax + ay * ay + az * az).sqrt(), (bx * bx + by * by + bz * bz).sqrt(), (cx * cx + cy * cy + cz * cz).sqrt()
+        a, b, c = (
+            (ax * ax + ay * ay + az * az).sqrt(),
+            (bx * bx + by * by + bz * bz).sqrt(),
+            (cx * cx + cy * cy + cz * cz).sqrt(),
+        )
         volume = ax * (by * cz - bz * cy) + ay * (bz * cx - bx * cz) + az * (bx * cy - by * cx)
-        base = a * b * c + (ax * bx + ay * by + az * bz) * c + (bx * cx + by * cy + bz * cz) * a + (cx * ax + cy * ay + cz * az) * b
+        base = (
+            a * b * c
+            + (ax * bx + ay * by + az * bz) * c
+            + (bx * cx + by * cy + bz * cz) * a
+            + (cx * ax + cy * ay + cz * az) * b
+        )
         parts.append(torch.atan2(volume, base).sum(1) / (2 * math.pi))
     return torch.cat(parts) if parts else points.new_empty(0)
 

@@ -1,8 +1,9 @@
 """Vecset shape models: a set of latent vectors as a shape, decoded by cross-attention (FlashVDM, arXiv 2503.16302).
 
-`VecSetDecoder` has the published decoders' layout (Fourier features, one cross-attention block, a head) and the names of
-their weights, so that a state dict of such a decoder loads; width, heads, MLP ratio and norms are configuration, the
-"efficient" decoder of the paper being a smaller MLP without the last norm. `VecSetVAE` is a whole autoencoder around it.
+`VecSetDecoder` has the published decoders' layout (Fourier features, one cross-attention block, a head) and the names
+of their weights, so that a state dict of such a decoder loads; width, heads, MLP ratio and norms are configuration,
+the "efficient" decoder of the paper being a smaller MLP without the last norm. `VecSetVAE` is an autoencoder around
+it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["VecSetDecoder", "VecSetVAE", "fourier_features", "morton_order"]
+__all__ = ["VecSetDecoder", "VecSetVAE", "fourier_features", "morton_order", "vae_loss"]
 
 
 def fourier_features(points: Tensor, octaves: int, include_pi: bool = False) -> Tensor:
@@ -116,7 +117,7 @@ class VecSetDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         latent_width: of the latent vectors; `width` if absent.
         mlp_ratio: hidden size of the MLP over width (4 in Hunyuan3D-2, 1 in the efficient decoder).
         num_freqs, include_pi: of the Fourier features.
-        qkv_bias, qk_norm, ln_post: as in the decoder whose weights are loaded.
+        qkv_bias, qk_norm, enable_ln_post: as in the decoder whose weights are loaded.
 
     arXiv 2503.16302, sections 3.1 and 3.3.
     """
@@ -132,14 +133,14 @@ class VecSetDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         include_pi: bool = False,
         qkv_bias: bool = False,
         qk_norm: bool = False,
-        ln_post: bool = False,
+        enable_ln_post: bool = False,
     ) -> None:
         super().__init__()
         if width < 1 or heads < 1 or width % heads:
             raise ValueError(f"VecSetDecoder: argument 'width' must be a multiple of heads ({heads}), got {width}")
         self.query_proj = nn.Linear(3 + 6 * num_freqs, width)
         self.cross_attn_decoder = _CrossBlock(width, latent_width or width, heads, mlp_ratio, qkv_bias, qk_norm)
-        if ln_post:
+        if enable_ln_post:
             self.ln_post = nn.LayerNorm(width)
         self.output_proj = nn.Linear(width, 1)
 
@@ -166,7 +167,7 @@ class VecSetDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 include_pi=include_pi,
                 qkv_bias=block + "attn.c_q.bias" in state,
                 qk_norm=block + "attn.attention.q_norm.weight" in state,
-                ln_post="ln_post.weight" in state,
+                enable_ln_post="ln_post.weight" in state,
             )
             decoder.load_state_dict(dict(state))
         except (KeyError, IndexError, RuntimeError) as error:
@@ -174,7 +175,7 @@ class VecSetDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return decoder
 
     def _head(self, x: Tensor) -> Tensor:
-        x = self.ln_post(x) if self.config.ln_post else x
+        x = self.ln_post(x) if self.config.enable_ln_post else x
         out: Tensor = self.output_proj(x)
         return out
 
@@ -197,8 +198,8 @@ class VecSetDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
         With `keys` by adaptive selection (section 3.2): the points are sorted along a Z-curve, and each `group` of
         neighbours attends, head by head, to only those keys whose mean product with its queries is largest. The mean
-        over all of a group's queries is the product with their mean, so that no sample of them is needed. With keys >= M
-        it is the whole attention.
+        over all of a group's queries is the product with their mean, so that no sample of them is needed. With
+        keys >= M it is the whole attention.
 
         Raises:
             ValueError: keys or group below 1.
@@ -274,7 +275,8 @@ class VecSetVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """
         if surface.ndim != 3 or surface.shape[2] != 6 or surface.shape[1] < self.config.num_latents:
             raise ValueError(
-                f"encode: argument 'surface' must have shape (B, N >= {self.config.num_latents}, 6), got {tuple(surface.shape)}"
+                f"encode: argument 'surface' must have shape (B, N >= {self.config.num_latents}, 6), "
+                f"got {tuple(surface.shape)}"
             )
         features = fourier_features(surface[..., :3], self.config.num_freqs)
         x = self.point_proj(torch.cat([features, surface[..., 3:].float()], -1).to(self.point_proj.weight.dtype))
@@ -292,12 +294,11 @@ class VecSetVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]
             x = block(x)
         return x
 
-    def forward(self, surface: Tensor, points: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Logits [B, N] at points [B, N, 3] from a draw of the latent set, and the mean of its divergence from the
-        standard normal law, a number."""
+    def forward(self, surface: Tensor, points: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits [B, N] at points [B, N, 3] from the mean latent set, or with normal `noise` [B, M, C] from a draw of
+        it; and the mean of its divergence from the standard normal law, a number."""
         mean, log_variance = self.encode(surface)
-        noise = torch.randn(mean.shape, device=mean.device, generator=generator)
-        z = mean + (log_variance / 2).exp() * noise
+        z = mean if noise is None else mean + (log_variance / 2).exp() * noise
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         return self.geo_decoder(points, self.decode(z))[..., 0].float(), divergence
 
@@ -308,11 +309,11 @@ class VecSetVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
 
 def vae_loss(step: Any, surface: int = 2048, points: int = 2048, kl_weight: float = 1e-4) -> dict[str, Tensor]:
-    """The autoencoder's loss of a `core_diffusion.training.Step`: binary cross-entropy of inside and outside at points of
-    the cube and near the surface in equal shares, and the divergence.
+    """The autoencoder's loss of a `core_diffusion.training.Step`: binary cross-entropy of inside and outside at points
+    of the cube and near the surface, half and half, and the divergence.
 
-    The batch is that of `meshes.shape_rows`, uniform points first. Shapes are turned and mirrored by one of the cube's 48
-    symmetries and stretched along the axes by 0.8 to 1.25; inside stays inside.
+    The batch is of `meshes.shape_rows` with as many points near the surface as in the cube. Shapes are turned and
+    mirrored by one of the cube's 48 symmetries and stretched along the axes by 0.8 to 1.25; inside stays inside.
     """
     batch, generator = step.batch, step.generator
     cloud, asked, inside = batch["surface"].float(), batch["points"].float(), batch["inside"]
@@ -330,9 +331,15 @@ def vae_loss(step: Any, surface: int = 2048, points: int = 2048, kl_weight: floa
     stretch = 1.25 ** (2 * torch.rand(count, 1, 3, device=device, generator=generator) - 1)
     places, normals = cloud[..., :3], cloud[..., 3:]
     places, normals, asked = (x.gather(2, axes.expand(-1, x.shape[1], -1)) * sign for x in (places, normals, asked))
-    scale = stretch / (places.abs() * stretch).amax((1, 2), keepdim=True).clamp(min=1e-6) * places.abs().amax((1, 2), keepdim=True)
+    scale = (
+        stretch
+        / (places.abs() * stretch).amax((1, 2), keepdim=True).clamp(min=1e-6)
+        * places.abs().amax((1, 2), keepdim=True)
+    )
     places, asked, normals = places * scale, asked * scale, functional.normalize(normals / scale, dim=2)
-    logits, divergence = step.model(torch.cat([places, normals], 2), asked, generator)
+    sizes = step.plain.config
+    noise = torch.randn(count, sizes.num_latents, sizes.latent_channels, device=device, generator=generator)
+    logits, divergence = step.model(torch.cat([places, normals], 2), asked, noise)
     entropy = functional.binary_cross_entropy_with_logits(logits, inside.float())
     right = ((logits > 0) == inside)[:, : points // 2].float().mean()
     return {"loss": entropy + kl_weight * divergence, "entropy": entropy, "divergence": divergence, "right": right}

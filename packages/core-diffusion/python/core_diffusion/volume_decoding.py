@@ -4,9 +4,9 @@ A field over space, as the decoder of a vecset autoencoder gives it, is asked on
 surface crosses, or that lie near it, are halved, and only their nodes are asked at the next level. What was never asked
 is unknown: it is absent from the list of nodes, and the mesh never crosses it.
 
-Differences from the published code: the grid has exactly the requested number of cells and the given bounds (there, 256
-means 252 and vertices come out 1.9 % too small), batches may be larger than 1, and refinement goes by cells, so that all
-eight nodes of every cut cell are known.
+Differences from the published code: the grid has exactly the requested number of cells and the given bounds (there,
+256 means 252 and vertices come out 1.9 % too small), batches may be larger than 1, and refinement goes by cells, so
+that all eight nodes of every cut cell are known.
 """
 
 from __future__ import annotations
@@ -46,6 +46,15 @@ class SparseVolume(NamedTuple):
         out = self.values.new_full((math.prod(self.shape),), math.nan)
         out[self.index] = self.values
         return out.view(self.shape)
+
+    def inside(self, level: float = 0.0) -> Tensor:
+        """bool [X, Y, Z]: above the level. An unknown node is as the last known one before it along Z, or outside."""
+        known = torch.full((math.prod(self.shape),), -1, dtype=torch.int8, device=self.values.device)
+        known[self.index] = (self.values > level).to(torch.int8)
+        known = known.view(self.shape)
+        place = torch.arange(self.shape[2], device=known.device).expand(self.shape)
+        last = torch.where(known >= 0, place, -1).cummax(2).values
+        return (last >= 0) & (known.gather(2, last.clamp(min=0)) > 0)
 
     def mesh(
         self, level: float = 0.0, gradient_direction: Literal["descent", "ascent"] = "descent"
