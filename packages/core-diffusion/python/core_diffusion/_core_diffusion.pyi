@@ -114,7 +114,7 @@ def expert_ffn(
     down: Any,  # float32[E,D,H]
     down_bias: Any | None,  # float32[E,D]
     activation: str,
-    hidden: Any | None,  # out float32[A,H]
+    hidden: Any | None,  # out float32[P,H]
     out: Any,  # out float32[T,D]
 ) -> None:
     """The weighted sum of the feed-forward networks of each token's experts."""
@@ -128,13 +128,13 @@ def expert_ffn_backward(
     up: Any,  # float32[E,H,D]
     down: Any,  # float32[E,D,H]
     down_bias: Any | None,  # float32[E,D]
-    hidden: Any,  # float32[A,H]
+    hidden: Any,  # float32[P,H]
     activation: str,
     dx: Any,  # out float32[T,D]
     dgates: Any,  # out float32[T,E]
     dup: Any,  # out float32[E,H,D]
-    dup_bias: Any,  # out float32[E,H]
+    dup_bias: Any | None,  # out float32[E,H]
     ddown: Any,  # out float32[E,D,H]
-    ddown_bias: Any,  # out float32[E,D]
+    ddown_bias: Any | None,  # out float32[E,D]
 ) -> None:
     """The derivatives of expert_ffn."""

@@ -169,7 +169,7 @@ def load_mesh(path: str | Path, extent: float = 0.95) -> tuple[NDArray[np.float3
     """
     import trimesh
 
-    mesh = trimesh.load(path, force="mesh", process=False)
+    mesh: Any = trimesh.load(path, force="mesh", process=False)
     vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
     if len(faces) == 0 or not np.isfinite(vertices).all():
         raise ValueError(f"{path} has no triangles or coordinates that are not finite")
@@ -195,7 +195,7 @@ def draw_meshes(path: str | Path, meshes: Sequence[tuple[str, NDArray[Any], NDAr
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
-    from mpl_toolkits.mplot3d.art3d import Poly3DCollection
+    from mpl_toolkits.mplot3d.art3d import Poly3DCollection  # type: ignore[import-untyped]
 
     rows = -(-len(meshes) // columns)
     figure = plt.figure(figsize=(2.6 * columns, 2.8 * rows), layout="constrained")

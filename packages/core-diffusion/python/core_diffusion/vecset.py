@@ -109,7 +109,7 @@ def _attend_adaptively(q: Tensor, k: Tensor, v: Tensor, keys: int, group: int) -
     return found.view(batch, heads, count, width)
 
 
-class VecSetDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class VecSetDecoder(ModelMixin, ConfigMixin):
     """Values of a field at points, from a set of latent vectors.
 
     Args:
@@ -236,7 +236,7 @@ class _SelfBlock(nn.Module):
         return out
 
 
-class VecSetVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class VecSetVAE(ModelMixin, ConfigMixin):
     """A shape autoencoder: surface points with normals -> latent vectors -> inside or outside at any point.
 
     The encoder's queries are the first `num_latents` of the surface points, so a latent vector belongs to a place.
