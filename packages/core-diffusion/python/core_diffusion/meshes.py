@@ -32,7 +32,8 @@ _PAIRS = {"cpu": 2**18, "cuda": 2**26}
 
 
 def _chunks(points: Tensor, faces: Tensor) -> tuple[Tensor, ...]:
-    return points.split(max(1, _PAIRS.get(points.device.type, 2**20) // max(len(faces), 1)))
+    parts: tuple[Tensor, ...] = points.split(max(1, _PAIRS.get(points.device.type, 2**20) // max(len(faces), 1)))
+    return parts
 
 
 def _check(points: Tensor, vertices: Tensor, faces: Tensor, name: str) -> None:
