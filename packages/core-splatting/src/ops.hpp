@@ -4,6 +4,7 @@
 
 #include <core_splatting/dynamic.hpp>
 #include <core_splatting/harmonics.hpp>
+#include <core_splatting/memory.hpp>
 #include <core_splatting/rasterize.hpp>
 #include <core_splatting/train.hpp>
 
@@ -53,6 +54,17 @@ inline constexpr auto ops = core::op_set(
         "How little each 4D Gaussian's temporal weight curves, summed over times: the temporal part of the variation score.",
         {"means[N,4]", "scales[N,4]", "quats_l[N,4]", "quats_r[N,4]", "times[T]", "out[N]"},
         {.paper = "2503.16422", .ns_per_element = 100}),
+    core::op<"memory_attention", &memory_attention CORE_IF_CUDA(&memory_attention_cuda)>(
+        "The values that queries call back: softmax of their products with keys, times values; the weights never exist at once.",
+        {"queries[P,L]", "keys[T,L]", "values[T,D]", "out[P,D]", "log_sums[P]"}, {.paper = "2503.16413", .ns_per_element = 100}),
+    core::op<"memory_attention_backward", &memory_attention_backward CORE_IF_CUDA(&memory_attention_backward_cuda)>(
+        "The gradient of memory_attention by queries, keys and values.",
+        {"queries[P,L]", "keys[T,L]", "values[T,D]", "out[P,D]", "log_sums[P]", "v_out[P,D]", "v_queries[P,L]", "v_keys[T,L]",
+         "v_values[T,D]"},
+        {.paper = "2503.16413", .ns_per_element = 100}),
+    core::op<"principal_components", &principal_components>(
+        "The rows that stand for all: visited in order, each that is near no taken row takes those near it.",
+        {"features[N,D]", "threshold", "selected[N]"}, {.paper = "2503.16413", .ns_per_element = 100}),
     core::op<"ssim", &ssim CORE_IF_CUDA(&ssim_cuda)>(
         "The structural similarity of two images at each pixel, 11x11 Gaussian window, and its partial derivatives.",
         {"image[B,C,H,W]", "target[B,C,H,W]", "out[B,C,H,W]", "partials[3,B,C,H,W]"}, {.paper = "2308.04079", .ns_per_element = 10}),

@@ -156,6 +156,35 @@ def temporal_variation(
 ) -> None:
     """How little each 4D Gaussian's temporal weight curves, summed over times: the temporal part of the variation score."""
 
+def memory_attention(
+    queries: Any,  # float32[P,L]
+    keys: Any,  # float32[T,L]
+    values: Any,  # float32[T,D]
+    out: Any,  # out float32[P,D]
+    log_sums: Any,  # out float32[P]
+) -> None:
+    """The values that queries call back: softmax of their products with keys, times values; the weights never exist at once."""
+
+def memory_attention_backward(
+    queries: Any,  # float32[P,L]
+    keys: Any,  # float32[T,L]
+    values: Any,  # float32[T,D]
+    out: Any,  # float32[P,D]
+    log_sums: Any,  # float32[P]
+    v_out: Any,  # float32[P,D]
+    v_queries: Any,  # out float32[P,L]
+    v_keys: Any,  # out float32[T,L]
+    v_values: Any | None,  # out float32[T,D]
+) -> None:
+    """The gradient of memory_attention by queries, keys and values."""
+
+def principal_components(
+    features: Any,  # float32[N,D]
+    threshold: float,
+    selected: Any,  # out bool[N]
+) -> None:
+    """The rows that stand for all: visited in order, each that is near no taken row takes those near it."""
+
 def ssim(
     image: Any,  # float32[B,C,H,W]
     target: Any,  # float32[B,C,H,W]

@@ -10,6 +10,7 @@ from core_registry.testing import Case
 
 from .cases_dynamic import cases as dynamic_cases
 from .cases_harmonics import harmonics_cases
+from .cases_memory import cases as memory_cases
 from .cases_train import cases as train_cases
 from .reference.rasterize import project_gaussians, rasterize, rasterize_backward, rasterize_torch
 
@@ -165,5 +166,6 @@ cases: list[Case] = [
     ),
     *harmonics_cases,
     *dynamic_cases,
+    *memory_cases,
     *train_cases,
 ]
