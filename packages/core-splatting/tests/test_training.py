@@ -14,9 +14,10 @@ pytest.importorskip("scipy")
 Image = pytest.importorskip("PIL.Image")
 from core_splatting.scenes import load_scene  # noqa: E402
 from core_splatting.training import Config, Trainer  # noqa: E402
-from core_splatting.training.densify import MCMC, Default, relocated, rotations  # noqa: E402
+from core_splatting.training.densify import MCMC, Default, relocated  # noqa: E402
+from core_splatting.training.geometry import rotations  # noqa: E402
 from core_splatting.training.jobs import Orbit, covariances, render, render_gaussians, train  # noqa: E402
-from core_splatting.training.model import Model  # noqa: E402
+from core_splatting.training.model import Model3D  # noqa: E402
 
 SIZE = 48
 
@@ -84,7 +85,7 @@ def test_resume_is_exact(photographs: Path, tmp_path: Path) -> None:
                 t.load(tmp_path / "a.safetensors")
             list(t.run(60))
             assert t.step == 60
-            runs.append(t.gaussians())
+            runs.append(t.model.gaussians())
         for field in ("means", "quats", "log_scales", "logit_opacities", "sh"):
             np.testing.assert_array_equal(getattr(runs[0], field), getattr(runs[1], field))
     with pytest.raises(ValueError, match="configuration"):
@@ -94,12 +95,12 @@ def test_resume_is_exact(photographs: Path, tmp_path: Path) -> None:
         trainer(photographs, 60).load(tmp_path / "b.safetensors")
 
 
-def model_of(g: formats.Gaussians, config: Config) -> Model:
+def model_of(g: formats.Gaussians, config: Config) -> Model3D:
     values = {
         "means": g.means, "quats": g.quats, "log_scales": g.log_scales, "logit_opacities": g.logit_opacities,
         "sh0": g.sh[:, :1], "shN": g.sh[:, 1:],
     }  # fmt: skip
-    return Model({k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in values.items()}, config, 1.0)
+    return Model3D({k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in values.items()}, config, 1.0)
 
 
 def test_clone_split_and_prune() -> None:

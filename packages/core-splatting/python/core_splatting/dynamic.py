@@ -102,7 +102,8 @@ def rasterization_4d(
         duration: T, the period of the harmonics in time.
 
     Returns:
-        What `rasterization` returns. torch tensors get gradients.
+        What `rasterization` returns, with the `indices` in the third; its rows are those of `indices`. torch tensors
+        get gradients.
 
     Raises:
         TypeError, ValueError, NotImplementedError: as `slice_4d` and `rasterization` do.
@@ -121,7 +122,10 @@ def rasterization_4d(
             centres = means[:, 3] if indices is None else means[indices, 3]
             phases = (centres - time) / duration
         colors = colors_by_view(sh_degree, sliced, viewmats, colors, time_degree, phases)
-    return rasterization(sliced, None, None, alphas, colors, viewmats, Ks, width, height, covars=covars, **options)
+    image, coverage, information = rasterization(
+        sliced, None, None, alphas, colors, viewmats, Ks, width, height, covars=covars, **options
+    )
+    return image, coverage, information if indices is None else information | {"indices": indices}
 
 
 def variation_scores(

@@ -82,7 +82,9 @@ def load_nerfstudio(path: Path) -> Scene:
         camera_to_world[:3] = matrix[:3]
         camera_to_world[:3, 1:3] *= -1  # OpenGL: y up, z back
         K = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-        views.append(View(image, np.linalg.inv(camera_to_world), K, int(width), int(height), (k1, k2, p1, p2)))
+        time = _number(path, where, frame, {}, "time", default=0.0)
+        viewmat = np.linalg.inv(camera_to_world)
+        views.append(View(image, viewmat, K, int(width), int(height), (k1, k2, p1, p2), time))
     if not views:
         raise SceneError(path, "frames", f"expected photographs beside the file, {len(missing)} are missing")
     return Scene(sorted(views, key=lambda v: v.path.name), np.empty((0, 3)), np.empty((0, 3)))

@@ -24,7 +24,8 @@ class View:
     """One photograph and its camera.
 
     viewmat (4, 4) float64, world to camera, x right, y down, z forward; K (3, 3) float64 in pixels of the full image;
-    distortion (k1, k2, p1, p2) of OpenCV's model; width, height of the full image.
+    distortion (k1, k2, p1, p2) of OpenCV's model; width, height of the full image. time: when it was taken. pixels
+    (height, width, 3) uint8: the image, if it is not to be read from `path`.
     """
 
     path: Path
@@ -33,6 +34,8 @@ class View:
     width: int
     height: int
     distortion: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    time: float = 0.0
+    pixels: Array | None = None
 
     def load(self, downscale: int = 1) -> tuple[Array, Array]:
         """The image (H, W, 3) float32 in [0, 1], and K (3, 3) of the pinhole camera that took it.
@@ -43,7 +46,7 @@ class View:
         from PIL import Image, UnidentifiedImageError
 
         try:
-            with Image.open(self.path) as opened:
+            with Image.open(self.path) if self.pixels is None else Image.fromarray(self.pixels) as opened:
                 if opened.size != (self.width, self.height):
                     raise SceneError(
                         self.path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .config import Config
-from .trainer import Picture, Trainer, psnr
+from .model import Model3D, Model4D, Picture
+from .trainer import Trainer, psnr
 
-__all__ = ["Config", "Picture", "Trainer", "psnr"]
+__all__ = ["Config", "Model3D", "Model4D", "Picture", "Trainer", "psnr"]

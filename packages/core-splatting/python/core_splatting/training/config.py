@@ -13,12 +13,19 @@ class Config:
 
     Rates are per step; that of the means is times the scene's extent and falls a hundredfold over the run. `for_steps`
     shortens the schedule (`sh_every`, `refine_*`) with a run of less than 7,000 steps. `visible_only` moves a
-    Gaussian only in steps that see it. `most` bounds their number; `noise` and the penalties are of MCMC.
+    Gaussian only in steps that see it. `most` bounds their number; `noise` and the penalties are of MCMC. A step sees
+    `batch` pictures. Strategy "fixed" neither adds nor takes away Gaussians.
+
+    With a `duration` above 0 the Gaussians are 4D (arXiv 2310.10642) and views have times from 0 to it; their colours
+    change with a cosine series of `sh_time_degree` terms, whose degree rises after that of the harmonics.
     """
 
     steps: int = 30_000
     sh_degree: int = 3
     sh_every: int = 1000
+    duration: float = 0.0
+    sh_time_degree: int = 2
+    batch: int = 1
     strategy: str = "default"
     ssim_weight: float = 0.2
     lr_means: float = 1.6e-4
@@ -49,7 +56,10 @@ class Config:
         problems = {
             "steps": self.steps >= 1,
             "sh_degree": 0 <= self.sh_degree <= 3,
-            "strategy": self.strategy in ("default", "mcmc"),
+            "sh_time_degree": 0 <= self.sh_time_degree <= 2,
+            "duration": 0 <= self.duration < 1e30,
+            "batch": self.batch >= 1,
+            "strategy": self.strategy in ("default", "mcmc", "fixed"),
             "background": self.background in ("black", "white", "random"),
             "ssim_weight": 0 <= self.ssim_weight <= 1,
             "refine_every": self.refine_every >= 1,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,50 +12,35 @@ from .config import Config
 from .model import Model
 
 
-class Strategy(Protocol):
-    """Called by the trainer after the gradient and after the optimiser of each step."""
-
-    state: dict[str, Tensor]
-
-    def penalty(self, model: Model) -> Tensor | float:
-        """What is added to the loss."""
-        ...
-
-    def observe(self, model: Model, meta: dict[str, Any], step: int) -> None:
-        """Sees the gradient of a step."""
-        ...
-
-    def after(self, model: Model, step: int, rate: float) -> None:
-        """May change the Gaussians; `rate` is the learning rate of the means."""
-        ...
-
-
-def rotations(quats: Tensor) -> Tensor:
-    """(N, 3, 3) of quaternions w, x, y, z of any length."""
-    w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
-    rows = (
-        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
-    )  # fmt: skip
-    return torch.stack(rows, -1).reshape(-1, 3, 3)
-
-
 def _logit(p: Tensor) -> Tensor:
     return torch.log(p / (1 - p))
 
 
-class Default:
+class Fixed:
+    """Leaves the Gaussians as many as they are. Strategies are called by the trainer after the gradient and after the
+    optimiser of each step."""
+
+    def __init__(self, config: Config, extent: float, generator: torch.Generator) -> None:
+        self.state: dict[str, Tensor] = {}
+
+    def penalty(self, model: Model) -> Tensor | float:
+        """What is added to the loss."""
+        return 0.0
+
+    def observe(self, model: Model, meta: dict[str, Any], step: int) -> None:
+        """Sees the gradient of a picture."""
+
+    def after(self, model: Model, step: int, rate: float) -> None:
+        """May change the Gaussians; `rate` is the learning rate of the means."""
+
+
+class Default(Fixed):
     """Adaptive density control (arXiv 2308.04079, section 5): clone small Gaussians and split large ones where the
     derivative by their projected centre is large, prune the transparent and the huge, reset opacities now and then."""
 
     def __init__(self, config: Config, extent: float, generator: torch.Generator) -> None:
         self.config, self.extent, self.generator = config, extent, generator
-        self.state: dict[str, Tensor] = {}
-
-    def penalty(self, model: Model) -> Tensor | float:
-        """Nothing."""
-        return 0.0
+        self.state = {}
 
     def observe(self, model: Model, meta: dict[str, Any], step: int) -> None:
         """Adds up the derivative's length, in half images, over the views that see a Gaussian."""
@@ -88,7 +73,7 @@ class Default:
     def _grow(self, model: Model) -> None:
         c = self.config
         high = self.state["gradient"] / self.state["seen"].clamp(min=1) > c.grow_gradient
-        small = model.log_scales.detach().amax(-1).exp() <= c.grow_scale * self.extent
+        small = model.sizes() <= c.grow_scale * self.extent
         room = max(c.most - len(model), 0)
         clone = torch.nonzero(high & small)[:room, 0]
         split = torch.nonzero(high & ~small)[: room - len(clone), 0]
@@ -99,36 +84,33 @@ class Default:
         if len(split):
             new = slice(len(index) - 2 * len(split), None)
             with torch.no_grad():
-                scales = model.log_scales[new].exp()
-                noise = torch.randn((len(scales), 3), generator=self.generator).to(scales.device)
-                model.means[new] += (rotations(model.quats[new]) @ (scales * noise)[..., None])[..., 0]
+                factors = model.factors(new)
+                noise = torch.randn(factors.shape[:2], generator=self.generator).to(factors.device)
+                model.means[new] += (factors @ noise[..., None])[..., 0]
                 model.log_scales[new] -= math.log(1.6)
 
     def _prune(self, model: Model, step: int) -> None:
         c = self.config
         gone = torch.sigmoid(model.logit_opacities.detach()) < c.prune_opacity
         if step > c.reset_every:
-            gone |= model.log_scales.detach().amax(-1).exp() > c.prune_scale * self.extent
+            gone |= model.sizes() > c.prune_scale * self.extent
         if gone.all():
             raise RuntimeError(f"training: no Gaussian is left after step {step}; the loss pruned them all")
         model.select(torch.nonzero(~gone)[:, 0])
 
 
-class MCMC:
+class MCMC(Fixed):
     """3DGS-MCMC (arXiv 2404.09591): dead Gaussians move onto live ones so that the picture stays, 5 % are added at
     a time up to a number, and noise along their covariance lets transparent ones explore."""
 
     def __init__(self, config: Config, extent: float, generator: torch.Generator) -> None:
         self.config, self.generator = config, generator
-        self.state: dict[str, Tensor] = {}
+        self.state = {}
 
     def penalty(self, model: Model) -> Tensor | float:
         """The means of opacities and scales, weighted."""
         opacity, scale = torch.sigmoid(model.logit_opacities).mean(), model.log_scales.exp().mean()
         return self.config.opacity_penalty * opacity + self.config.scale_penalty * scale
-
-    def observe(self, model: Model, meta: dict[str, Any], step: int) -> None:
-        """Nothing."""
 
     def after(self, model: Model, step: int, rate: float) -> None:
         """Moves and adds at the steps of the schedule; adds noise at every step."""
@@ -145,8 +127,8 @@ class MCMC:
         with torch.no_grad():
             opacities = torch.sigmoid(model.logit_opacities)
             exploring = torch.sigmoid(100 * ((1 - opacities) - 0.995))
-            noise = torch.randn((len(model), 3), generator=self.generator).to(opacities.device)
-            axes = rotations(model.quats) * model.log_scales.exp()[:, None, :]
+            axes = model.factors()
+            noise = torch.randn(axes.shape[:2], generator=self.generator).to(opacities.device)
             noise = (axes @ (axes.mT @ (noise * (exploring * rate * c.noise)[:, None])[..., None]))[..., 0]
             model.means.add_(noise)
 

@@ -59,7 +59,7 @@ def train(
             progress.update(task, completed=trainer.step, now=f"loss {loss:.4f}, {len(trainer.model):,} Gaussians")
             if checkpoint is not None and (trainer.step % 1000 == 0 or trainer.step == steps):
                 trainer.save(checkpoint)
-    formats.write(out, trainer.gaussians())
+    trainer.model.write(out)
     found = trainer.evaluate()
     print(
         f"{len(trainer.model):,} Gaussians; {len(trainer.held)} views held out: "

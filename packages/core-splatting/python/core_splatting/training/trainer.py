@@ -1,4 +1,4 @@
-"""Trains 3D Gaussians on posed photographs."""
+"""Trains Gaussians, 3D or 4D, on posed photographs."""
 
 from __future__ import annotations
 
@@ -14,31 +14,14 @@ import torch
 from core_registry import files
 from torch import Tensor
 
-from ..formats import Gaussians
-from ..rasterize import rasterization
-from ..scenes import Scene, View
+from ..scenes import Scene
 from ..ssim import ssim
 from .config import Config
-from .densify import MCMC, Default, Strategy
-from .model import NAMES, Model, initial
+from .densify import MCMC, Default, Fixed
+from .model import Model3D, Model4D, Picture
 
 _FORMAT = "core-splatting trainer 1"
-
-
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """A photograph as it is trained on: pixels (H, W, 3) uint8, viewmat (4, 4) and K (3, 3) float32."""
-
-    pixels: Tensor
-    viewmat: Tensor
-    K: Tensor
-
-    @staticmethod
-    def of(view: View, downscale: int, device: str) -> Picture:
-        """Loads, scales and undistorts a view."""
-        image, K = view.load(downscale)
-        pixels = torch.as_tensor(np.rint(image * 255).astype(np.uint8), device=device)
-        return Picture(pixels, *(torch.as_tensor(m.astype(np.float32), device=device) for m in (view.viewmat, K)))
+_STRATEGIES = {"default": Default, "mcmc": MCMC, "fixed": Fixed}
 
 
 def psnr(image: Tensor, target: Tensor) -> float:
@@ -47,7 +30,8 @@ def psnr(image: Tensor, target: Tensor) -> float:
 
 
 class Trainer:
-    """3D Gaussian splatting (arXiv 2308.04079), or its MCMC form (arXiv 2404.09591), on the CPU or CUDA.
+    """3D Gaussian splatting (arXiv 2308.04079) or with a `config.duration` 4D (arXiv 2310.10642), by their rules or those
+    of MCMC (arXiv 2404.09591), on the CPU or CUDA.
 
     A run is the same for a seed, and one that was saved and loaded goes on as if it had not been (on CUDA but for the
     order of sums in the gradient).
@@ -67,25 +51,19 @@ class Trainer:
         train, held = scene.split(hold_out)
         if not train:
             raise ValueError(f"Trainer: argument 'scene' must leave a view to train on, got {len(scene.views)} views")
+        late = next((v for v in scene.views if config.duration and not 0 <= v.time <= config.duration), None)
+        if late is not None:
+            raise ValueError(f"Trainer: argument 'scene' must have times from 0 to {config.duration}, got {late.time}")
         self.pictures, self.held = ([Picture.of(v, downscale, device) for v in views] for views in (train, held))
         self.generator = torch.Generator().manual_seed(config.seed)
         self.order = torch.empty(0, dtype=torch.int64)
-        self.model = Model(initial(scene, config, device), config, self.extent)
-        kind = MCMC if config.strategy == "mcmc" else Default
-        self.strategy: Strategy = kind(config, self.extent, self.generator)
+        self.kind: type[Model3D] | type[Model4D] = Model4D if config.duration else Model3D
+        self.model = self.kind(self.kind.initial(scene, config, device), config, self.extent)
+        self.strategy = _STRATEGIES[config.strategy](config, self.extent, self.generator)
 
     def render(self, picture: Picture, background: Tensor | None = None, meta: bool = False) -> tuple[Tensor, Any]:
         """The (H, W, 3) image of a picture's camera, and the rasteriser's third result."""
-        m, (height, width) = self.model, picture.pixels.shape[:2]
-        mode = "antialiased" if self.config.antialiased else "classic"
-        sh = torch.cat([m.sh0, m.shN], 1)
-        image, _, information = rasterization(
-            m.means, m.quats, m.log_scales.exp(), torch.sigmoid(m.logit_opacities), sh, picture.viewmat[None],
-            picture.K[None], width, height, sh_degree=min(self.step // self.config.sh_every, self.config.sh_degree),
-            backgrounds=None if background is None else background[None], meta=meta,
-            absgrad=meta and self.config.absgrad, rasterize_mode=mode,
-        )  # fmt: skip
-        return image[0], information
+        return self.model.render(picture, self.step, background, meta)
 
     def run(self, steps: int) -> Iterator[float]:
         """Trains `steps` more steps, at most to the end of the run; yields the loss of each."""
@@ -94,25 +72,43 @@ class Trainer:
 
     def _train_step(self) -> float:
         c = self.config
-        if not len(self.order):
-            self.order = torch.randperm(len(self.pictures), generator=self.generator)
-        picture = self.pictures[int(self.order[-1])]
-        self.order = self.order[:-1]
         rate = c.lr_means * self.extent * 0.01 ** (self.step / c.steps)
         self.model.set_rate("means", rate)
-        background = self._background()
-        image, meta = self.render(picture, background, meta=True)
-        target = picture.pixels.float() / 255
-        similarity = ssim(image.permute(2, 0, 1)[None], target.permute(2, 0, 1)[None]).mean()
-        loss = (1 - c.ssim_weight) * (image - target).abs().mean() + c.ssim_weight * (1 - similarity)
+        losses, metas = zip(*(self._picture_loss(self._next_picture()) for _ in range(c.batch)), strict=True)
+        loss = sum(losses) / c.batch
         (loss + self.strategy.penalty(self.model)).backward()
-        self.strategy.observe(self.model, meta, self.step)
-        seen = (meta["radii"] > 0).all(-1).any(0) if c.visible_only else None
+        for meta in metas:
+            # Densification looks at the derivative of one picture's loss.
+            self.strategy.observe(self.model, meta | {"n_cameras": c.batch}, self.step)
+        seen = torch.stack([self._seen(meta) for meta in metas]).any(0) if c.visible_only else None
         self.model.optimizer.step(seen)
         self.model.optimizer.zero_grad(set_to_none=True)
         self.strategy.after(self.model, self.step, rate)
         self.step += 1
         return float(loss.detach())
+
+    def _next_picture(self) -> Picture:
+        if not len(self.order):
+            self.order = torch.randperm(len(self.pictures), generator=self.generator)
+        picture = self.pictures[int(self.order[-1])]
+        self.order = self.order[:-1]
+        return picture
+
+    def _picture_loss(self, picture: Picture) -> tuple[Tensor, Any]:
+        image, meta = self.render(picture, self._background(), meta=True)
+        target = picture.pixels.float() / 255
+        similarity = ssim(image.permute(2, 0, 1)[None], target.permute(2, 0, 1)[None]).mean()
+        weight = self.config.ssim_weight
+        return (1 - weight) * (image - target).abs().mean() + weight * (1 - similarity), meta
+
+    def _seen(self, meta: Any) -> Tensor:
+        visible = (meta["radii"] > 0).all(-1).any(0)
+        indices = meta.get("indices")
+        if indices is None:
+            return visible
+        seen = torch.zeros(len(self.model), dtype=torch.bool, device=visible.device)
+        seen[indices] = visible
+        return seen
 
     def _background(self) -> Tensor | None:
         if self.config.background == "random":
@@ -130,10 +126,6 @@ class Trainer:
             rows.append((psnr(image, target), float(similarity)))
         means = np.mean(rows, 0) if rows else (float("nan"), float("nan"))
         return {"psnr": float(means[0]), "ssim": float(means[1])}
-
-    def gaussians(self) -> Gaussians:
-        """What has been trained so far."""
-        return self.model.gaussians()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a checkpoint (.safetensors), from which `load` goes on exactly."""
@@ -166,15 +158,15 @@ class Trainer:
         other = {k: v for k, v in about["config"].items() if mine.get(k) != v}
         if other:
             raise ValueError(f"{path}: expected a run with this configuration, it had {other}")
-        missing = {"order", "generator", *(f"model.{n}" for n in NAMES)} - tensors.keys()
+        missing = {"order", "generator", *(f"model.{n}" for n in self.kind.names)} - tensors.keys()
         if missing:
             raise ValueError(f"{path}: expected the tensor '{min(missing)}'")
-        values = {n: tensors[f"model.{n}"].to(self.device) for n in NAMES}
+        values = {n: tensors[f"model.{n}"].to(self.device) for n in self.kind.names}
         shapes = {n: (len(values["means"]), *p.shape[1:]) for n, p in self.model.parameters.items()}
         for name, shape in shapes.items():
             if tuple(values[name].shape) != tuple(shape) or values[name].dtype != torch.float32:
                 raise ValueError(f"{path}: expected '{name}' to be float32 of shape {shape}, got {values[name].shape}")
-        self.model = Model(values, self.config, self.extent)
+        self.model = self.kind(values, self.config, self.extent)
         for name, parameter in self.model.parameters.items():
             prefix = f"adam.{name}."
             state = {k.removeprefix(prefix): v.to(self.device) for k, v in tensors.items() if k.startswith(prefix)}

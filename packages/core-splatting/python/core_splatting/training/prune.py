@@ -1,0 +1,91 @@
+"""4DGS-1K (arXiv 2503.16422): a trained 4D scene is pruned by its variation score and filtered by key frames."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from ..dynamic import KeyFrameFilter, keep_best, variation_scores
+from .densify import Fixed
+from .model import Model4D
+from .trainer import Trainer
+
+
+def key_times(times: list[float], interval: int = 20, count: int = 0) -> list[float]:
+    """Each `interval`-th of the different times and the last; or, if `count` > 0, so many, evenly spaced."""
+    times = sorted(set(times))
+    if count:
+        places = torch.linspace(0, len(times) - 1, min(count, len(times))).round().long().unique()
+        return [times[i] for i in places.tolist()]
+    return times[::interval] + ([times[-1]] if (len(times) - 1) % interval else [])
+
+
+def scores(trainer: Trainer) -> torch.Tensor:
+    """(N,) the spatial-temporal variation scores over the training pictures."""
+    return variation_scores(*_dynamic(trainer).shape(), _cameras(trainer, None))
+
+
+def key_frame_filter(trainer: Trainer, keys: list[float]) -> KeyFrameFilter:
+    """What the training cameras, all of them, see at the key times."""
+    return KeyFrameFilter.from_views(*_dynamic(trainer).shape(), _cameras(trainer, keys))
+
+
+def prune(
+    trainer: Trainer, share: float = 0.8, *, interval: int = 20, key_frames: int = 0, steps: int = 5000,
+    filtered: bool = True,
+) -> None:
+    """Leaves a trainer with the Gaussians that matter, ready to be fine-tuned: `trainer.run(steps)`, then `finish`.
+
+    Defaults are those of arXiv 2503.16422 for N3V; for D-NeRF it prunes 0.85 and has 6 key frames.
+
+    Args:
+        trainer: of 4D Gaussians, trained.
+        share: of the Gaussians, those with the lowest scores, that go.
+        interval, key_frames: see `key_times`.
+        steps: of the fine-tuning, without clone and split, at the rates with which training ended (those of the means
+            begin tenfold).
+        filtered: whether the filter is on while it is fine-tuned.
+    """
+    model = _dynamic(trainer)
+    kept = keep_best(scores(trainer), share)
+    values = {name: parameter.detach()[kept] for name, parameter in model.parameters.items()}
+    c = trainer.config
+    trainer.config = dataclasses.replace(
+        c, steps=steps, strategy="fixed", lr_means=0.1 * c.lr_means, sh_every=1
+    )
+    trainer.step = c.sh_degree + c.sh_time_degree  # every coefficient is in use
+    trainer.config = dataclasses.replace(trainer.config, steps=steps + trainer.step)
+    trainer.model = Model4D(values, trainer.config, trainer.extent)
+    trainer.strategy = Fixed(trainer.config, trainer.extent, trainer.generator)
+    if filtered:
+        trainer.model.filter = key_frame_filter(trainer, key_times([p.time for p in trainer.pictures], interval, key_frames))
+
+
+def finish(trainer: Trainer) -> None:
+    """Renews the filter's masks for the Gaussians as they are now, so that key frames lose nothing."""
+    model = _dynamic(trainer)
+    if model.filter is not None:
+        model.filter = key_frame_filter(trainer, model.filter.times.tolist())
+
+
+def _dynamic(trainer: Trainer) -> Model4D:
+    if not isinstance(trainer.model, Model4D):
+        raise ValueError("prune: argument 'trainer' must have 4D Gaussians (a duration), got 3D ones")
+    return trainer.model
+
+
+def _cameras(trainer: Trainer, times: list[float] | None):
+    """The training pictures as (time, viewmats, Ks, width, height); at each of `times` all different cameras."""
+    if times is None:
+        for p in trainer.pictures:
+            yield p.time, p.viewmat[None], p.K[None], p.pixels.shape[1], p.pixels.shape[0]
+        return
+    groups: dict[tuple[int, int], dict[bytes, tuple[torch.Tensor, torch.Tensor]]] = {}
+    for p in trainer.pictures:
+        camera = p.viewmat.cpu().numpy().tobytes() + p.K.cpu().numpy().tobytes()
+        groups.setdefault((p.pixels.shape[1], p.pixels.shape[0]), {})[camera] = (p.viewmat, p.K)
+    for time in times:
+        for (width, height), cameras in groups.items():
+            viewmats, Ks = (torch.stack(x) for x in zip(*cameras.values(), strict=True))
+            yield time, viewmats, Ks, width, height
