@@ -146,7 +146,8 @@ def _unpack(data: NDArray[np.uint8], count: int, bits: int) -> NDArray[np.int64]
 def write_4d(path: str | os.PathLike[str], gaussians: Gaussians4D, entries: int = 4096, seed: int = 0) -> None:
     """Writes a container: the constant coefficient has a book of its own, the others share one, of `entries` each.
 
-    A book has at most a quarter as many entries as there are Gaussians. Written under a temporary name and renamed.
+    A book has at most a quarter as many entries as there are Gaussians, and takes at most a sixteenth of the geometry's
+    bytes. Written under a temporary name and renamed.
     Raises ValueError for coefficients that are not finite or beyond float16, and for a number of entries out of range.
     """
     path, g = Path(path), gaussians
@@ -154,12 +155,13 @@ def write_4d(path: str | os.PathLike[str], gaussians: Gaussians4D, entries: int 
         raise ValueError(f"write_4d: argument 'entries' must be 1 to {_MAX_ENTRIES}, got {entries}")
     if not (np.abs(g.sh) < 6e4).all():
         raise ValueError(f"{path}: argument 'sh' must be finite and below 60,000")
-    entries = min(entries, max(len(g) // 4, 1))
     coefficients = g.sh.shape[1]
     books = []
     for first, last in ((0, 1), (1, coefficients)):
         if last > first and len(g):
-            book = kmeans(g.sh[:, first:last].reshape(len(g), -1), entries, seed=seed)
+            fitting = len(g) * 4 * _FLOATS // 16 // (6 * (last - first))
+            most = max(min(entries, len(g) // 4, fitting), 1)
+            book = kmeans(g.sh[:, first:last].reshape(len(g), -1), most, seed=seed)
             books.append((first, book.astype(np.float16).astype(np.float32)))
     with files.replace(path) as temporary, temporary.open("wb") as file:
         file.write(

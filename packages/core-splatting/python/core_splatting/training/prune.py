@@ -32,7 +32,12 @@ def key_frame_filter(trainer: Trainer, keys: list[float]) -> KeyFrameFilter:
 
 
 def prune(
-    trainer: Trainer, share: float = 0.8, *, interval: int = 20, key_frames: int = 0, steps: int = 5000,
+    trainer: Trainer,
+    share: float = 0.8,
+    *,
+    interval: int = 20,
+    key_frames: int = 0,
+    steps: int = 5000,
     filtered: bool = True,
 ) -> None:
     """Leaves a trainer with the Gaussians that matter, ready to be fine-tuned: `trainer.run(steps)`, then `finish`.
@@ -51,15 +56,15 @@ def prune(
     kept = keep_best(scores(trainer), share)
     values = {name: parameter.detach()[kept] for name, parameter in model.parameters.items()}
     c = trainer.config
-    trainer.config = dataclasses.replace(
-        c, steps=steps, strategy="fixed", lr_means=0.1 * c.lr_means, sh_every=1
-    )
+    trainer.config = dataclasses.replace(c, steps=steps, strategy="fixed", lr_means=0.1 * c.lr_means, sh_every=1)
     trainer.step = c.sh_degree + c.sh_time_degree  # every coefficient is in use
     trainer.config = dataclasses.replace(trainer.config, steps=steps + trainer.step)
     trainer.model = Model4D(values, trainer.config, trainer.extent)
     trainer.strategy = Fixed(trainer.config, trainer.extent, trainer.generator)
     if filtered:
-        trainer.model.filter = key_frame_filter(trainer, key_times([p.time for p in trainer.pictures], interval, key_frames))
+        trainer.model.filter = key_frame_filter(
+            trainer, key_times([p.time for p in trainer.pictures], interval, key_frames)
+        )
 
 
 def finish(trainer: Trainer) -> None:

@@ -1,0 +1,1 @@
+"""The claims of papers that core-splatting implements, measured."""

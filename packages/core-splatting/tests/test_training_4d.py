@@ -1,0 +1,143 @@
+"""4D training, pruning, the filter and the container on a small walk; the claim's machinery."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from core_splatting.dynamic import slice_4d
+from core_splatting.playback import Player
+from core_splatting.scenes.walker import walker
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("scipy")
+pytest.importorskip("PIL.Image")
+from core_splatting.claims import fourdgs_1k  # noqa: E402
+from core_splatting.formats.container4d import open_4d, write_4d  # noqa: E402
+from core_splatting.reference import dynamic as reference  # noqa: E402
+from core_splatting.training import Config, Trainer  # noqa: E402
+from core_splatting.training.densify import Default  # noqa: E402
+from core_splatting.training.geometry import rotations_4d  # noqa: E402
+from core_splatting.training.model import Model4D  # noqa: E402
+from core_splatting.training.prune import finish, key_times, prune  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def scene() -> Any:
+    """Six times, three cameras of 40 x 48, 800 points."""
+    whole = walker(40, 48, frames=6, cameras=3, gaussians=4000)
+    return dataclasses.replace(whole, points=whole.points[::10], colors=whole.colors[::10])
+
+
+def trainer(scene: Any, steps: int, **changes: Any) -> Trainer:
+    settings = {"duration": 1.0, "sh_every": 20, "most": 1500} | changes
+    return Trainer(scene, Config.for_steps(steps, **settings), hold_out=3)
+
+
+@pytest.mark.parametrize("changes", [{}, {"strategy": "mcmc", "batch": 2, "visible_only": True}])
+def test_training_and_exact_resume(scene: Any, tmp_path: Path, changes: dict[str, Any]) -> None:
+    pytest.importorskip("safetensors")
+    first = trainer(scene, 120, **changes)
+    before = first.evaluate()["psnr"]
+    losses = list(first.run(60))
+    first.save(tmp_path / "a.safetensors")
+    losses += list(first.run(1000))
+    assert len(losses) == first.step == 120
+    assert np.mean(losses[-20:]) < 0.75 * np.mean(losses[:10])
+    assert first.evaluate()["psnr"] > before + 1
+    again = trainer(scene, 120, **changes)
+    again.load(tmp_path / "a.safetensors")
+    list(again.run(1000))
+    for name in Model4D.names:
+        np.testing.assert_array_equal(first.model.parameters[name].detach(), again.model.parameters[name].detach())
+
+
+def test_geometry_is_that_of_the_slice(scene: Any) -> None:
+    model = trainer(scene, 10).model
+    rng = np.random.default_rng(0)
+    with torch.no_grad():
+        for name in ("quats_left", "quats_right"):
+            model.parameters[name].copy_(torch.from_numpy(rng.normal(size=(len(model), 4)).astype(np.float32)))
+        model.log_scales.add_(torch.from_numpy(rng.normal(0, 0.5, (len(model), 4)).astype(np.float32)))
+    shape = [x.detach() for x in model.shape()]
+    _, covars, _, _ = slice_4d(*shape, 0.5, min_weight=0.0)
+    whole = model.factors().detach() @ model.factors().detach().mT
+    space, time = whole[:, :3, 3:], whole[:, 3:, 3:]
+    expected = whole[:, :3, :3] - space @ space.mT / time
+    np.testing.assert_allclose(covars, expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(model.sizes() ** 2, covars.diagonal(dim1=1, dim2=2).amax(-1), rtol=1e-3)
+    rotation = rotations_4d(model.quats_left.detach(), model.quats_right.detach())
+    np.testing.assert_allclose(rotation @ rotation.mT, np.tile(np.eye(4), (len(model), 1, 1)), atol=1e-5)
+    assert reference  # the slice itself is held against float64 in the case table
+
+
+def test_split_draws_from_space_and_time(scene: Any) -> None:
+    t = trainer(scene, 10, refine_start=0, refine_every=1, most=10**6)
+    model, count = t.model, len(t.model)
+    with torch.no_grad():
+        model.log_scales[:, :3] = 0.0  # all large
+    strategy = Default(t.config, 1.0, torch.Generator().manual_seed(0))
+    strategy.state = {"gradient": torch.full((count,), 1.0), "seen": torch.ones(count)}
+    old = model.means.detach().clone()
+    strategy.after(model, 1, 1e-4)
+    moved = model.means.detach()[:count] - old
+    assert len(model) == 2 * count
+    np.testing.assert_allclose(moved.std(0), [1, 1, 1, (1 / 5) ** 0.5], rtol=0.15)
+
+
+def test_prune_filter_and_container(scene: Any, tmp_path: Path) -> None:
+    t = trainer(scene, 60)
+    list(t.run(60))
+    count = len(t.model)
+    prune(t, 0.8, interval=2, steps=30)
+    assert len(t.model) == count - round(0.8 * count)
+    before = t.evaluate()["psnr"]
+    assert len(list(t.run(1000))) == 30
+    assert t.evaluate()["psnr"] > before
+    finish(t)
+    stored = t.model.gaussians()
+    write_4d(tmp_path / "a.4dgs", stored)
+    read = open_4d(tmp_path / "a.4dgs").read()
+    np.testing.assert_array_equal(read.masks, stored.masks)
+    assert read.key_times.tolist() == np.float32([0, 0.4, 0.8, 1.0]).tolist()
+    player = Player(read)
+    assert (player.sh_degree, player.time_degree) == (3, 2)
+    for p in t.held + t.pictures:
+        camera = (p.viewmat[None].numpy(), p.K[None].numpy(), 40, 48)
+        if np.float32(p.time) in read.key_times and p not in t.held:
+            np.testing.assert_array_equal(
+                player.render(p.time, *camera), player.render(p.time, *camera, filtered=False)
+            )
+    share = [len(player.indices(x)) / len(stored) for x in (0.0, 0.2)]
+    assert 0 < share[0] <= share[1] <= 1
+
+
+def test_key_times() -> None:
+    times = [0.1 * i for i in range(24)] * 3
+    assert key_times(times, 20) == pytest.approx([0, 2.0, 2.3])
+    assert key_times(times, 23) == pytest.approx([0, 2.3])
+    assert key_times(times, count=6)[::5] == pytest.approx([0, 2.3])
+    assert len(key_times(times, count=100)) == 24
+
+
+def test_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs through at a size too small for its bars; key frames are equal at any size."""
+    pytest.importorskip("matplotlib")
+    tiny = fourdgs_1k.Size(32, 32, 4, 3, 2000, 30, 9000, 2, 5, "cpu")
+    monkeypatch.setitem(fourdgs_1k.SIZES, "cpu", tiny)
+    found = fourdgs_1k.claim("cpu", 0, tmp_path)
+    assert found.measured["filtered against all: most at key frames"][0] <= 1 / 255
+    assert found.measured["times less storage"][0] > 30
+    assert found.plot is not None
+    assert found.plot.stat().st_size > 10_000
+
+
+def test_bad_arguments(scene: Any) -> None:
+    with pytest.raises(ValueError, match="times"):
+        trainer(scene, 10, duration=0.5)
+    with pytest.raises(ValueError, match="4D"):
+        prune(Trainer(scene, Config.for_steps(10), hold_out=3))
+    for bad in ({"duration": -1.0}, {"batch": 0}, {"sh_time_degree": 3}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            Config(**bad)
