@@ -3,10 +3,11 @@
 python benchmarks/gpu_fox.py SCENE [-o FILE.json] [--steps 7000] [--downscale 2]
 
 SCENE is a COLMAP model or a transforms.json, e.g. `fox` of instant-ngp (18 MB, non-commercial licence, not in this
-repository). gsplat's own trainer is not in its wheel; `GsplatTrainer` has its recipe: gsplat.rasterization with packed=False,
-torch.optim.Adam for each parameter, DefaultStrategy with its defaults. Pictures, their order, loss, learning rates, degree
-of the harmonics and evaluation are the same for both, and each is rendered by its own rasteriser. Time is that of the steps
-with what they wait for, without loading. Each way runs first for 200 steps to warm up, then whole.
+repository). gsplat's own trainer is not in its wheel; `GsplatTrainer` has its recipe: gsplat.rasterization with
+packed=False, torch.optim.Adam for each parameter, DefaultStrategy with its defaults. Pictures, their order, loss,
+learning rates, degree of the harmonics and evaluation are the same for both, and each is rendered by its own
+rasteriser. Time is that of the steps with what they wait for, without loading. Each way runs first for 200 steps to
+warm up, then whole.
 """
 
 from __future__ import annotations

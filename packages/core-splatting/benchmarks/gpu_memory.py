@@ -3,8 +3,8 @@
 python benchmarks/gpu_memory.py [-o FILE.json]
 
 Rows: 2,000 points of an image (a training step, forward and backward) and the pixels of 720p (forward), 2,000
-components. CUDA events, median of 30. The peer computes in full float32. Exits 1 if an answer differs from float64 by more
-than 1e-5 of its norm (gradients 1e-4).
+components. CUDA events, median of 30. The peer computes in full float32. Exits 1 if an answer differs from float64 by
+more than 1e-5 of its norm (gradients 1e-4).
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class Player:
         self.arrays = [self._moved(x) for x in arrays]
         self.filter = None
         if len(g.key_times):
-            self.filter = KeyFrameFilter(g.key_times, np.packbits(g.masks, axis=1, bitorder="little"), len(g))
+            self.filter = KeyFrameFilter(g.key_times.tolist(), np.packbits(g.masks, axis=1, bitorder="little"), len(g))
 
     def _moved(self, x: NDArray[Any]) -> Any:
         if self.device is None:
@@ -47,7 +47,9 @@ class Player:
     ) -> Any:
         """(C, H, W, 3) pictures of the cameras (C, 4, 4), (C, 3, 3), float32, as `rasterization_4d` makes them;
         `filtered=False` renders all Gaussians."""
+        means, scales, quats_l, quats_r, opacities, sh = self.arrays
         return rasterization_4d(
-            *self.arrays, viewmats, Ks, width, height, time, indices=self.indices(time) if filtered else None,
-            sh_degree=self.sh_degree, time_degree=self.time_degree, duration=self.duration, **options,
+            means, scales, quats_l, quats_r, opacities, sh, viewmats, Ks, width, height, time,
+            indices=self.indices(time) if filtered else None, sh_degree=self.sh_degree, time_degree=self.time_degree,
+            duration=self.duration, **options,
         )[0]  # fmt: skip

@@ -1,4 +1,4 @@
-"""A synthetic multi-view video: a striped figure that walks on a chequered floor, rendered from Gaussians on its skin."""
+"""A synthetic multi-view video: a striped figure that walks on a chequered floor, rendered from its skin."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Skin:
 
     def at(self, phase: float) -> tuple[Array, Array]:
         """Places (N, 3) and shaded colours (N, 3) at a phase of the walk, 0 to 2 pi."""
-        poses = list(_pose(phase).values()) + [(np.eye(3), np.zeros(3))]
+        poses = [*_pose(phase).values(), (np.eye(3), np.zeros(3))]
         rotations, origins = (np.stack([p[i] for p in poses])[self.bone] for i in range(2))
         places = (rotations @ self.place[..., None])[..., 0] + origins
         facing = (rotations @ self.normal[..., None])[..., 0] @ (_LIGHT / np.linalg.norm(_LIGHT))
@@ -139,11 +139,6 @@ def walker(
     # The first camera goes to the middle of the arc.
     steps = np.roll(np.linspace(-0.55, 0.55, cameras) * np.pi, -(cameras // 2))
     viewmats = np.stack([camera(a, 0.15 if i == 0 else (0.02, 0.35)[i % 2]) for i, a in enumerate(steps)])
-    quats = np.tile(np.array([1, 0, 0, 0], np.float32), (gaussians, 1))
-    scales = np.full((gaussians, 3), skin.size, np.float32)
-    opacities = np.full(gaussians, 0.95, np.float32)
-    fixed: list[Any] = [quats, scales, opacities]
-    poses: list[Any] = [viewmats.astype(np.float32), np.tile(K, (cameras, 1, 1)).astype(np.float32)]
 
     def moved(x: Array) -> Any:
         x = np.ascontiguousarray(x, np.float32)
@@ -153,12 +148,14 @@ def walker(
 
         return torch.from_numpy(x).to(device)
 
-    fixed, poses = [moved(x) for x in fixed], [moved(x) for x in poses]
+    quats = moved(np.tile([1.0, 0, 0, 0], (gaussians, 1)))
+    scales, opacities = moved(np.full((gaussians, 3), skin.size)), moved(np.full(gaussians, 0.95))
+    matrices, Ks = moved(viewmats), moved(np.tile(K, (cameras, 1, 1)))
     views = []
     for frame in range(frames):
         time = frame / max(frames - 1, 1)
         places, colors = (moved(x) for x in skin.at(2 * np.pi * time))
-        images, _, _ = rasterization(places, *fixed, colors, *poses, width, height)
+        images, _, _ = rasterization(places, quats, scales, opacities, colors, matrices, Ks, width, height)
         pixels = (images * 255).round().clip(0, 255)
         pixels = (pixels.cpu().numpy() if device is not None else pixels).astype(np.uint8)
         views += [

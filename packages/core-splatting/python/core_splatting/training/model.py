@@ -83,7 +83,9 @@ class Model:
         )  # fmt: skip
         return image[0], information
 
-    def _rasterize(self, picture: Picture, degree: int, *camera: Any, **options: Any) -> tuple[Any, Any, Any]:
+    def _rasterize(
+        self, picture: Picture, degree: int, viewmats: Any, Ks: Any, width: int, height: int, **options: Any
+    ) -> tuple[Any, Any, Any]:
         raise NotImplementedError
 
     def factors(self, rows: Any = slice(None)) -> Tensor:
@@ -143,10 +145,12 @@ class Model3D(Model):
         values = {"means": points, "quats": quats, "log_scales": log_scales}
         return _tensors(values | _looks(colors, config, (config.sh_degree + 1) ** 2), device)
 
-    def _rasterize(self, picture: Picture, degree: int, *camera: Any, **options: Any) -> tuple[Any, Any, Any]:
+    def _rasterize(
+        self, picture: Picture, degree: int, viewmats: Any, Ks: Any, width: int, height: int, **options: Any
+    ) -> tuple[Any, Any, Any]:
         sh = torch.cat([self.sh0, self.shN], 1)
         return rasterization(
-            self.means, self.quats, self.log_scales.exp(), torch.sigmoid(self.logit_opacities), sh, *camera,
+            self.means, self.quats, self.log_scales.exp(), torch.sigmoid(self.logit_opacities), sh, viewmats, Ks, width, height,
             sh_degree=min(degree, self.config.sh_degree), **options,
         )  # fmt: skip
 
@@ -192,13 +196,15 @@ class Model4D(Model):
         terms = 16 * config.sh_time_degree + (config.sh_degree + 1) ** 2
         return _tensors(values | _looks(colors, config, terms), device)
 
-    def _rasterize(self, picture: Picture, degree: int, *camera: Any, **options: Any) -> tuple[Any, Any, Any]:
+    def _rasterize(
+        self, picture: Picture, degree: int, viewmats: Any, Ks: Any, width: int, height: int, **options: Any
+    ) -> tuple[Any, Any, Any]:
         c = self.config
         indices = None
         if self.filter is not None:
             indices = torch.as_tensor(self.filter.indices(picture.time), device=self.means.device)
         return rasterization_4d(
-            *self.shape(), torch.cat([self.sh0, self.shN], 1), *camera, picture.time, indices=indices,
+            *self.shape(), torch.cat([self.sh0, self.shN], 1), viewmats, Ks, width, height, picture.time, indices=indices,
             sh_degree=min(degree, c.sh_degree),
             time_degree=min(max(degree - c.sh_degree, 0), c.sh_time_degree), duration=c.duration, **options,
         )  # fmt: skip

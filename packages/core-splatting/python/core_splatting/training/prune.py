@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -56,15 +58,15 @@ def prune(
     kept = keep_best(scores(trainer), share)
     values = {name: parameter.detach()[kept] for name, parameter in model.parameters.items()}
     c = trainer.config
-    trainer.config = dataclasses.replace(c, steps=steps, strategy="fixed", lr_means=0.1 * c.lr_means, sh_every=1)
-    trainer.step = c.sh_degree + c.sh_time_degree  # every coefficient is in use
-    trainer.config = dataclasses.replace(trainer.config, steps=steps + trainer.step)
+    trainer.step = c.sh_degree + c.sh_time_degree  # with a step for each degree, every coefficient is in use
+    trainer.config = dataclasses.replace(
+        c, steps=trainer.step + steps, strategy="fixed", lr_means=0.1 * c.lr_means, sh_every=1
+    )
     trainer.model = Model4D(values, trainer.config, trainer.extent)
     trainer.strategy = Fixed(trainer.config, trainer.extent, trainer.generator)
     if filtered:
-        trainer.model.filter = key_frame_filter(
-            trainer, key_times([p.time for p in trainer.pictures], interval, key_frames)
-        )
+        keys = key_times([p.time for p in trainer.pictures], interval, key_frames)
+        trainer.model.filter = key_frame_filter(trainer, keys)
 
 
 def finish(trainer: Trainer) -> None:
@@ -80,7 +82,7 @@ def _dynamic(trainer: Trainer) -> Model4D:
     return trainer.model
 
 
-def _cameras(trainer: Trainer, times: list[float] | None):
+def _cameras(trainer: Trainer, times: list[float] | None) -> Iterator[tuple[float, Any, Any, int, int]]:
     """The training pictures as (time, viewmats, Ks, width, height); at each of `times` all different cameras."""
     if times is None:
         for p in trainer.pictures:

@@ -30,8 +30,8 @@ def psnr(image: Tensor, target: Tensor) -> float:
 
 
 class Trainer:
-    """3D Gaussian splatting (arXiv 2308.04079) or with a `config.duration` 4D (arXiv 2310.10642), by their rules or those
-    of MCMC (arXiv 2404.09591), on the CPU or CUDA.
+    """3D Gaussian splatting (arXiv 2308.04079), or with a `config.duration` 4D (arXiv 2310.10642), on the CPU or CUDA;
+    Gaussians are added and taken away by its rules or by those of MCMC (arXiv 2404.09591).
 
     A run is the same for a seed, and one that was saved and loaded goes on as if it had not been (on CUDA but for the
     order of sums in the gradient).
