@@ -28,7 +28,7 @@ def _gradients(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _backward_impl(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     v_queries, v_keys, v_values = _gradients(*args)
-    _C.memory_attention_backward(*args[:6], v_queries, v_keys, v_values if args[6] else None)
+    _C.memory_attention_backward(*(*args[:6], v_queries, v_keys, v_values if args[6] else None))
     return v_queries, v_keys, v_values
 
 

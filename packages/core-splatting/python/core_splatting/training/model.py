@@ -150,8 +150,8 @@ class Model3D(Model):
     ) -> tuple[Any, Any, Any]:
         sh = torch.cat([self.sh0, self.shN], 1)
         return rasterization(
-            self.means, self.quats, self.log_scales.exp(), torch.sigmoid(self.logit_opacities), sh, viewmats, Ks, width, height,
-            sh_degree=min(degree, self.config.sh_degree), **options,
+            self.means, self.quats, self.log_scales.exp(), torch.sigmoid(self.logit_opacities), sh, viewmats, Ks, width,
+            height, sh_degree=min(degree, self.config.sh_degree), **options,
         )  # fmt: skip
 
     def factors(self, rows: Any = slice(None)) -> Tensor:
@@ -204,8 +204,8 @@ class Model4D(Model):
         if self.filter is not None:
             indices = torch.as_tensor(self.filter.indices(picture.time), device=self.means.device)
         return rasterization_4d(
-            *self.shape(), torch.cat([self.sh0, self.shN], 1), viewmats, Ks, width, height, picture.time, indices=indices,
-            sh_degree=min(degree, c.sh_degree),
+            *self.shape(), torch.cat([self.sh0, self.shN], 1), viewmats, Ks, width, height, picture.time,
+            indices=indices, sh_degree=min(degree, c.sh_degree),
             time_degree=min(max(degree - c.sh_degree, 0), c.sh_time_degree), duration=c.duration, **options,
         )  # fmt: skip
 
