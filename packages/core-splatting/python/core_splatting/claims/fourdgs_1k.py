@@ -98,7 +98,7 @@ def claim(size: str, seed: int, out: Path) -> Claim:
             f"A synthetic walk, {s.frames} times x {s.cameras} cameras of {s.width}x{s.height}, one camera held out. "
             f"{s.steps} steps of 4D Gaussians; 80 % pruned; key frames at each {s.interval}th time; {s.fine_tune} "
             "steps of fine-tuning; written and read. PSNR over the held-out views, with its deviation over them. "
-            f"Bars: at most {MOST_LOST} dB lost, {LEAST_SAVED:.0f}x less storage (float32 against the file), key frames "
+            f"Bars: at most {MOST_LOST} dB lost, {LEAST_SAVED:.0f}x less storage (float32 to file), key frames "
             "equal to 1/255."
         ),
         measured={

@@ -141,19 +141,24 @@ class Trainer:
         with files.replace(path) as temporary:
             save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, temporary, {"core": json.dumps(about)})
 
+    @staticmethod
+    def resume(path: str | os.PathLike[str], scene: Scene, **options: Any) -> Trainer:
+        """A trainer as it was saved, with the configuration of the checkpoint; `options` as for `Trainer`."""
+        given = _read(Path(path))[0].get("config")
+        known = {f.name: f.type for f in dataclasses.fields(Config)}
+        if not isinstance(given, dict) or given.keys() - known.keys():
+            raise ValueError(f"{path}: expected a configuration of the trainer, got {given!r}")
+        wrong = [k for k, v in given.items() if type(v).__name__ != known[k] and (known[k], type(v)) != ("float", int)]
+        if wrong:
+            raise ValueError(f"{path}: expected '{wrong[0]}' to be {known[wrong[0]]}, got {given[wrong[0]]!r}")
+        trainer = Trainer(scene, Config(**given), **options)
+        trainer.load(path)
+        return trainer
+
     def load(self, path: str | os.PathLike[str]) -> None:
         """Goes on from a checkpoint of a run with the same configuration and views; raises ValueError for another."""
-        from safetensors import SafetensorError, safe_open
-
         path = Path(path)
-        try:
-            with safe_open(path, "pt") as file:
-                about = json.loads((file.metadata() or {}).get("core", "null"))
-                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-        except (SafetensorError, ValueError) as e:
-            raise ValueError(f"{path}: expected a checkpoint of the trainer: {e}") from None
-        if not isinstance(about, dict) or about.get("format") != _FORMAT:
-            raise ValueError(f"{path}: expected a checkpoint of the trainer ('{_FORMAT}'), got {about!r}")
+        about, tensors = _read(path)
         mine = dataclasses.asdict(self.config)
         other = {k: v for k, v in about["config"].items() if mine.get(k) != v}
         if other:
@@ -177,3 +182,18 @@ class Trainer:
         }
         self.order, self.step = tensors["order"], int(about["step"])
         self.generator.set_state(tensors["generator"])
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a checkpoint says of itself, and its tensors."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {}).get("core", "null"))
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError, RecursionError) as e:
+        raise ValueError(f"{path}: expected a checkpoint of the trainer: {e}") from None
+    if not isinstance(about, dict) or about.get("format") != _FORMAT:
+        raise ValueError(f"{path}: expected a checkpoint of the trainer ('{_FORMAT}'), got {about!r}")
+    return about, tensors
