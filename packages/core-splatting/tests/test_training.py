@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from core_splatting import formats
+from core_splatting.viewing import Orbit, covariances, render, render_gaussians
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("scipy")
@@ -16,7 +17,7 @@ from core_splatting.scenes import load_scene  # noqa: E402
 from core_splatting.training import Config, Trainer  # noqa: E402
 from core_splatting.training.densify import MCMC, Default, relocated  # noqa: E402
 from core_splatting.training.geometry import rotations  # noqa: E402
-from core_splatting.training.jobs import Orbit, covariances, render, render_gaussians, train  # noqa: E402
+from core_splatting.training.jobs import train  # noqa: E402
 from core_splatting.training.model import Model3D  # noqa: E402
 
 SIZE = 48
@@ -164,8 +165,7 @@ def test_noise_follows_the_covariance() -> None:
 def test_jobs(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(
         photographs, tmp_path / "a.ply", steps=5, downscale=2, strategy="default", most=10**6, sh_degree=0,
-        absgrad=False,
-        hold_out=6, device="cpu", checkpoint=None, resume=False, seed=0,
+        absgrad=False, duration=0.0, batch=1, hold_out=6, device="cpu", checkpoint=None, resume=False, seed=0,
     )  # fmt: skip
     assert "PSNR" in capsys.readouterr().out
     formats.write(tmp_path / "a.ply", blobs())
@@ -180,7 +180,7 @@ def test_jobs(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit, match="expected"):
         train(
             tmp_path, tmp_path / "b.ply", steps=5, downscale=1, strategy="default", most=10, sh_degree=0,
-            absgrad=False, hold_out=0, device="cpu", checkpoint=None, resume=False, seed=0,
+            absgrad=False, duration=0.0, batch=1, hold_out=0, device="cpu", checkpoint=None, resume=False, seed=0,
         )  # fmt: skip
 
 

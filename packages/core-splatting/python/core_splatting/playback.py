@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .dynamic import KeyFrameFilter, rasterization_4d
+from .dynamic import KeyFrameFilter, rasterization_4d, slice_4d
+from .formats import SH_C0
 from .formats.container4d import Gaussians4D
 
 
@@ -37,6 +38,28 @@ class Player:
         import torch
 
         return torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def means(self) -> Any:
+        """(N, 4) x, y, z, t."""
+        return self.arrays[0]
+
+    def at(self, time: float) -> tuple[Any, Any, Any, Any]:
+        """Centres (M, 3), covariances (M, 3, 3), colours (M, 3) that do not depend on the direction, and opacities (M,)
+        of the Gaussians that are there at a time; numpy only."""
+        indices = self.indices(time)
+        rows = slice(None) if indices is None else indices
+        means, scales, quats_l, quats_r, opacities = self.arrays[:5]
+        means, covars, opacities, weights = slice_4d(means, scales, quats_l, quats_r, opacities, time, indices)
+        phases = (self.arrays[0][rows, 3] - time) / self.duration
+        colors = np.full((len(means), 3), 0.5, np.float32)
+        for k in range(self.time_degree + 1):
+            colors += SH_C0 * np.cos(2 * np.pi * k * phases)[:, None] * self.arrays[5][rows, 16 * k]
+        there = weights > 0
+        return means[there], covars[there], colors[there], opacities[there]
 
     def indices(self, time: float) -> Any:
         """(M,) int64: what is rendered at a time; None without key frames."""
