@@ -146,8 +146,8 @@ def _unpack(data: NDArray[np.uint8], count: int, bits: int) -> NDArray[np.int64]
 def write_4d(path: str | os.PathLike[str], gaussians: Gaussians4D, entries: int = 4096, seed: int = 0) -> None:
     """Writes a container: the constant coefficient has a book of its own, the others share one, of `entries` each.
 
-    A book has at most a quarter as many entries as there are Gaussians, and takes at most a sixteenth of the geometry's
-    bytes. Written under a temporary name and renamed.
+    A book has at most a quarter as many entries as there are Gaussians, and where it has more than 32 takes at most a
+    sixteenth of the geometry's bytes. Written under a temporary name and renamed.
     Raises ValueError for coefficients that are not finite or beyond float16, and for a number of entries out of range.
     """
     path, g = Path(path), gaussians
@@ -160,7 +160,7 @@ def write_4d(path: str | os.PathLike[str], gaussians: Gaussians4D, entries: int 
     for first, last in ((0, 1), (1, coefficients)):
         if last > first and len(g):
             fitting = len(g) * 4 * _FLOATS // 16 // (6 * (last - first))
-            most = max(min(entries, len(g) // 4, fitting), 1)
+            most = max(min(entries, len(g) // 4, max(fitting, 32)), 1)
             book = kmeans(g.sh[:, first:last].reshape(len(g), -1), most, seed=seed)
             books.append((first, book.astype(np.float16).astype(np.float32)))
     with files.replace(path) as temporary, temporary.open("wb") as file:
@@ -197,7 +197,10 @@ def open_4d(path: str | os.PathLike[str]) -> Source4D:
         for name, value, low, high in limits:
             if not low <= value <= high:
                 raise FormatError(path, f"header, {name}", f"expected {low} to {high}, got {value}")
-        key_times = np.frombuffer(file.read(4 * frames), "<f4").astype(np.float32)
+        raw = file.read(4 * frames)
+        if len(raw) < 4 * frames:
+            raise FormatError(path, "key frames", f"expected {frames} times, the file ends")
+        key_times = np.frombuffer(raw, "<f4").astype(np.float32)
         books: list[tuple[int, NDArray[np.float32]]] = []
         expected = 0
         for i in range(groups):
@@ -216,6 +219,6 @@ def open_4d(path: str | os.PathLike[str]) -> Source4D:
         offset = file.tell()
     whole, rest = divmod(count, BLOCK)
     need = offset + whole * _block_bytes(BLOCK, frames, books) + (_block_bytes(rest, frames, books) if rest else 0)
-    if len(key_times) < frames or need != size:
+    if need != size:
         raise FormatError(path, "header, count", f"expected a file of {need} bytes, got {size}")
     return Source4D(path, count, key_times, duration, books, coefficients, offset)
