@@ -1,6 +1,7 @@
 """4D training, pruning, the filter and the container on a small walk; the claim's machinery."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from core_splatting.reference import dynamic as reference  # noqa: E402
 from core_splatting.training import Config, Trainer  # noqa: E402
 from core_splatting.training.densify import Default  # noqa: E402
 from core_splatting.training.geometry import rotations_4d  # noqa: E402
+from core_splatting.training.jobs import prune4d, train  # noqa: E402
 from core_splatting.training.model import Model4D  # noqa: E402
 from core_splatting.training.prune import finish, key_times, prune  # noqa: E402
 
@@ -110,6 +112,41 @@ def test_prune_filter_and_container(scene: Any, tmp_path: Path) -> None:
             np.testing.assert_array_equal(player.render(p.time, *camera), whole)
     share = [len(player.indices(x)) / len(stored) for x in (0.0, 0.2)]
     assert 0 < share[0] <= share[1] <= 1
+
+
+def test_jobs(scene: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From photographs with times on the disk to a small container."""
+    pytest.importorskip("safetensors")
+    from PIL import Image
+
+    frames = []
+    for i, view in enumerate(scene.views):
+        Image.fromarray(view.pixels).save(tmp_path / f"{i:03}.png")
+        pose = np.linalg.inv(view.viewmat)
+        pose[:3, 1:3] *= -1
+        frames.append({"file_path": f"{i:03}.png", "transform_matrix": pose.tolist(), "time": view.time})
+    K = scene.views[0].K
+    about = {"w": 40, "h": 48, "fl_x": K[0, 0], "fl_y": K[1, 1], "frames": frames}
+    (tmp_path / "transforms.json").write_text(json.dumps(about))
+    check = tmp_path / "a.safetensors"
+    common = {"downscale": 1, "hold_out": 3, "device": "cpu"}
+    train(
+        tmp_path, tmp_path / "a.4dgs", steps=20, strategy="default", most=12_000, sh_degree=1, duration=1.0, batch=1,
+        absgrad=False, checkpoint=check, resume=False, seed=0, **common,
+    )  # fmt: skip
+    count = open_4d(tmp_path / "a.4dgs").count
+    prune4d(tmp_path, check, tmp_path / "b.4dgs", prune=0.8, interval=2, key_frames=0, steps=3, entries=64, **common)
+    small = open_4d(tmp_path / "b.4dgs").read()
+    assert len(small) == count - round(0.8 * count)
+    assert small.masks.shape == (4, len(small))
+    assert "fine-tuned" in capsys.readouterr().out
+    write = check.read_bytes().replace(b'\\"batch\\": 1', b'\\"batch\\": []')
+    (tmp_path / "c.safetensors").write_bytes(write)
+    with pytest.raises(SystemExit, match=r"core: .*c\.safetensors"):
+        prune4d(
+            tmp_path, tmp_path / "c.safetensors", tmp_path / "b.4dgs", prune=0.8, interval=2, key_frames=0, steps=3,
+            entries=64, **common,
+        )  # fmt: skip
 
 
 def test_key_times() -> None:
