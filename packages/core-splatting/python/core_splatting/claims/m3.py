@@ -16,15 +16,16 @@ from ..rasterize import rasterization
 from ..scenes.walker import Skin, walker
 
 LEAST_COSINE = 0.95
+FEATURES = 6000  # among which components are looked for
 # Channels, dimensions, kind and threshold: those of the models of M3; "parts" features name what is seen, as those of
 # CLIP do, "places" features change along it, as those of DINOv2 do.
 MODELS = {
-    "CLIP": (16, 768, "parts", 0.90),
-    "DINOv2": (32, 1536, "places", 0.85),
-    "SigLIP": (32, 1152, "parts", 0.90),
-    "SEEM": (16, 512, "parts", 0.95),
-    "LLaMA3": (32, 4096, "places", 0.95),
-    "LLaMAv": (32, 4096, "places", 0.80),
+    "CLIP": (16, 768, "parts", 0.80),
+    "DINOv2": (32, 1536, "places", 0.75),
+    "SigLIP": (32, 1152, "parts", 0.85),
+    "SEEM": (16, 512, "parts", 0.80),
+    "LLaMA3": (32, 4096, "places", 0.80),
+    "LLaMAv": (32, 4096, "places", 0.65),
 }
 
 
@@ -43,7 +44,7 @@ class Size:
 
 
 SIZES = {
-    "cpu": Size(96, 9, 20_000, ("CLIP", "DINOv2"), 300, 400, 0.2, "cpu"),
+    "cpu": Size(64, 9, 8000, ("CLIP", "DINOv2"), 200, 200, 0.2, "cpu"),
     "gpu": Size(720, 13, 200_000, tuple(MODELS), 3000, 3000, 0.2, "cuda"),
 }
 
@@ -83,7 +84,7 @@ def claim(size: str, seed: int, out: Path) -> Claim:
         banks, pixels = {}, {}
         for name in progress.track(s.models, description="components"):
             rows = torch.cat([v.features[name][(v.features[name] != 0).any(-1)] for v in views])
-            few = rows[torch.from_numpy(rng.permutation(len(rows))[:20_000]).to(rows.device)]
+            few = rows[torch.from_numpy(rng.permutation(len(rows))[:FEATURES]).to(rows.device)]
             pixels[name] = len(few)
             banks[name] = Bank(few[principal_scene_components(few, MODELS[name][3])], MODELS[name][0])
         m = trainer.model
@@ -151,7 +152,7 @@ def synthetic_model(width: int, kind: str, rng: np.random.Generator) -> Callable
     """Unit features of `width` numbers from a part and a place on it: a direction for each part, and for "places" waves
     along it in random directions."""
     direction = rng.normal(size=(64, width)) / width**0.5
-    waves, phases = rng.normal(0, 4, (3, width)), rng.uniform(0, 2 * np.pi, (64, width))
+    waves, phases = rng.normal(0, 3, (3, width)), rng.uniform(0, 2 * np.pi, (64, width))
     share = {"parts": 0.2, "places": 0.8}[kind]
 
     def see(part: Any, place: Any) -> NDArray[np.float32]:

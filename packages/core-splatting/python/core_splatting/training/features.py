@@ -50,7 +50,7 @@ class FeatureField:
 
     def __init__(
         self, means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, banks: Mapping[str, Bank], *,
-        points: int = 2000, lr_queries: float = 0.02, lr_projections: float = 2e-3, temperature: float = 0.05,
+        points: int = 2000, lr_queries: float = 0.05, lr_projections: float = 2e-3, temperature: float = 0.05,
         cosine: bool = True, seed: int = 0,
     ) -> None:  # fmt: skip
         self.means, self.quats, self.scales, self.opacities = (x.detach() for x in (means, quats, scales, opacities))
