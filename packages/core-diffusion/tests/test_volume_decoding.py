@@ -56,6 +56,18 @@ def test_nothing_of_the_dense_surface_is_missed(field, number):
     assert euler(faces) == number
 
 
+def test_the_surface_is_followed_out_of_the_cells_where_it_showed():
+    """A blade whose rim shows at coarse nodes only at its root: the rest is reached through the sides of cells."""
+    blade = lambda p: torch.minimum(0.02 - (p[..., 2] - 0.031).abs(), 0.8 - p[..., :2].norm(dim=-1))  # noqa: E731
+    field = lambda p: torch.maximum(blade(p), 0.2 - p.norm(dim=-1))  # noqa: E731
+    (part,) = decode_volume(field, 128, coarsest=32, device="cpu")
+    vertices, faces = part.mesh()
+    want, want_faces = dense(field, 128).mesh()
+    assert np.abs(vertices[:, 0]).max() > 0.75
+    np.testing.assert_array_equal(vertices, want)
+    np.testing.assert_array_equal(faces, want_faces)
+
+
 def test_radius_in_world_units_and_bounds():
     (part,) = decode_volume(ball(1.4, (1.0, 0, 0)), 100, bounds=((-1, -2, -2), (3, 2, 2)), coarsest=25, device="cpu")
     vertices, _ = part.mesh()
@@ -127,7 +139,7 @@ def test_a_thin_sheet_needs_the_band():
     missed = decode_volume(sheet, 128, coarsest=32, device="cpu")[0]
     assert len(missed.index) == 0
     want, _ = dense(sheet, 128).mesh()
-    for options in ({"band": 0.04}, {"lipschitz": 1.0, "dilation": 0}):
+    for options in ({"band": 0.04}, {"lipschitz": 1.0}, {"band": 0.04, "dilation": 1}):
         (part,) = decode_volume(sheet, 128, coarsest=32, device="cpu", **options)
         vertices, _ = part.mesh()
         np.testing.assert_array_equal(vertices, want)
@@ -137,7 +149,7 @@ def test_a_bound_on_the_slope_finds_every_part():
     rng = np.random.default_rng(0)
     centers = torch.from_numpy(rng.uniform(-0.8, 0.8, (40, 3)).astype(np.float32))
     dust = lambda p: 0.02 - torch.cdist(p, centers[None]).min(-1).values  # noqa: E731
-    (part,) = decode_volume(dust, 96, coarsest=24, lipschitz=1.0, dilation=0, chunk=4096, device="cpu")
+    (part,) = decode_volume(dust, 96, coarsest=24, lipschitz=1.0, chunk=4096, device="cpu")
     want, want_faces = marching_cubes(dense(dust, 96).dense().numpy(), spacing=part.spacing, origin=part.origin)
     vertices, faces = part.mesh()
     np.testing.assert_array_equal(vertices, want)
