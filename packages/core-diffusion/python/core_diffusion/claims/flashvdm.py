@@ -124,7 +124,7 @@ def claim(size: str, seed: int, out: Path) -> Claim:
     trainer = Trainer(vae, vae_loss, data, TrainConfig(seed=seed, progress=False, log_every=500, **setting.config))
     history = trainer.fit()
     training = time.perf_counter() - start
-    model = trainer.ema.to(setting.dtype)
+    model = trainer.ema.half() if setting.dtype is torch.float16 else trainer.ema
     clouds = torch.stack([row["surface"][:4096] for row in rows[: setting.held_out]]).to(setting.dtype)
     with torch.no_grad():
         return measure(setting, model, clouds, held_out, out, f"{training:.0f} s", history[-1])
