@@ -140,3 +140,22 @@ def test_bad_arguments_are_named():
     for name, value in [("phases", 0), ("phases", 7), ("width", 0), ("adversarial_weight", -1)]:
         with pytest.raises(ValueError, match=f"'{name}'"):
             FlowDistillation(teacher, **{name: value})
+
+
+def test_the_stages_run_in_the_trainer():
+    pytest.importorskip("accelerate")
+    from core_diffusion.training import TrainConfig, Trainer
+
+    torch.manual_seed(0)
+    label = torch.arange(60) % 3
+    data = {"x": MEANS[label] + SPREAD * torch.randn(60, 2), "condition": label}
+    config = TrainConfig(steps=3, batch_size=12, ema_decay=0.9, progress=False, log_every=1)
+    losses = FlowDistillation(teacher, 2.0, 3)
+    student = Student()
+    for loss in (losses.guidance_loss, losses.consistency_loss):
+        assert Trainer(student, loss, data, config).fit()[-1]["loss"] > 0
+    both = StudentAndCritic(student, torch.nn.Linear(2, 1))
+    before = [p.detach().clone() for p in both.parameters()]
+    line = Trainer(both, losses.adversarial(1e-3), data, config).fit()[-1]
+    assert {"student_loss", "student_word", "critic_loss"} <= set(line)
+    assert all((a != b).any() for a, b in zip(before, both.parameters(), strict=True))
