@@ -211,8 +211,9 @@ def measure(
             f"An autoencoder of {count} latent vectors (width {setting.model['width']}), trained {training} on at most "
             f"{setting.meshes - setting.held_out} of pybullet's meshes, surface points in, inside or outside out; "
             f"{setting.held_out} held-out meshes at {setting.resolution} cells a side, {setting.dtype}, truth by "
-            f"winding numbers at every {setting.stride}. node; spread over meshes. Last training entropy {last['entropy']:.4f}. Time: the first mesh, "
-            "scaled-dot-product attention in chunks of 131,072 points against the same decoder."
+            f"winding numbers, {setting.stride} cells apart; spread over meshes. Last training entropy "
+            f"{last['entropy']:.4f}. Time: the first mesh, scaled-dot-product attention in chunks of 131,072 points "
+            "against the same decoder."
         ),
         measured=measured,
         holds=same and faster and len(near) > 2,
