@@ -22,11 +22,12 @@ def test_the_experiment(tmp_path, monkeypatch):
     small = dataclasses.replace(
         flashvdm.CPU,
         held_out=2,
-        rows=1024,
-        resolution=64,
+        rows=512,
+        resolution=32,
+        coarsest=16,
         shares=(2,),
         model={"num_latents": 16, "latent_channels": 4, "width": 32, "heads": 2, "layers": 1, "mlp_ratio": 1},
-        config={"steps": 40, "batch_size": 6, "learning_rate": 3e-3, "ema_decay": 0.9},
+        config={"steps": 30, "batch_size": 6, "learning_rate": 3e-3, "ema_decay": 0.9},
     )
     monkeypatch.setattr(flashvdm, "CPU", small)
     monkeypatch.setattr(flashvdm, "mesh_files", lambda: files)

@@ -34,6 +34,7 @@ class Size:
     dtype: torch.dtype
     stride: int
     """The truth is asked at each stride-th node of each axis."""
+    coarsest: int = 64
     shares: tuple[int, ...] = (2, 4, 8)
     """Numbers of keys: that of latent vectors divided by these."""
 
@@ -151,7 +152,7 @@ def measure(
     def decode(
         z: Tensor, keys: int | None = None, resolution: int = setting.resolution, **options: Any
     ) -> SparseVolume:
-        return decode_volume(decoder.field(z, keys), resolution, device=device, **options)[0]
+        return decode_volume(decoder.field(z, keys), resolution, coarsest=setting.coarsest, device=device, **options)[0]
 
     ways: dict[str, dict[str, Any]] = {
         "dense": {"hierarchical": False},
