@@ -40,6 +40,18 @@ inline constexpr auto ops = core::op_set(
         "The bonds of each molecule of a batch by EDM's bond lengths.",
         {"numbers[A]", "positions[A,3]", "offsets[B+1]", "bond_offsets[B+1]", "bonds[M,2]", "orders[M]"},
         {.paper = "2203.17003", .ns_per_element = 20}),
+    core::op<"valence_stability", &valence_stability>(
+        "How many atoms of each molecule have an allowed valence, by bonds that are given.",
+        {"numbers[A]", "charges[A]", "offsets[B+1]", "bonds[M,2]", "orders[M]", "bond_offsets[B+1]", "allowed[119,C,R]", "stable_atoms[B]"},
+        {.paper = "2305.12347", .ns_per_element = 5}),
+    core::op<"chain_count", &chain_count>(
+        "How many bonds, angles or dihedrals each molecule has.",
+        {"numbers[A]", "offsets[B+1]", "bonds[M,2]", "orders[M]", "bond_offsets[B+1]", "kind", "counts[B]"},
+        {.paper = "2305.12347", .ns_per_element = 20}),
+    core::op<"chain_values", &chain_values>("The bond lengths, angles or dihedrals of each molecule.",
+                                            {"numbers[A]", "positions[A,3]", "offsets[B+1]", "bonds[M,2]", "orders[M]", "bond_offsets[B+1]",
+                                             "kind", "value_offsets[B+1]", "symbols[V]", "values[V]"},
+                                            {.paper = "2305.12347", .ns_per_element = 20}),
     core::op<"kabsch_rmsd", &kabsch_rmsd>("RMSD of each structure of a batch after the best translation and rotation.",
                                           {"positions[A,3]", "targets[A,3]", "offsets[B+1]", "rmsd[B]"}, {.ns_per_element = 10}),
     core::op<"gaussian_mmd", &gaussian_mmd>("Maximum mean discrepancy of two sets of numbers, five Gaussian kernels.",

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
-from core_3d_molecule import Structures, files, jobs
-from core_3d_molecule.evaluate import clustered, evaluate, wilson
+from core_3d_molecule import (
+    Crystals,
+    Structures,
+    chains,
+    data,
+    evaluate,
+    evaluate_crystals,
+    files,
+    geometry_mmd,
+    jobs,
+    valence_stability,
+)
+from core_3d_molecule.elements import NUMBERS
+from core_3d_molecule.evaluate import smiles
+from core_3d_molecule.geometry import chain_name
+from core_3d_molecule.report import Rate, clustered, over_seeds, wilson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -84,6 +99,8 @@ def test_damaged_files_do_no_harm(tmp_path_factory: pytest.TempPathFactory, at: 
 
 def test_intervals() -> None:
     rate = wilson(95, 100)
+    assert rate.low is not None
+    assert rate.high is not None
     assert (rate.value, round(rate.low, 4), round(rate.high, 4)) == (0.95, 0.8882, 0.9785)
     assert wilson(0, 0).high == 1.0
     rng = np.random.default_rng(0)
@@ -92,26 +109,197 @@ def test_intervals() -> None:
     draws = rng.integers(0, 200, (4000, 200))
     spread = (hits[draws].sum(1) / totals[draws].sum(1)).std()
     got = clustered(hits, totals)
+    assert got.low is not None
+    assert got.high is not None
     assert math.isclose((got.high - got.low) / 2, 1.96 * spread, rel_tol=0.1)
+    mean = over_seeds([{"x": Rate(v)} for v in (0.1, 0.2, 0.6)])["x"]
+    assert mean.high is not None
+    assert math.isclose(mean.value, 0.3)
+    assert math.isclose(mean.high - 0.3, 4.3027 * 0.26457513 / 3**0.5, rel_tol=1e-6)
+
+
+WATER = [[0, 0, 0.119], [0, 0.763, -0.477], [0, -0.763, -0.477]]
+BATCH = Structures.from_list(
+    [[8, 1, 1], [8, 1, 1], [1, 1], [9, 9, 9]],
+    [WATER, WATER, [[0, 0, 0], [0, 0, 0.74]], [[0, 0, 0], [0, 0, 1.4], [0, 0, 2.8]]],
+)
 
 
 def test_scores() -> None:
     pytest.importorskip("rdkit")
-    water = [[0, 0, 0.119], [0, 0.763, -0.477], [0, -0.763, -0.477]]
-    places = [water, water, [[0, 0, 0], [0, 0, 0.74]], [[0, 0, 0], [0, 0, 1.4], [0, 0, 2.8]]]
-    batch = Structures.from_list([[8, 1, 1], [8, 1, 1], [1, 1], [9, 9, 9]], places)
-    report = evaluate(batch, training={"[H]O[H]"})
-    assert report.atom_stability.value == 10 / 11
-    assert report.molecule_stability.value == 3 / 4
-    assert report.validity is not None
-    assert (report.validity.value, report.unique, report.uniqueness, report.novelty) == (3 / 4, 2 / 4, 2 / 3, 1 / 2)
+    report = evaluate(BATCH, training={"[H]O[H]"}, threads=2)
+    got = {name: rate.value for name, rate in report.unranked.items()}
+    assert got == {
+        "atom_stability": 10 / 11, "molecule_stability": 3 / 4, "validity": 3 / 4, "valid_connected": 3 / 4,
+        "unique": 2 / 4, "uniqueness": 2 / 3, "novelty": 1 / 2, "unique_novel": 1 / 4,
+    }  # fmt: skip
+    assert report.ranked is None
+    one = smiles(BATCH, threads=1)
+    assert one[0] == smiles(BATCH, threads=3)[0] == ["[H]O[H]", "[H]O[H]", "[H][H]", None]
+    assert one[1].tolist() == [1, 1, 1, 0]
+
+
+def test_ranked_beside_unranked_and_seeds() -> None:
+    scores = np.array([1.0, 2.0, 3.0, 9.0])
+    report = evaluate([BATCH, BATCH], scores=[scores, scores[::-1]], keep=0.5, rdkit=False)
+    assert report.seeds == 2
+    assert report.ranked is not None
+    assert report.unranked["molecule_stability"].value == 3 / 4
+    assert report.ranked["molecule_stability"].value == (1 + 1 / 2) / 2
+    assert [row[0] for row in report.rows()] == ["atom stability", "molecule stability"]
+    assert all(row[1] != "-" != row[2] for row in report.rows())
+    json.dumps(report.to_dict())
+    for bad in ([1.0, 2.0], [1.0, 2.0, 3.0, np.nan]):
+        with pytest.raises(ValueError, match=r"argument 'scores' must be finite, of shape \(4,\)"):
+            evaluate(BATCH, scores=bad, rdkit=False)
+    with pytest.raises(ValueError, match=r"argument 'keep' must be in \(0, 1\], got 0"):
+        evaluate(BATCH, scores=scores, keep=0, rdkit=False)
+
+
+def test_frechet_chemnet_distance() -> None:
+    """Nothing between a set and itself; chains and rings are apart, whether hydrogens are written or not."""
+    pytest.importorskip("fcd_torch")
+    from core_3d_molecule.evaluate import _fcd
+
+    chains_of_carbon = ["C" * n + "O" for n in range(1, 13)]
+    rings = ["C1" + "C" * n + "C1" for n in range(1, 13)]
+    assert abs(_fcd(chains_of_carbon, chains_of_carbon)) < 1e-3
+    assert _fcd(chains_of_carbon, rings) > 1
+    assert math.isclose(_fcd(["[H]O[H]", "C", "CC"], rings), _fcd(["O", "C", "CC"], rings), rel_tol=1e-6)
+
+
+@pytest.mark.skipif(not data.has_qm9(), reason="needs the wheel qm9pack")
+def test_edm_test_split() -> None:
+    """The figures that EDM's own metrics give for its test split (stability of all, validity of 2,000)."""
+    pytest.importorskip("rdkit")
+    test = data.qm9().select(data.edm_split()[2])
+    got = evaluate(test, rdkit=False).unranked
+    assert (round(got["atom_stability"].value, 5), round(got["molecule_stability"].value, 5)) == (0.99344, 0.95215)
+    some = evaluate(test.select(np.arange(2000))).unranked
+    assert 0.96 < some["validity"].value == some["unique"].value < 0.99
+
+
+def test_geometry() -> None:
+    """Known chains of hydrogen peroxide; equal sets are 0 apart, stretched bonds are not."""
+    peroxide = Structures.from_list([[1, 8, 8, 1]], [[[0.9, 0.5, 0.0], [0, 0.7, 0], [0, -0.7, 0], [0.3, -0.9, 0.9]]])
+    lengths, angles, dihedrals = (chains(peroxide, kind) for kind in ("bond", "angle", "dihedral"))
+    assert [chain_name(s, "bond") for s in lengths.symbols] == ["H-O", "O-O", "H-O"]
+    np.testing.assert_allclose(lengths.values[1], 1.4)
+    assert [chain_name(s, "angle") for s in angles.symbols] == ["H-O-O", "H-O-O"]
+    assert [chain_name(s, "dihedral") for s in dihedrals.symbols] == ["H-O-O-H"]
+    np.testing.assert_allclose(np.abs(dihedrals.values), np.degrees(np.arctan2(0.9, 0.3)))
+    rng = np.random.default_rng(0)
+    many = peroxide.select(np.zeros(200, np.int64))
+    noisy, again = (
+        Structures(many.numbers, many.positions + rng.normal(0, 0.02, many.positions.shape), many.offsets)
+        for _ in range(2)
+    )
+    wide = Structures(many.numbers, noisy.positions * 1.04, many.offsets)
+    near, far = geometry_mmd(noisy, again), geometry_mmd(wide, again)
+    assert near["bond"]["mean"] < 0.05 < far["bond"]["mean"]
+    assert abs(near["dihedral"]["mean"] - far["dihedral"]["mean"]) < 0.05
+    assert np.isnan(geometry_mmd(BATCH.select([0]), again)["dihedral"]["mean"])
+
+
+def test_valences() -> None:
+    """Benzene's aromatic carbons, an ammonium, and a carbon of three bonds, which only the loose table allows."""
+    ring = [[i, (i + 1) % 6] for i in range(6)]
+    benzene = np.array([*ring, *([i, i + 6] for i in range(6))])
+    ammonium, methyl = (np.array([[0, i] for i in range(1, n)]) for n in (5, 4))
+    given = Structures(
+        np.array([6] * 6 + [1] * 6 + [7] + [1] * 4 + [6] + [1] * 3, np.int32),
+        np.zeros((21, 3)),
+        np.array([0, 12, 17, 21]),
+    )
+    bonds = (
+        np.concatenate([benzene, ammonium + 12, methyl + 17]), np.array([4] * 6 + [1] * 13, np.int32),
+        np.array([0, 12, 16, 19]),
+    )  # fmt: skip
+    charges = np.zeros(21, np.int32)
+    assert valence_stability(given, bonds, charges).tolist() == [12, 4, 3]
+    charges[12] = 1
+    assert valence_stability(given, bonds, charges).tolist() == [12, 5, 3]
+    assert valence_stability(given, bonds, charges, "sums").tolist() == [12, 5, 4]
+    with pytest.raises(ValueError, match="'bonds' must join two atoms of structure 1, got 12 and 17"):
+        valence_stability(given, (bonds[0] + (bonds[0] == 16), bonds[1], bonds[2]), charges)
+    with pytest.raises(ValueError, match="argument 'table' must be 'pairs' or 'sums', got 'x'"):
+        valence_stability(given, bonds, charges, "x")
+
+
+def test_compositions_are_smacts() -> None:
+    """The published procedure on random compositions: smact's neutral ratios for given numbers, then Pauling's test."""
+    smact = pytest.importorskip("smact")
+    screening = pytest.importorskip("smact.screening")
+    from core_3d_molecule.composition import composition_validity
+
+    rng = np.random.default_rng(0)
+    symbols = [
+        "H",
+        "Li",
+        "C",
+        "N",
+        "O",
+        "F",
+        "Na",
+        "Mg",
+        "Al",
+        "Si",
+        "S",
+        "Cl",
+        "K",
+        "Ca",
+        "Ti",
+        "Fe",
+        "Cu",
+        "Ar",
+        "Au",
+    ]
+    kinds = [np.sort(rng.choice(symbols, rng.integers(1, 5), replace=False)) for _ in range(60)]
+    counts = [rng.integers(1, 4, len(k)) for k in kinds]
+    numbers = [np.repeat([NUMBERS[s] for s in k], n) for k, n in zip(kinds, counts, strict=True)]
+    batch = Crystals.from_list(numbers, [rng.random((len(n), 3)) for n in numbers], [np.eye(3) * 5] * len(numbers))
+    want = []
+    for kind, count in zip(kinds, counts, strict=True):
+        elements = [smact.Element(s) for s in kind]
+        few = (count // np.gcd.reduce(count)).tolist()
+        ways = itertools.product(*(e.oxidation_states for e in elements))
+        want.append(
+            len(kind) == 1
+            or all(s in smact.metals for s in kind)
+            or any(
+                smact.neutral_ratios(way, stoichs=[(n,) for n in few], threshold=max(few))[0]
+                and screening.pauling_test(way, [e.pauling_eneg for e in elements])
+                for way in ways
+            )
+        )
+    assert composition_validity(batch).tolist() == want
+    assert 0 < sum(want) < len(want)
+
+
+def test_crystals() -> None:
+    salt = Crystals.from_list(
+        [[11, 17]] * 2, [[[0, 0, 0], [0.5, 0.5, 0.5]], [[0, 0, 0], [0.05, 0, 0]]], [np.eye(3) * 3.5] * 2
+    )
+    report = evaluate_crystals(salt, composition=False, targets=salt, reference=salt.select([0, 0]))
+    got = {name: rate.value for name, rate in report.unranked.items()}
+    assert got == {
+        "structure_validity": 0.5, "match_rate": 0.5, "match_rms": 0.0, "density_distance": 0.0,
+        "elements_distance": 0.0,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="argument 'targets' must be left out"):
+        evaluate_crystals(salt, scores=[1.0, 2.0], targets=salt)
 
 
 def test_job(tmp_path: Path) -> None:
-    (tmp_path / "a.sdf").write_text(SDF)
-    jobs.evaluate(tmp_path / "a.sdf", tmp_path / "r.json", rdkit=False)
+    (tmp_path / "a.sdf").write_text(SDF * 2)
+    (tmp_path / "s.txt").write_text("1.5\n2.5\n")
+    jobs.evaluate(tmp_path / "a.sdf", tmp_path / "r.json", rdkit=False, scores=tmp_path / "s.txt", keep=0.5)
     report = json.loads((tmp_path / "r.json").read_text())
-    assert report["molecule_stability"]["value"] == 1.0
-    assert report["validity"] is None
+    assert report["unranked"]["molecule_stability"]["value"] == report["ranked"]["molecule_stability"]["value"] == 1.0
+    assert "validity" not in report["unranked"]
+    assert report["tolerances"]["valences"] == "EDM's, strict"
     with pytest.raises(ValueError, match="argument 'training' must be left out"):
         jobs.evaluate(tmp_path / "a.sdf", tmp_path / "r.json", training=tmp_path / "a.sdf", rdkit=False)
+    (tmp_path / "s.txt").write_text("1.5\nx\n")
+    with pytest.raises(ValueError, match=r"s.txt, line 2: the line must be a finite number, got 'x'"):
+        jobs.evaluate(tmp_path / "a.sdf", tmp_path / "r.json", rdkit=False, scores=tmp_path / "s.txt")

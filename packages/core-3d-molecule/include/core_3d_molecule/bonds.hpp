@@ -33,4 +33,15 @@ CORE_EXPORT void edm_bonds(core::Tensor<const std::int32_t, 1> numbers, core::Te
 CORE_EXPORT void edm_bonds_f64(core::Tensor<const std::int32_t, 1> numbers, core::Tensor<const double, 2> positions,
                                core::Tensor<const std::int64_t, 1> offsets, core::Tensor<const std::int64_t, 1> bond_offsets,
                                core::Tensor<std::int64_t, 2> bonds, core::Tensor<std::int32_t, 1> orders);
+
+/// How many atoms of each molecule have an allowed valence, by bonds that are given.
+///
+/// numbers[A]: 1..118; charges[A]; bonds[M,2]: two rows of the molecule; orders[M]: 1..3, 4 for aromatic; molecule b has rows
+/// bond_offsets[b]..bond_offsets[b+1]. allowed[119,2C+1,R]: by atomic number, charge -C..C and number of aromatic bonds, a set
+/// of valences of the other bonds, bit v for valence v of 0..62; stable_atoms[B]. What lies outside the table is not stable.
+/// Throws ValueError: bad offsets, an atomic number or order out of range, a bond that leaves its molecule.
+CORE_EXPORT void valence_stability(core::Tensor<const std::int32_t, 1> numbers, core::Tensor<const std::int32_t, 1> charges,
+                                   core::Tensor<const std::int64_t, 1> offsets, core::Tensor<const std::int64_t, 2> bonds,
+                                   core::Tensor<const std::int32_t, 1> orders, core::Tensor<const std::int64_t, 1> bond_offsets,
+                                   core::Tensor<const std::int64_t, 3> allowed, core::Tensor<std::int64_t, 1> stable_atoms);
 }  // namespace core_3d_molecule

@@ -19,4 +19,24 @@ CORE_EXPORT void kabsch_rmsd(core::Tensor<const double, 2> positions, core::Tens
 /// difference of different members of the union. 0 if all values are equal.
 /// Throws ValueError: an empty set, a value that is not finite or not in -1e100..1e100.
 CORE_EXPORT void gaussian_mmd(core::Tensor<const double, 1> x, core::Tensor<const double, 1> y, core::Tensor<double, 1> mmd);
+
+/// How many chains of `kind` bonded atoms (2: bonds, 3: angles, 4: dihedrals) each molecule has.
+///
+/// numbers[A]: only their number counts; offsets[B+1]: of atoms; bonds[M,2]: two rows of the molecule; orders[M]: 1..3, 4 for aromatic;
+/// bond_offsets[B+1]; counts[B]. A dihedral's ends are different atoms. Throws ValueError: bad offsets, orders, a bond that leaves its
+/// molecule.
+CORE_EXPORT void chain_count(core::Tensor<const std::int32_t, 1> numbers, core::Tensor<const std::int64_t, 1> offsets,
+                             core::Tensor<const std::int64_t, 2> bonds, core::Tensor<const std::int32_t, 1> orders,
+                             core::Tensor<const std::int64_t, 1> bond_offsets, std::int64_t kind, core::Tensor<std::int64_t, 1> counts);
+
+/// The length (unit of positions), angle (degrees, 0..180) or dihedral (degrees, -180..180) of each chain, and what it joins.
+///
+/// value_offsets[B+1]: running sums of chain_count; symbols[V]: elements and bond orders along the chain, z1 o1 z2 o2 .., seven
+/// and three bits each, the last in the lowest bits, from the end that gives the lesser number; values[V].
+/// Throws ValueError as chain_count does, and for an atomic number or a position out of range.
+CORE_EXPORT void chain_values(core::Tensor<const std::int32_t, 1> numbers, core::Tensor<const double, 2> positions,
+                              core::Tensor<const std::int64_t, 1> offsets, core::Tensor<const std::int64_t, 2> bonds,
+                              core::Tensor<const std::int32_t, 1> orders, core::Tensor<const std::int64_t, 1> bond_offsets,
+                              std::int64_t kind, core::Tensor<const std::int64_t, 1> value_offsets, core::Tensor<std::int64_t, 1> symbols,
+                              core::Tensor<double, 1> values);
 }  // namespace core_3d_molecule

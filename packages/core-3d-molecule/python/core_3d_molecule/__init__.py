@@ -15,10 +15,13 @@ from .crystals import (
     pxrd_patterns,
     structure_validity,
 )
-from .geometry import gaussian_mmd, kabsch_rmsd
+from .evaluate import evaluate, evaluate_crystals
+from .geometry import chains, gaussian_mmd, geometry_mmd, kabsch_rmsd
 from .octree import Augmentation, OctreeTokenizer, Packed, Tokens
 from .relational import relational_attention
+from .report import Report
 from .structures import Structures
+from .valences import valence_stability
 
 __all__ = [
     "EDM_VALENCES",
@@ -30,13 +33,18 @@ __all__ = [
     "OctreeTokenizer",
     "Packed",
     "Patterns",
+    "Report",
     "Stability",
     "Structures",
     "Tokens",
+    "chains",
     "crystal_distances",
     "edm_bonds",
     "edm_stability",
+    "evaluate",
+    "evaluate_crystals",
     "gaussian_mmd",
+    "geometry_mmd",
     "kabsch_rmsd",
     "match_crystals",
     "neighbor_list",
@@ -44,4 +52,5 @@ __all__ = [
     "pxrd_patterns",
     "relational_attention",
     "structure_validity",
+    "valence_stability",
 ]

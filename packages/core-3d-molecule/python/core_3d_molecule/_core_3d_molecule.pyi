@@ -113,6 +113,43 @@ def edm_bonds(
 ) -> None:
     """The bonds of each molecule of a batch by EDM's bond lengths."""
 
+def valence_stability(
+    numbers: Any,  # int32[A]
+    charges: Any,  # int32[A]
+    offsets: Any,  # int64[B+1]
+    bonds: Any,  # int64[M,2]
+    orders: Any,  # int32[M]
+    bond_offsets: Any,  # int64[B+1]
+    allowed: Any,  # int64[119,C,R]
+    stable_atoms: Any,  # out int64[B]
+) -> None:
+    """How many atoms of each molecule have an allowed valence, by bonds that are given."""
+
+def chain_count(
+    numbers: Any,  # int32[A]
+    offsets: Any,  # int64[B+1]
+    bonds: Any,  # int64[M,2]
+    orders: Any,  # int32[M]
+    bond_offsets: Any,  # int64[B+1]
+    kind: SupportsIndex,
+    counts: Any,  # out int64[B]
+) -> None:
+    """How many bonds, angles or dihedrals each molecule has."""
+
+def chain_values(
+    numbers: Any,  # int32[A]
+    positions: Any,  # float64[A,3]
+    offsets: Any,  # int64[B+1]
+    bonds: Any,  # int64[M,2]
+    orders: Any,  # int32[M]
+    bond_offsets: Any,  # int64[B+1]
+    kind: SupportsIndex,
+    value_offsets: Any,  # int64[B+1]
+    symbols: Any,  # out int64[V]
+    values: Any,  # out float64[V]
+) -> None:
+    """The bond lengths, angles or dihedrals of each molecule."""
+
 def kabsch_rmsd(
     positions: Any,  # float64[A,3]
     targets: Any,  # float64[A,3]

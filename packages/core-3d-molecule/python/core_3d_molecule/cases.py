@@ -12,10 +12,12 @@ from core_registry.testing import Case
 from . import _core_3d_molecule as _C
 from . import cases_crystals
 from .bonds import EDM_VALENCES
+from .elements import SYMBOLS
 from .reference import bonds as reference_bonds
 from .reference import geometry, relational
 from .reference import octree as reference
 from .structures import offsets_of as _offsets
+from .valences import ANY_CHARGE, SUMS, TABLES
 
 Args = dict[str, Any]
 GRID = {"depth": 6, "cell": 0.24, "resolution": 0.01}
@@ -120,6 +122,48 @@ def _bonds(rng: np.random.Generator, B: int, N: int) -> Args:
     return {
         **{k: a[k] for k in ("numbers", "positions", "offsets")}, "bond_offsets": bond_offsets,
         "bonds": np.empty((total, 2), np.int64), "orders": np.empty(total, np.int32),
+    }  # fmt: skip
+
+
+def _graph(rng: np.random.Generator, offsets: np.ndarray) -> Args:
+    """Random trees with some rings, bonds in any order."""
+    rows, ends = [np.empty((0, 2), np.int64)], [0]
+    for i, j in itertools.pairwise(offsets):
+        pairs = {(int(rng.integers(max(i, k - 3), k)), k) for k in range(i + 1, j)}
+        pairs |= {(k, k + 4) for k in range(i, j - 4) if rng.random() < 0.2}
+        mixed = rng.permuted(np.array(sorted(pairs), np.int64).reshape(-1, 2), axis=1)
+        rows.append(rng.permutation(mixed))
+        ends.append(ends[-1] + len(pairs))
+    bonds = np.concatenate(rows)
+    orders = rng.integers(1, 5, len(bonds)).astype(np.int32)
+    return {"bonds": bonds, "orders": orders, "bond_offsets": np.array(ends, np.int64)}
+
+
+def _valence(rng: np.random.Generator, B: int, N: int) -> Args:
+    numbers, _, offsets = _structures(rng, B, N)
+    charges = rng.integers(-5, 6, len(numbers)) * (rng.random(len(numbers)) < 0.3)
+    return {
+        "numbers": numbers, "charges": charges.astype(np.int32), "offsets": offsets, **_graph(rng, offsets),
+        "allowed": TABLES["sums"], "stable_atoms": np.empty(B, np.int64),
+    }  # fmt: skip
+
+
+def _chain_count(rng: np.random.Generator, B: int, N: int) -> Args:
+    numbers, _, offsets = _structures(rng, B, N)
+    kind = int(rng.integers(2, 5))
+    graph = _graph(rng, offsets)
+    return {"numbers": numbers, "offsets": offsets, **graph, "kind": kind, "counts": np.empty(B, np.int64)}
+
+
+def _chain_values(rng: np.random.Generator, B: int, N: int) -> Args:
+    numbers, positions, offsets = _structures(rng, B, N)
+    graph, kind, counts = _graph(rng, offsets), int(rng.integers(2, 5)), np.empty(B, np.int64)
+    _C.chain_count(numbers, offsets, *graph.values(), kind, counts)
+    value_offsets = _offsets(counts)
+    return {
+        "numbers": numbers, "positions": positions.astype(np.float64), "offsets": offsets, **graph, "kind": kind,
+        "value_offsets": value_offsets, "symbols": np.empty(value_offsets[-1], np.int64),
+        "values": np.empty(value_offsets[-1]),
     }  # fmt: skip
 
 
@@ -234,6 +278,47 @@ def reference_bond_list(a: Args) -> Args:
     return {"bonds": table[:, :2], "orders": table[:, 2].astype(np.int32)}
 
 
+def reference_valence(a: Args) -> Args:
+    """The expected outputs of valence_stability, from the table of sums itself."""
+    stable = []
+    for b, (i, j) in enumerate(itertools.pairwise(a["offsets"])):
+        rows = range(a["bond_offsets"][b], a["bond_offsets"][b + 1])
+        found = 0
+        for atom in range(i, j):
+            orders = [int(a["orders"][m]) for m in rows if atom in a["bonds"][m]]
+            total = int(sum(1.5 if order == 4 else order for order in orders))
+            symbol, charge = SYMBOLS[a["numbers"][atom]], int(a["charges"][atom])
+            charges = SUMS.get(symbol, {})
+            allowed = charges.get(0 if symbol in ANY_CHARGE else charge, ())
+            found += abs(charge) <= 4 and orders.count(4) <= 4 and total in allowed
+        stable.append(found)
+    return {"stable_atoms": np.array(stable, np.int64)}
+
+
+def _each_chain(a: Args) -> list[list[tuple[int, ...]]]:
+    return [
+        geometry.chains(a["bonds"][a["bond_offsets"][b] : a["bond_offsets"][b + 1]].tolist(), a["kind"])
+        for b in range(len(a["offsets"]) - 1)
+    ]
+
+
+def reference_chain_count(a: Args) -> Args:
+    """The expected outputs of chain_count."""
+    return {"counts": np.array([len(found) for found in _each_chain(a)], np.int64)}
+
+
+def reference_chain_values(a: Args) -> Args:
+    """The expected outputs of chain_values."""
+    symbols, values = [], []
+    for b, found in enumerate(_each_chain(a)):
+        rows = range(a["bond_offsets"][b], a["bond_offsets"][b + 1])
+        orders = {frozenset(a["bonds"][m].tolist()): int(a["orders"][m]) for m in rows}
+        for chain in found:
+            symbols.append(geometry.symbol(a["numbers"], orders, chain))
+            values.append(geometry.measure(a["positions"], chain))
+    return {"symbols": np.array(symbols, np.int64), "values": np.array(values, np.float64)}
+
+
 def reference_kabsch(a: Args) -> Args:
     """The expected outputs of kabsch_rmsd."""
     pairs = itertools.pairwise(a["offsets"])
@@ -330,6 +415,19 @@ cases = [
     Case(
         op="core_3d_molecule.edm_bonds", sizes=SIZES, make=_bonds, reference=reference_bond_list,
         tolerance={"bonds": (0, 0), "orders": (0, 0)}, peer=_peer(reference_bond_list), work=_bytes, vary=VARY,
+    ),
+    Case(
+        op="core_3d_molecule.valence_stability", sizes=SIZES, make=_valence, reference=reference_valence,
+        tolerance={"stable_atoms": (0, 0)}, peer=_peer(reference_valence), work=_bytes, vary=VARY,
+    ),
+    Case(
+        op="core_3d_molecule.chain_count", sizes=SIZES, make=_chain_count, reference=reference_chain_count,
+        tolerance={"counts": (0, 0)}, peer=_peer(reference_chain_count), work=_bytes, vary=VARY,
+    ),
+    Case(
+        op="core_3d_molecule.chain_values", sizes=SIZES, make=_chain_values, reference=reference_chain_values,
+        tolerance={"symbols": (0, 0), "values": (1e-6, 1e-6)}, peer=_peer(reference_chain_values),
+        work=_bytes, vary=VARY,
     ),
     Case(
         op="core_3d_molecule.kabsch_rmsd", sizes=SIZES, make=_kabsch, reference=reference_kabsch,

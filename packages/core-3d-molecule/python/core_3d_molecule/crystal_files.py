@@ -20,13 +20,14 @@ SAME_SITE = 0.01
 MAX_OPERATIONS = 192
 
 
-def read(path: Path) -> Crystals:
+def read(path: str | Path) -> Crystals:
     """The crystals of a file `*.cif` (one for each data block with atoms) or `*.extxyz` (frames with a Lattice).
 
     Raises ValueError that names file and line: for what the format does not allow, a value that is not finite, an
     unknown element, sites that are partly occupied, a space group whose operations are not written out, more than
     100,000 atoms.
     """
+    path = Path(path)
     readers = {".cif": _cif, ".extxyz": _extxyz}
     reader = readers.get(path.suffix.lower())
     if reader is None:
@@ -39,8 +40,9 @@ def from_cif(text: str, name: str = "<cif>") -> Crystals:
     return _batch(list(_cif(Lines(name, text))))
 
 
-def write(path: Path, crystals: Crystals) -> None:
+def write(path: str | Path, crystals: Crystals) -> None:
     """Writes `*.cif` or `*.extxyz` with ASE."""
+    path = Path(path)
     from ase.io import write as to_file
 
     if path.suffix.lower() not in (".cif", ".extxyz"):

@@ -113,11 +113,12 @@ def g2() -> Structures:
     return Structures.from_ase(collection[name] for name in collection.names)
 
 
-def crystals(path: Path, limit: int | None = None) -> Crystals:
+def crystals(path: str | Path, limit: int | None = None) -> Crystals:
     """The crystals of a table `*.csv` with a column `cif`, as CDVAE (arXiv 2110.06197) publishes its data sets.
 
     Raises ValueError that names file, row and line.
     """
+    path = Path(path)
     rows = itertools.islice(_rows(path), limit)
     found = [from_cif(row["cif"], f"{path}, row {i}") for i, row in enumerate(rows, 1)]
     for i, one in enumerate(found, 1):

@@ -1,131 +1,228 @@
-"""The score of generated molecules: one report with its definitions, tolerances and intervals."""
+"""The scores of generated molecules and crystals, by the definitions that published tables use."""
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from .bonds import MARGINS, edm_bonds, edm_stability
+from .crystals import Crystals, crystal_distances, match_crystals
+from .geometry import geometry_mmd
+from .report import Rate, Report, Scores, clustered, report, wilson
 from .structures import Structures
 
-Z95 = 1.959963984540054
+MIN_DISTANCE, MIN_VOLUME = 0.5, 0.1
+MATCH: dict[str, Any] = {"ltol": 0.3, "stol": 0.5, "angle_tol": 10.0}
+ATOMIC_MASS_UNIT = 1.66053906660
+"""In g / cm^3 for one unit in a cubic angstrom."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Rate:
-    """A share of all molecules or atoms, with the ends of its 95 % interval."""
+def smiles(
+    structures: Structures, threads: int | None = None, bonds: tuple[Any, Any, Any] | None = None
+) -> tuple[list[str | None], np.ndarray]:
+    """The canonical SMILES of each molecule's largest fragment, None for one that RDKit refuses; fragments (B,).
 
-    value: float
-    low: float
-    high: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """The scores of a batch, by the definitions of EDM (arXiv 2203.17003).
-
-    atom_stability: atoms with an allowed valence / atoms; molecule_stability: molecules whose atoms are all stable / N.
-    With RDKit, else None: validity: molecules that RDKit sanitises / N, of which the largest fragment counts;
-    unique: different canonical SMILES / N (V x U); uniqueness: unique / valid; novelty: different SMILES that are not
-    among the training ones / different SMILES, None without training SMILES. Intervals: Wilson's for shares of
-    molecules, for atoms a normal one with molecules as clusters; unique, uniqueness and novelty depend on how many
-    molecules were drawn and have none.
+    bonds as edm_bonds gives them, or EDM's. Needs RDKit (the extra `rdkit`), which works without Python's lock:
+    `threads` (all cores if left out) share the molecules.
     """
+    from rdkit import rdBase
 
-    molecules: int
-    atoms: int
-    atom_stability: Rate
-    molecule_stability: Rate
-    validity: Rate | None
-    unique: float | None
-    uniqueness: float | None
-    novelty: float | None
-    tolerances: dict[str, Any]
+    threads = threads or len(os.sched_getaffinity(0))
+    given = bonds or edm_bonds(structures)
+    cuts = np.linspace(0, len(structures), 4 * threads + 1).astype(int)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return dataclasses.asdict(self)
+    def part(ends: tuple[int, int]) -> list[tuple[str | None, int]]:
+        first, last = ends
+        atoms, rows = structures.offsets[[first, last]], given[2][[first, last]]
+        which = Structures(
+            structures.numbers[slice(*atoms)],
+            structures.positions[slice(*atoms)],
+            structures.offsets[first : last + 1] - atoms[0],
+        )
+        own = given[0][slice(*rows)] - atoms[0], given[1][slice(*rows)], given[2][first : last + 1] - rows[0]
+        return [_canonical(molecule) for molecule in which.to_rdkit(own)]
 
-
-def wilson(hits: int, total: int) -> Rate:
-    """hits / total with Wilson's 95 % interval; 0 in [0, 1] for a total of 0."""
-    if total == 0:
-        return Rate(0.0, 0.0, 1.0)
-    p, z = hits / total, Z95 * Z95 / total
-    middle, half = (p + z / 2) / (1 + z), math.sqrt(p * (1 - p) * z + z * z / 4) / (1 + z)
-    return Rate(p, max(middle - half, 0.0), min(middle + half, 1.0))
+    with rdBase.BlockLogs(), ThreadPoolExecutor(threads) as pool:
+        found = [one for part_found in pool.map(part, itertools.pairwise(cuts)) for one in part_found]
+    return [text for text, _ in found], np.array([count for _, count in found], np.int64)
 
 
-def clustered(hits: np.ndarray, totals: np.ndarray) -> Rate:
-    """sum(hits) / sum(totals) with a normal 95 % interval; the rows (B,) of both are independent clusters."""
-    total = int(totals.sum())
-    if total == 0:
-        return Rate(0.0, 0.0, 1.0)
-    p = float(hits.sum() / total)
-    residuals = hits - p * totals
-    count = len(totals)
-    half = Z95 * math.sqrt(float(residuals @ residuals) * count / max(count - 1, 1)) / total if count > 1 else 1.0
-    return Rate(p, max(p - half, 0.0), min(p + half, 1.0))
+def _canonical(molecule: Any) -> tuple[str | None, int]:
+    from rdkit import Chem
+
+    try:
+        molecule.RemoveAllConformers()
+        Chem.SanitizeMol(molecule)
+        fragments = Chem.GetMolFrags(molecule, asMols=True)
+        if not fragments:
+            return None, 0
+        largest = max(fragments, key=lambda m: m.GetNumAtoms())
+        Chem.SanitizeMol(largest)
+        return str(Chem.MolToSmiles(largest)), len(fragments)
+    except (ValueError, RuntimeError):
+        return None, 0
 
 
-def smiles(structures: Structures) -> list[str | None]:
-    """The canonical SMILES of each molecule's largest fragment, with EDM's bonds; None for one RDKit refuses.
+def evaluate(
+    samples: Structures | Sequence[Structures],
+    *,
+    scores: Any = None,
+    keep: float = 0.1,
+    rdkit: bool = True,
+    training: set[str] | None = None,
+    reference: Structures | None = None,
+    reference_smiles: Sequence[str] | None = None,
+    threads: int | None = None,
+) -> Report:
+    """Scores molecules (numpy), one batch or one a seed, by EDM's definitions (arXiv 2203.17003).
 
-    Needs RDKit (the extra `rdkit`).
+    scores: perplexities, (B,) or one array a seed; the share `keep` with the least is reported beside all. training:
+    canonical SMILES as `smiles` gives them; reference: real molecules to compare geometries with (seconds to minutes);
+    reference_smiles: SMILES to measure the Frechet ChemNet distance from (fcd_torch, the extra `metrics`).
+
+    * atom_stability: atoms with an allowed valence / atoms; molecule_stability: molecules whose atoms all are / N.
+    * With `rdkit`: validity: molecules that RDKit sanitises / N, of which the largest fragment counts; valid_connected:
+      those of one fragment / N; unique: different SMILES / N (V x U); uniqueness: unique / valid; with `training`,
+      novelty: different SMILES that are not in it / different SMILES, and unique_novel: the same / N (V x U x N).
+      Shares of different SMILES depend on how many molecules were drawn.
+    * With `reference`: bond_mmd, angle_mmd, dihedral_mmd as geometry_mmd gives their means. With `reference_smiles`:
+      fcd.
+
+    Raises ValueError as edm_stability and `report` do, ModuleNotFoundError for a library that is not installed.
     """
-    from rdkit import Chem, rdBase
+    single = isinstance(samples, Structures)
+    batches = [samples] if isinstance(samples, Structures) else list(samples)
 
-    kinds = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TRIPLE}
-    bonds, orders, bond_offsets = edm_bonds(structures)
-    found: list[str | None] = []
-    with rdBase.BlockLogs():
-        for b in range(len(structures)):
-            first, last = structures.offsets[b], structures.offsets[b + 1]
-            molecule = Chem.RWMol()
-            for number in structures.numbers[first:last].tolist():
-                molecule.AddAtom(Chem.Atom(number))
-            rows = slice(bond_offsets[b], bond_offsets[b + 1])
-            for (i, j), order in zip((bonds[rows] - first).tolist(), orders[rows].tolist(), strict=True):
-                molecule.AddBond(i, j, kinds[order])
-            found.append(_canonical(Chem, molecule))
+    def score(batch: Structures) -> Scores:
+        stability, count = edm_stability(batch), len(batch)
+        found = {
+            "atom_stability": clustered(np.asarray(stability.stable_atoms), np.asarray(stability.atom_counts)),
+            "molecule_stability": wilson(int(stability.stable.sum()), count),
+        }
+        if rdkit:
+            texts, fragments = smiles(batch, threads)
+            found |= _of_smiles(texts, fragments, training)
+            if reference_smiles is not None:
+                found["fcd"] = Rate(_fcd([s for s in texts if s is not None], reference_smiles))
+        if reference is not None:
+            found |= {f"{kind}_mmd": Rate(v["mean"]) for kind, v in geometry_mmd(batch, reference).items()}
+        return found
+
+    tolerances = {
+        "bonds": "EDM's lengths + " + ", ".join(map(str, MARGINS)) + " pm (single, double, triple), strictly below",
+        "valences": "EDM's, strict",
+        "validity": "RDKit sanitises molecule and largest fragment",
+        "interval": "95 %",
+    }
+    return report(batches, score, [scores] if single and scores is not None else scores, keep, tolerances)
+
+
+def _of_smiles(texts: list[str | None], fragments: np.ndarray, training: set[str] | None) -> dict[str, Rate]:
+    count, valid = len(texts), [s for s in texts if s is not None]
+    different = set(valid)
+    found = {
+        "validity": wilson(len(valid), count),
+        "valid_connected": wilson(int((fragments == 1).sum()), count),
+        "unique": Rate(len(different) / max(count, 1)),
+        "uniqueness": Rate(len(different) / max(len(valid), 1)),
+    }
+    if training is not None:
+        new = len(different - training)
+        found |= {"novelty": Rate(new / max(len(different), 1)), "unique_novel": Rate(new / max(count, 1))}
     return found
 
 
-def _canonical(chem: Any, molecule: Any) -> str | None:
-    try:
-        chem.SanitizeMol(molecule)
-        fragments = chem.GetMolFrags(molecule, asMols=True)
-        if not fragments:
-            return None
-        largest = max(fragments, key=lambda m: m.GetNumAtoms())
-        chem.SanitizeMol(largest)
-        return str(chem.MolToSmiles(largest))
-    except (ValueError, RuntimeError):
-        return None
+def _fcd(generated: Sequence[str], reference: Sequence[str]) -> float:
+    """The distance of SMILES without their hydrogens, as ChemNet has learnt them."""
+    from fcd_torch import FCD
+    from rdkit import Chem
+
+    sides = [[Chem.MolToSmiles(Chem.MolFromSmiles(text)) for text in side] for side in (generated, reference)]
+    return float(FCD(device="cpu", n_jobs=1)(gen=sides[0], ref=sides[1]))
 
 
-def evaluate(structures: Structures, *, rdkit: bool = True, training: set[str] | None = None) -> Report:
-    """Scores molecules (numpy); `training` are canonical SMILES as `smiles` gives them.
+def evaluate_crystals(
+    samples: Crystals | Sequence[Crystals],
+    *,
+    scores: Any = None,
+    keep: float = 0.1,
+    composition: bool = True,
+    targets: Crystals | None = None,
+    reference: Crystals | None = None,
+) -> Report:
+    """Scores crystals (numpy), one batch or one a seed, by CDVAE's definitions (arXiv 2110.06197).
 
-    Raises ValueError as edm_stability does, and ModuleNotFoundError if `rdkit` is asked for and not installed.
+    * structure_validity: no two atoms closer than 0.5 angstroms, a volume of 0.1 at least; with `composition` (smact),
+      composition_validity, and validity: both.
+    * With `targets`, one a sample (structure prediction): match_rate: valid samples that match their target / N, and
+      match_rms: the mean of their RMS distances in (V / atoms)^(1/3). Not with `scores`, which choose among samples.
+    * With `reference`: density_distance (g / cm^3) and elements_distance: Wasserstein distances of the densities and of
+      the numbers of elements from those of real crystals, over valid samples.
+
+    Raises ValueError as crystal_distances, match_crystals and `report` do.
     """
-    stability = edm_stability(structures)
-    count = len(structures)
-    validity, unique, uniqueness, novelty = None, None, None, None
-    if rdkit:
-        valid = [s for s in smiles(structures) if s is not None]
-        different = set(valid)
-        validity = wilson(len(valid), count)
-        unique = len(different) / max(count, 1)
-        uniqueness = len(different) / max(len(valid), 1)
-        if training is not None:
-            novelty = len(different - training) / max(len(different), 1)
-    return Report(
-        count, int(stability.atom_counts.sum()),
-        clustered(np.asarray(stability.stable_atoms), np.asarray(stability.atom_counts)),
-        wilson(int(stability.stable.sum()), count), validity, unique, uniqueness, novelty,
-        {"bond margins, pm (single, double, triple)": MARGINS, "valences": "EDM, strict", "interval": "95 %"},
-    )  # fmt: skip
+    single = isinstance(samples, Crystals)
+    batches = [samples] if isinstance(samples, Crystals) else list(samples)
+    if targets is not None and scores is not None:
+        raise ValueError("argument 'targets' must be left out with 'scores'")
+
+    def score(batch: Crystals) -> Scores:
+        volumes, distances = crystal_distances(batch)
+        valid, count = (distances >= MIN_DISTANCE) & (volumes >= MIN_VOLUME), len(batch)
+        found = {"structure_validity": wilson(int(valid.sum()), count)}
+        if composition:
+            from .composition import composition_validity
+
+            plausible = composition_validity(batch)
+            found["composition_validity"] = wilson(int(plausible.sum()), count)
+            valid = valid & plausible
+            found["validity"] = wilson(int(valid.sum()), count)
+        if targets is not None:
+            rms, _ = match_crystals(batch, targets, **MATCH)
+            matched = ~np.isnan(rms) & valid
+            found["match_rate"] = wilson(int(matched.sum()), count)
+            found["match_rms"] = Rate(float(rms[matched].mean()) if matched.any() else math.nan)
+        if reference is not None:
+            good = batch.select(np.flatnonzero(valid))
+            found["density_distance"] = Rate(_wasserstein(densities(good), densities(reference)))
+            found["elements_distance"] = Rate(_wasserstein(_elements(good), _elements(reference)))
+        return found
+
+    tolerances = {
+        "structure": f"distances >= {MIN_DISTANCE} angstroms, volume >= {MIN_VOLUME} cubic angstroms",
+        "composition": "smact: neutral and by Pauling's rule; single elements and alloys are valid",
+        "matching": MATCH,
+        "interval": "95 %",
+    }
+    return report(batches, score, [scores] if single and scores is not None else scores, keep, tolerances)
+
+
+def densities(crystals: Crystals) -> Any:
+    """(B,) g / cm^3, with ASE's atomic masses (the extra `ase`)."""
+    from ase.data import atomic_masses
+
+    masses = np.append(0, np.cumsum(atomic_masses[crystals.numbers]))
+    volumes, _ = crystal_distances(crystals)
+    return (masses[crystals.offsets[1:]] - masses[crystals.offsets[:-1]]) * ATOMIC_MASS_UNIT / volumes
+
+
+def _elements(crystals: Crystals) -> Any:
+    """(B,) how many elements each crystal has."""
+    batch = np.repeat(np.arange(len(crystals)), np.diff(crystals.offsets))
+    pairs = np.unique(batch * 128 + np.asarray(crystals.numbers))
+    return np.bincount(pairs // 128, minlength=len(crystals)).astype(np.float64)
+
+
+def _wasserstein(x: Any, y: Any) -> float:
+    """The area between two cumulative distributions; NaN for an empty set."""
+    if len(x) == 0 or len(y) == 0:
+        return math.nan
+    points = np.sort(np.concatenate([x, y]))
+    below = [np.searchsorted(np.sort(v), points[:-1], "right") / len(v) for v in (x, y)]
+    return float((np.abs(below[0] - below[1]) * np.diff(points)).sum())

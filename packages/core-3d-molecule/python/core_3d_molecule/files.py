@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from core_registry.files import replace
 
 from .bonds import edm_bonds
@@ -15,13 +16,14 @@ from .structures import Structures
 Atoms = tuple[list[int], list[list[float]]]
 
 
-def read(path: Path) -> Structures:
+def read(path: str | Path) -> Structures:
     """The molecules of a file `*.sdf`, `*.mol` (V2000) or `*.xyz`, elements and coordinates; of `*.pdb`, alpha carbons.
 
     Raises ValueError that names file and line for what the format does not allow: a count that is no number, an
     unknown element, a coordinate that is not finite, an end too early, V3000; also for more than 100,000 atoms in a
     molecule and for files over 1 GiB.
     """
+    path = Path(path)
     readers = {".sdf": _sdf, ".mol": _sdf, ".xyz": _xyz, ".pdb": _pdb}
     reader = readers.get(path.suffix.lower())
     if reader is None:
@@ -30,8 +32,18 @@ def read(path: Path) -> Structures:
     return Structures.from_list([numbers for numbers, _ in found], [positions for _, positions in found])
 
 
-def write(path: Path, structures: Structures, bonds: tuple[Any, Any, Any] | None = None) -> None:
+def numbers(path: str | Path) -> np.ndarray:
+    """One number a line, blank lines left out. Raises ValueError that names file and line."""
+    lines = Lines.of(Path(path))
+    found = []
+    while lines.skip_blank():
+        found.append(lines.number(lines.next("a number"), "the line"))
+    return np.array(found)
+
+
+def write(path: str | Path, structures: Structures, bonds: tuple[Any, Any, Any] | None = None) -> None:
     """Writes `*.xyz` with ASE or `*.sdf` with RDKit; an SDF's bonds are `bonds` as edm_bonds gives them, or EDM's."""
+    path = Path(path)
     suffix = path.suffix.lower()
     if suffix == ".xyz":
         from ase.io import write as to_file

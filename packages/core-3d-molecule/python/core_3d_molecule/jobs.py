@@ -92,31 +92,56 @@ def detokenize(
 
 
 def evaluate(
-    samples: Annotated[Path, typer.Argument(help="Generated molecules: .sdf (V2000) or .xyz.", exists=True)],
+    samples: Annotated[Path, typer.Argument(help="Generated structures: .sdf, .xyz; .cif, .extxyz.", exists=True)],
     out: Output = Path("report.json"),
     training: Annotated[
         Path | None, typer.Option(help="Training molecules, .sdf or .xyz, for the novelty.", exists=True)
     ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Real structures, to compare geometries or densities with.", exists=True)
+    ] = None,
+    scores: Annotated[
+        Path | None, typer.Option(help="One perplexity a line and structure: the best are scored, too.", exists=True)
+    ] = None,
+    keep: Annotated[float, typer.Option(help="The share of structures that are the best.", min=0, max=1)] = 0.1,
     rdkit: Annotated[bool, typer.Option(help="Validity, uniqueness and novelty through RDKit.")] = True,
+    composition: Annotated[bool, typer.Option(help="Validity of crystals' compositions through smact.")] = True,
+    fcd: Annotated[bool, typer.Option(help="Frechet ChemNet distance from the reference, through fcd_torch.")] = False,
 ) -> None:
-    """Scores a file of molecules: stability, validity, uniqueness, novelty, with intervals and tolerances."""
+    """Scores a file of molecules or crystals, with intervals and tolerances; all samples and the best side by side."""
     from rich.console import Console
+    from rich.table import Table
 
     from .evaluate import evaluate as score
-    from .evaluate import smiles
-    from .files import read
+    from .evaluate import evaluate_crystals, smiles
 
-    if training is not None and not rdkit:
-        raise ValueError("argument 'training' must be left out without rdkit: novelty compares SMILES")
-    known = {s for s in smiles(read(training)) if s is not None} if training is not None else None
-    report = score(read(samples), rdkit=rdkit, training=known).to_dict()
+    given, real = read(samples), None if reference is None else read(reference)
+    ranks = None if scores is None else files.numbers(scores)
+    if isinstance(given, Crystals):
+        if not isinstance(real, Crystals | None):
+            raise ValueError("argument 'reference' must be a file of crystals, like 'samples'")
+        report = evaluate_crystals(given, scores=ranks, keep=keep, composition=composition, reference=real)
+    else:
+        if not isinstance(real, Structures | None):
+            raise ValueError("argument 'reference' must be a file of molecules, like 'samples'")
+        if training is not None and not rdkit:
+            raise ValueError("argument 'training' must be left out without rdkit: novelty compares SMILES")
+        if fcd and (real is None or not rdkit):
+            raise ValueError("argument 'fcd' must come with a reference and with rdkit")
+        known = None if training is None else {s for s in smiles(files.read(training))[0] if s is not None}
+        texts = [s for s in smiles(real)[0] if s is not None] if fcd and real is not None else None
+        report = score(
+            given, scores=ranks, keep=keep, rdkit=rdkit, training=known, reference=real, reference_smiles=texts
+        )
     with replace(out) as temporary:
-        Path(temporary).write_text(json.dumps(report, indent=2) + "\n")
+        Path(temporary).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    table = Table("", f"all {len(given)}", "not ranked" if ranks is None else f"best {keep:.0%}")
+    for row in report.rows():
+        table.add_row(*row)
     console = Console()
-    for name, value in report.items():
-        if isinstance(value, dict) and "low" in value:
-            value = f"{value['value']:.4f}  [{value['low']:.4f}, {value['high']:.4f}]"
-        console.print(f"{name.replace('_', ' ')}: {value}", markup=False, highlight=False)
+    console.print(table)
+    for name, value in report.tolerances.items():
+        console.print(f"{name}: {value}", markup=False, highlight=False)
 
 
 def show(

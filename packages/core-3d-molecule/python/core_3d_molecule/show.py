@@ -18,7 +18,7 @@ COLOURS = {1: "#dddddd", 6: "#404040", 7: "#3050f8", 8: "#ff0d0d", 9: "#60c040",
 EDGES = [(a, a | 1 << k) for a in range(8) for k in range(3) if not a >> k & 1]
 
 
-def page(path: Path, shown: Structures | Crystals, columns: int = 4) -> None:
+def page(path: str | Path, shown: Structures | Crystals, columns: int = 4) -> None:
     """Writes an HTML page with the first 64 structures or crystals, in rows of `columns`, that the mouse turns.
 
     Needs py3Dmol (the extra `show`); the page loads 3Dmol.js from the network.
@@ -41,7 +41,7 @@ def page(path: Path, shown: Structures | Crystals, columns: int = 4) -> None:
         temporary.write_text(str(view.write_html(fullpage=True)), "utf-8")
 
 
-def grid(path: Path, shown: Structures | Crystals, columns: int = 4) -> None:
+def grid(path: str | Path, shown: Structures | Crystals, columns: int = 4) -> None:
     """Draws the first 64 structures, with EDM's bonds, or crystals, in their cells, into a PNG file (matplotlib)."""
     import matplotlib
 

@@ -58,9 +58,7 @@ void neighbor_count(Tensor<const double, 2> fractional, Tensor<const double, 3> 
       for (int64_t i = row; i < offsets(b + 1); ++i) counts(i) = 0;
       for (std::size_t i = 0; i < atoms.f.size(); ++i)
         for (std::size_t j = i; j < atoms.f.size(); ++j) {
-          int64_t found = i == j ? -1 : 0;
-          lattice.points(minus(atoms.f[j], atoms.f[i]), radius, std::numeric_limits<int64_t>::min(),
-                         [&](int64_t, int64_t, int64_t, double) { ++found; });
+          const int64_t found = lattice.count(minus(atoms.f[j], atoms.f[i]), radius) - (i == j);
           counts(row + static_cast<int64_t>(i)) += found;
           if (i != j) counts(row + static_cast<int64_t>(j)) += found;
         }
