@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .bonded import Bonded
 from .bonds import EDM_VALENCES, Stability, edm_bonds, edm_stability
 from .crystal_tokens import Conditions, CrystalTokenizer
 from .crystals import (
@@ -26,6 +27,7 @@ from .valences import valence_stability
 __all__ = [
     "EDM_VALENCES",
     "Augmentation",
+    "Bonded",
     "Conditions",
     "CrystalTokenizer",
     "Crystals",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -11,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from .bonded import Bonded
 from .bonds import MARGINS, edm_bonds, edm_stability
 from .crystals import Crystals, crystal_distances, match_crystals
 from .geometry import geometry_mmd
 from .report import Rate, Report, Scores, clustered, report, wilson
 from .structures import Structures
+from .valences import TABLES, valence_stability
 
 MIN_DISTANCE, MIN_VOLUME = 0.5, 0.1
 MATCH: dict[str, Any] = {"ltol": 0.3, "stol": 0.5, "angle_tol": 10.0}
@@ -23,33 +24,25 @@ ATOMIC_MASS_UNIT = 1.66053906660
 """In g / cm^3 for one unit in a cubic angstrom."""
 
 
-def smiles(
-    structures: Structures, threads: int | None = None, bonds: tuple[Any, Any, Any] | None = None
-) -> tuple[list[str | None], np.ndarray]:
+def smiles(samples: Structures | Bonded, threads: int | None = None) -> tuple[list[str | None], np.ndarray]:
     """The canonical SMILES of each molecule's largest fragment, None for one that RDKit refuses; fragments (B,).
 
-    bonds as edm_bonds gives them, or EDM's. Needs RDKit (the extra `rdkit`), which works without Python's lock:
-    `threads` (all cores if left out) share the molecules.
+    Bonds are those given, or EDM's. Needs RDKit (the extra `rdkit`), which works without Python's lock: `threads` (all
+    cores if left out) share the molecules.
     """
     from rdkit import rdBase
 
     threads = threads or len(os.sched_getaffinity(0))
-    given = bonds or edm_bonds(structures)
-    cuts = np.linspace(0, len(structures), 4 * threads + 1).astype(int)
+    if isinstance(samples, Structures):
+        samples = Bonded(samples, edm_bonds(samples), np.zeros(len(samples.numbers), np.int32))
+    parts = np.array_split(np.arange(len(samples)), 4 * threads)
 
-    def part(ends: tuple[int, int]) -> list[tuple[str | None, int]]:
-        first, last = ends
-        atoms, rows = structures.offsets[[first, last]], given[2][[first, last]]
-        which = Structures(
-            structures.numbers[slice(*atoms)],
-            structures.positions[slice(*atoms)],
-            structures.offsets[first : last + 1] - atoms[0],
-        )
-        own = given[0][slice(*rows)] - atoms[0], given[1][slice(*rows)], given[2][first : last + 1] - rows[0]
-        return [_canonical(molecule) for molecule in which.to_rdkit(own)]
+    def part(rows: Any) -> list[tuple[str | None, int]]:
+        few = samples.select(rows)
+        return [_canonical(molecule) for molecule in few.structures.to_rdkit(few.bonds, few.charges)]
 
     with rdBase.BlockLogs(), ThreadPoolExecutor(threads) as pool:
-        found = [one for part_found in pool.map(part, itertools.pairwise(cuts)) for one in part_found]
+        found = [one for part_found in pool.map(part, parts) for one in part_found]
     return [text for text, _ in found], np.array([count for _, count in found], np.int64)
 
 
@@ -70,7 +63,7 @@ def _canonical(molecule: Any) -> tuple[str | None, int]:
 
 
 def evaluate(
-    samples: Structures | Sequence[Structures],
+    samples: Structures | Bonded | Sequence[Structures | Bonded],
     *,
     scores: Any = None,
     keep: float = 0.1,
@@ -91,15 +84,18 @@ def evaluate(
       those of one fragment / N; unique: different SMILES / N (V x U); uniqueness: unique / valid; with `training`,
       novelty: different SMILES that are not in it / different SMILES, and unique_novel: the same / N (V x U x N).
       Shares of different SMILES depend on how many molecules were drawn.
+    * For samples with bonds and charges of their own (`Bonded`), given_*: the same by these, with the valences of
+      GEOM-Drugs revisited (_pairs) and of JODO and FlowMol (_sums).
     * With `reference`: bond_mmd, angle_mmd, dihedral_mmd as geometry_mmd gives their means. With `reference_smiles`:
       fcd.
 
     Raises ValueError as edm_stability and `report` do, ModuleNotFoundError for a library that is not installed.
     """
-    single = isinstance(samples, Structures)
-    batches = [samples] if isinstance(samples, Structures) else list(samples)
+    single = isinstance(samples, Structures | Bonded)
+    batches = [samples] if isinstance(samples, Structures | Bonded) else list(samples)
 
-    def score(batch: Structures) -> Scores:
+    def score(given: Structures | Bonded) -> Scores:
+        batch = given.structures if isinstance(given, Bonded) else given
         stability, count = edm_stability(batch), len(batch)
         found = {
             "atom_stability": clustered(np.asarray(stability.stable_atoms), np.asarray(stability.atom_counts)),
@@ -110,17 +106,33 @@ def evaluate(
             found |= _of_smiles(texts, fragments, training)
             if reference_smiles is not None:
                 found["fcd"] = Rate(_fcd([s for s in texts if s is not None], reference_smiles))
+        if isinstance(given, Bonded):
+            found |= _of_bonds(given, rdkit, threads)
         if reference is not None:
             found |= {f"{kind}_mmd": Rate(v["mean"]) for kind, v in geometry_mmd(batch, reference).items()}
         return found
 
     tolerances = {
         "bonds": "EDM's lengths + " + ", ".join(map(str, MARGINS)) + " pm (single, double, triple), strictly below",
-        "valences": "EDM's, strict",
+        "valences": "EDM's, strict; of given bonds: pairs (arXiv 2505.00169), sums (JODO, FlowMol)",
         "validity": "RDKit sanitises molecule and largest fragment",
         "interval": "95 %",
     }
     return report(batches, score, [scores] if single and scores is not None else scores, keep, tolerances)
+
+
+def _of_bonds(given: Bonded, rdkit: bool, threads: int | None) -> dict[str, Rate]:
+    atoms, count = np.diff(given.structures.offsets), len(given)
+    found = {}
+    for table in TABLES:
+        stable = np.asarray(valence_stability(given.structures, given.bonds, given.charges, table))
+        found[f"given_atom_stability_{table}"] = clustered(stable, atoms)
+        found[f"given_molecule_stability_{table}"] = wilson(int(((stable == atoms) & (atoms > 0)).sum()), count)
+    if rdkit:
+        texts, fragments = smiles(given, threads)
+        found["given_validity"] = wilson(sum(text is not None for text in texts), count)
+        found["given_valid_connected"] = wilson(int((fragments == 1).sum()), count)
+    return found
 
 
 def _of_smiles(texts: list[str | None], fragments: np.ndarray, training: set[str] | None) -> dict[str, Rate]:

@@ -130,8 +130,9 @@ def evaluate(
             raise ValueError("argument 'fcd' must come with a reference and with rdkit")
         known = None if training is None else {s for s in smiles(files.read(training))[0] if s is not None}
         texts = [s for s in smiles(real)[0] if s is not None] if fcd and real is not None else None
+        bonded = files.read_bonded(samples) if samples.suffix.lower() in (".sdf", ".mol") else given
         report = score(
-            given, scores=ranks, keep=keep, rdkit=rdkit, training=known, reference=real, reference_smiles=texts
+            bonded, scores=ranks, keep=keep, rdkit=rdkit, training=known, reference=real, reference_smiles=texts
         )
     with replace(out) as temporary:
         Path(temporary).write_text(json.dumps(report.to_dict(), indent=2) + "\n")

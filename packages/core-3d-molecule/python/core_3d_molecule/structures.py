@@ -83,16 +83,17 @@ class Structures:
         numbers = [[a.GetAtomicNum() for a in m.GetAtoms()] for m in listed]
         return cls.from_list(numbers, [m.GetConformer().GetPositions() for m in listed])
 
-    def to_rdkit(self, bonds: tuple[Any, Any, Any] | None = None) -> list[Mol]:
+    def to_rdkit(self, bonds: tuple[Any, Any, Any] | None = None, charges: Any = None) -> list[Mol]:
         """One `rdkit.Chem.Mol` with a conformer for each structure, not sanitised.
 
         bonds: rows (M, 2), orders (M,) 1..3 or 4 for aromatic, and offsets (B + 1,), as edm_bonds gives them; no bonds
-        if left out.
+        if left out. charges (A,): formal ones, 0 if left out.
         """
         from rdkit import Chem, Geometry
 
         kinds = [Chem.BondType.SINGLE, Chem.BondType.DOUBLE, Chem.BondType.TRIPLE, Chem.BondType.AROMATIC]
         rows, orders, starts = bonds or (np.empty((0, 2), np.int64), (), np.zeros(len(self) + 1, np.int64))
+        ions = np.zeros(len(self.numbers), np.int64) if charges is None else np.asarray(charges)
         found = []
         for b, (numbers, positions) in enumerate(self):
             first, molecule = int(self.offsets[b]), Chem.RWMol()
@@ -103,6 +104,8 @@ class Structures:
             which = slice(int(starts[b]), int(starts[b + 1]))
             for (i, j), order in zip(rows[which].tolist(), list(orders[which]), strict=True):
                 molecule.AddBond(i - first, j - first, kinds[int(order) - 1])
+            for atom, charge in zip(molecule.GetAtoms(), ions[first : first + len(numbers)].tolist(), strict=True):
+                atom.SetFormalCharge(charge)
             molecule.AddConformer(conformer, assignId=True)
             found.append(molecule.GetMol())
         return found
