@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from bench_pipeline import seconds
 from core_3d_molecule import Structures, data, gaussian_mmd, kabsch_rmsd
-from core_3d_molecule.cases import SIZES, _structures
+from core_3d_molecule.cases_octree import SIZES, random_structures
 
 
 def matrix_mmd(x: torch.Tensor, y: torch.Tensor) -> float:
@@ -41,7 +41,7 @@ def rmsd(count: int) -> None:
 
     rng = np.random.default_rng(0)
     real = data.has_qm9()
-    batch = data.qm9(count) if real else Structures(*_structures(rng, **SIZES["bench"]))
+    batch = data.qm9(count) if real else Structures(*random_structures(rng, **SIZES["bench"]))
     batch = batch.select(np.flatnonzero(np.diff(batch.offsets) > 3))
     start = np.asarray(batch.positions, np.float64)
     moved = start @ Rotation.random(random_state=1).as_matrix().T + 1 + rng.normal(0, 0.02, start.shape)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from core_3d_molecule import Augmentation, OctreeTokenizer, Packed, Structures, data
-from core_3d_molecule.cases import GRID, SIZES, _structures, reference_tokenize
+from core_3d_molecule.cases_octree import GRID, SIZES, random_structures, reference_tokenize
 from core_3d_molecule.reference import octree as reference
 
 PEER = 500
@@ -30,7 +30,7 @@ def main(molecules: int) -> None:
     if data.has_qm9():
         structures, source = data.qm9(molecules), "QM9"
     else:
-        structures, source = Structures(*_structures(np.random.default_rng(0), **SIZES["bench"])), "random"
+        structures, source = Structures(*random_structures(np.random.default_rng(0), **SIZES["bench"])), "random"
     tokenizer = OctreeTokenizer()
     few = structures.select(np.arange(PEER))
     tokens = tokenizer.tokenize(few)

@@ -11,7 +11,7 @@ from core_registry.files import replace
 from core_registry.timing import fastest
 
 from . import data
-from .cases import GRID, reference_tokenize
+from .cases_octree import GRID, reference_tokenize
 from .octree import OctreeTokenizer, Tokens
 from .structures import Structures
 
