@@ -99,6 +99,16 @@ def test_broken_corners_are_left_out() -> None:
         lattice_from_corners(flat * np.nan)
 
 
+def test_cells_are_reduced_first() -> None:
+    """A skew cell whose diagonal is longer than the cube: its reduced cell fits, as it is it does not."""
+    skew = Crystals.from_list([[14, 8]], [[[0, 0, 0], [0.5, 0.5, 0.5]]], [[[4, 0, 0], [0, 4, 0], [60, 0, 4]]])
+    with pytest.raises(ValueError, match="must lie within"):
+        CrystalTokenizer(niggli=False).tokenize(skew)
+    again, _ = CrystalTokenizer().detokenize(CrystalTokenizer().tokenize(skew))
+    np.testing.assert_allclose(again.lattices @ again.lattices[0].T, np.eye(3)[None] * 16, atol=0.1)
+    assert match_crystals(again, skew, scale=False)[1][0] < 0.01
+
+
 def test_refused() -> None:
     long = Crystals.from_list([[1]], [[[0, 0, 0]]], [np.diag([60.0, 3, 3])])
     with pytest.raises(ValueError, match=r"must lie within 30.48 angstroms of their middle, got 30.6 in crystal 0"):

@@ -126,6 +126,19 @@ def test_augmentation() -> None:
     np.testing.assert_array_equal(tokenizer.tokenize(WATER, augment=few).bins, tokenizer.tokenize(WATER).bins)
 
 
+@pytest.mark.parametrize("border", [0.0, 1e-7, -1e-7, 0.004, -0.004, 0.006, -0.006])
+def test_bins_carry_over_the_border_of_a_cell(border: float) -> None:
+    """An atom less than half a bin before a border belongs to the next cell, at bin 0."""
+    pair = Structures.from_list([[6, 6]], [[[-1.2, -1.2, -1.2], [1.2 + border] * 3]])
+    moved = OctreeTokenizer().tokenize(pair, augment=Augmentation(rotate=0, noise=0, shift=0, drop=0))
+    for tokens in (OctreeTokenizer().tokenize(pair), moved):
+        assert roundtrip_error(OctreeTokenizer(), pair, tokens) <= 0.005 + 1e-9
+        assert ((tokens.bins >= 0) & (tokens.bins < 24)).all()
+    want = reference.tokenize([6, 6], pair.positions, 6, 0.24, 0.01, middle=pair.positions.mean(0))
+    np.testing.assert_array_equal(moved.tokens, want["tokens"])
+    np.testing.assert_array_equal(moved.bins, want["bins"])
+
+
 def test_order_of_atoms_does_not_matter() -> None:
     rng = np.random.default_rng(0)
     positions = (np.stack(np.unravel_index(rng.choice(1000, 181, replace=False), (10, 10, 10)), 1) + 0.2) * 1.1
