@@ -48,12 +48,12 @@ class Orbit:
 
     @staticmethod
     def around(means: NDArray[Any]) -> Orbit:
-        """Around the middle of centres (N, 3), as far as nine in ten of them need."""
+        """Around the middle of most centres (N, 3), as far as nine in ten of them need."""
         finite = means[np.isfinite(means).all(1)].astype(np.float64)
         if not len(finite):
             raise ValueError("there is no Gaussian with a finite centre")
-        centre = np.median(finite, 0)
-        return Orbit(centre, 2.5 * float(np.quantile(np.linalg.norm(finite - centre, axis=1), 0.9)) + 1e-6)
+        centre = np.quantile(finite, [0.1, 0.9], 0).mean(0)
+        return Orbit(centre, 3.2 * float(np.quantile(np.linalg.norm(finite - centre, axis=1), 0.9)) + 1e-6)
 
     def viewmat(self, turn: float) -> NDArray[Any]:
         """(4, 4) world to camera after `turn` of the circle, 0 to 1, a little from above."""

@@ -162,7 +162,7 @@ def walker(
             View(Path(f"walker/{frame:03}/{i:02}.png"), viewmats[i], K, width, height, time=time, pixels=pixels[i])
             for i in range(cameras)
         ]
-    chosen = [rng.choice(gaussians, 1000, replace=False) for _ in range(8)]
+    chosen = [rng.choice(gaussians, min(1000, gaussians), replace=False) for _ in range(8)]
     parts = [(x[rows] for x in skin.at(2 * np.pi * i / 7)) for i, rows in enumerate(chosen)]
     points, colors = (np.concatenate(x) for x in zip(*parts, strict=True))
     return Scene(views, points + rng.normal(0, 0.01, points.shape), colors)
