@@ -37,6 +37,7 @@ class SelectiveAdam(torch.optim.Optimizer):  # type: ignore[misc]
         """One step; `visibility` is (N,) bool, or None if all are visible. Parameters without a gradient stay."""
         if closure is not None:
             raise NotImplementedError("SelectiveAdam: argument 'closure' must be None")
+        everything: dict[tuple[int, torch.device], torch.Tensor] = {}
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is None:
@@ -49,7 +50,10 @@ class SelectiveAdam(torch.optim.Optimizer):  # type: ignore[misc]
                     state["steps"] = torch.zeros(count, dtype=torch.int32, device=param.device)
                 seen = visibility
                 if seen is None:
-                    seen = torch.ones(count, dtype=torch.bool, device=param.device)
+                    where = (count, param.device)
+                    if where not in everything:
+                        everything[where] = torch.ones(count, dtype=torch.bool, device=param.device)
+                    seen = everything[where]
                 value, grad, first, second = (
                     x.detach().view(count, -1 if count else 1)
                     for x in (param, param.grad.contiguous(), state["exp_avg"], state["exp_avg_sq"])
