@@ -63,7 +63,7 @@ class GsplatTrainer(Trainer):
         )  # fmt: skip
         return image[0], information
 
-    def _train_step(self) -> float:
+    def _train_step(self) -> torch.Tensor:
         c = self.config
         self.optimizers["means"].param_groups[0]["lr"] = c.lr_means * self.extent * 0.01 ** (self.step / c.steps)
         picture = self._next_picture()
@@ -80,7 +80,7 @@ class GsplatTrainer(Trainer):
             self.params, self.optimizers, self.densify_state, self.step, information, packed=False
         )
         self.step += 1
-        return float(loss.detach())
+        return loss.detach()
 
     def count(self) -> int:
         """The number of Gaussians."""

@@ -48,8 +48,8 @@ class Default(Fixed):
             return
         centres = meta["means2d"]
         gradient = centres.absgrad if self.config.absgrad else centres.grad
-        half = torch.tensor([meta["width"] / 2, meta["height"] / 2], device=gradient.device)
-        length = (gradient * half * meta["n_cameras"]).norm(dim=-1)
+        across, down = (0.5 * meta[side] * meta["n_cameras"] for side in ("width", "height"))
+        length = torch.hypot(gradient[..., 0] * across, gradient[..., 1] * down)
         seen = (meta["radii"] > 0).all(-1)
         if not self.state:
             self.state = {k: torch.zeros(len(model), device=gradient.device) for k in ("gradient", "seen")}

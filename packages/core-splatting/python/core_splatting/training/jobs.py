@@ -67,7 +67,9 @@ def _run(trainer: Trainer, name: str, checkpoint: Path | None = None) -> None:
     with rich.progress.Progress(*columns) as progress:
         task = progress.add_task(name, total=steps, completed=trainer.step, now="")
         for loss in trainer.run(steps):
-            progress.update(task, completed=trainer.step, now=f"loss {loss:.4f}, {len(trainer.model):,} Gaussians")
+            if trainer.step % 20 == 0 or trainer.step == steps:
+                now = f"loss {float(loss):.4f}, {len(trainer.model):,} Gaussians"
+                progress.update(task, completed=trainer.step, now=now)
             if checkpoint is not None and (trainer.step % 1000 == 0 or trainer.step == steps):
                 trainer.save(checkpoint)
 

@@ -65,12 +65,13 @@ class Trainer:
         """The (H, W, 3) image of a picture's camera, and the rasteriser's third result."""
         return self.model.render(picture, self.step, background, meta)
 
-    def run(self, steps: int) -> Iterator[float]:
-        """Trains `steps` more steps, at most to the end of the run; yields the loss of each."""
+    def run(self, steps: int) -> Iterator[Tensor]:
+        """Trains `steps` more steps, at most to the end of the run; yields the loss of each, on the device: who asks for
+        its value waits for the step."""
         for _ in range(min(steps, self.config.steps - self.step)):
             yield self._train_step()
 
-    def _train_step(self) -> float:
+    def _train_step(self) -> Tensor:
         c = self.config
         rate = c.lr_means * self.extent * 0.01 ** (self.step / c.steps)
         self.model.set_rate("means", rate)
@@ -85,7 +86,7 @@ class Trainer:
         self.model.optimizer.zero_grad(set_to_none=True)
         self.strategy.after(self.model, self.step, rate)
         self.step += 1
-        return float(loss.detach())
+        return loss.detach()
 
     def _next_picture(self) -> Picture:
         if not len(self.order):
