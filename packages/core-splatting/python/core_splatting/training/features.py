@@ -102,8 +102,8 @@ class FeatureField:
             total = total + (each * seen).sum() / seen.sum().clamp(min=1)
         return total
 
-    def train(self, views: Sequence[FeatureView], steps: int) -> Iterator[float]:
-        """Trains for `steps`, a view at random each; yields the losses."""
+    def train(self, views: Sequence[FeatureView], steps: int) -> Iterator[Tensor]:
+        """Trains for `steps`, a view at random each; yields the losses, on the device."""
         for _ in range(steps):
             view = views[int(torch.randint(len(views), (), generator=self.generator))]
             loss = self.loss(view)
@@ -111,7 +111,7 @@ class FeatureField:
             for optimizer in self.optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-            yield float(loss.detach())
+            yield loss.detach()
 
 
 class LinearField(FeatureField):

@@ -66,8 +66,8 @@ class Trainer:
         return self.model.render(picture, self.step, background, meta)
 
     def run(self, steps: int) -> Iterator[Tensor]:
-        """Trains `steps` more steps, at most to the end of the run; yields the loss of each, on the device: who asks for
-        its value waits for the step."""
+        """Trains `steps` more steps, at most to the end of the run; yields the loss of each, on the device: who asks
+        for its value waits for the step."""
         for _ in range(min(steps, self.config.steps - self.step)):
             yield self._train_step()
 
