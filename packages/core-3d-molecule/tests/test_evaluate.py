@@ -321,6 +321,7 @@ def test_compositions_are_smacts() -> None:
 
 
 def test_crystals() -> None:
+    pytest.importorskip("ase")
     salt = Crystals.from_list(
         [[11, 17]] * 2, [[[0, 0, 0], [0.5, 0.5, 0.5]], [[0, 0, 0], [0.05, 0, 0]]], [np.eye(3) * 3.5] * 2
     )

@@ -195,6 +195,7 @@ END
 
 
 def test_alpha_carbons(tmp_path: Path) -> None:
+    pytest.importorskip("ase")
     (tmp_path / "a.pdb").write_text(PDB)
     got = files.read(tmp_path / "a.pdb")
     assert got.numbers.tolist() == [119, 131, 139]

@@ -35,12 +35,13 @@ std::array<double, 4> principal(Matrix a) {
     double off = 0, scale = 0;
     for (std::size_t i = 0; i < 4; ++i)
       for (std::size_t j = 0; j < 4; ++j) (i == j ? scale : off) += std::abs(a[i][j]);
-    if (off <= 1e-17 * scale) break;
+    constexpr double negligible = 1e-17, skipped = 1e-20;
+    if (off <= negligible * scale) break;
     for (std::size_t p = 0; p < 3; ++p)
       for (std::size_t q = p + 1; q < 4; ++q) {
-        if (a[p][q] == 0) continue;
+        if (std::abs(a[p][q]) <= skipped * scale) continue;
         const double theta = (a[q][q] - a[p][p]) / (2 * a[p][q]);
-        const double t = std::copysign(1.0, theta) / (std::abs(theta) + std::hypot(theta, 1.0));
+        const double t = std::copysign(1.0, theta) / (std::abs(theta) + std::sqrt(theta * theta + 1));
         const double c = 1 / std::sqrt(t * t + 1), s = t * c;
         for (std::size_t k = 0; k < 4; ++k) {
           const double kp = a[k][p], kq = a[k][q];
@@ -105,25 +106,36 @@ void kabsch_rmsd(Tensor<const double, 2> positions, Tensor<const double, 2> targ
   constexpr int64_t structures_per_part = 64;
   check_offsets(op, "offsets", offsets, positions.shape[0]);
   core::parallel_for(rmsd.shape[0], structures_per_part, [&](int64_t first, int64_t last) {
+    std::vector<std::array<double, 3>> p, q;  // about their means, in units of the largest
     for (int64_t b = first; b < last; ++b) {
       const int64_t begin = offsets(b), end = offsets(b + 1);
-      const auto n = static_cast<double>(end - begin);
-      double from[3] = {}, to[3] = {}, m[3][3] = {};
-      for (int64_t i = begin; i < end; ++i)
-        for (int k = 0; k < 3; ++k) {
-          from[k] += checked(op, "positions", positions(i, k), i) / n;
-          to[k] += checked(op, "targets", targets(i, k), i) / n;
+      const double share = 1 / static_cast<double>(end - begin);
+      std::array<double, 3> from{}, to{};
+      p.clear(), q.clear();
+      for (int64_t i = begin; i < end; ++i) {
+        auto &at = p.emplace_back(), &on = q.emplace_back();
+        for (std::size_t k = 0; k < 3; ++k) {
+          at[k] = checked(op, "positions", positions(i, static_cast<int64_t>(k)), i);
+          on[k] = checked(op, "targets", targets(i, static_cast<int64_t>(k)), i);
+          from[k] += at[k] * share, to[k] += on[k] * share;
         }
+      }
       double scale = 0;
-      for (int64_t i = begin; i < end; ++i)
-        for (int k = 0; k < 3; ++k) scale = std::max({scale, std::abs(positions(i, k) - from[k]), std::abs(targets(i, k) - to[k])});
+      for (std::size_t i = 0; i < p.size(); ++i)
+        for (std::size_t k = 0; k < 3; ++k) {
+          p[i][k] -= from[k], q[i][k] -= to[k];
+          scale = std::max({scale, std::abs(p[i][k]), std::abs(q[i][k])});
+        }
       if (!(scale > 0)) {
         rmsd(b) = 0;
         continue;
       }
-      for (int64_t i = begin; i < end; ++i)
-        for (int j = 0; j < 3; ++j)
-          for (int k = 0; k < 3; ++k) m[j][k] += (positions(i, j) - from[j]) / scale * ((targets(i, k) - to[k]) / scale);
+      double m[3][3] = {};
+      for (std::size_t i = 0; i < p.size(); ++i)
+        for (std::size_t k = 0; k < 3; ++k) p[i][k] /= scale, q[i][k] /= scale;
+      for (std::size_t i = 0; i < p.size(); ++i)
+        for (std::size_t j = 0; j < 3; ++j)
+          for (std::size_t k = 0; k < 3; ++k) m[j][k] += p[i][j] * q[i][k];
       const double yz = m[1][2] - m[2][1], zx = m[2][0] - m[0][2], xy = m[0][1] - m[1][0];
       const double a = m[0][1] + m[1][0], c = m[2][0] + m[0][2], d = m[1][2] + m[2][1];
       const auto r = rotation(principal({{{m[0][0] + m[1][1] + m[2][2], yz, zx, xy},
@@ -131,14 +143,12 @@ void kabsch_rmsd(Tensor<const double, 2> positions, Tensor<const double, 2> targ
                                           {zx, a, m[1][1] - m[0][0] - m[2][2], d},
                                           {xy, c, d, m[2][2] - m[0][0] - m[1][1]}}}));
       double sum = 0;
-      for (int64_t i = begin; i < end; ++i)
+      for (std::size_t i = 0; i < p.size(); ++i)
         for (std::size_t j = 0; j < 3; ++j) {
-          double rotated = 0;
-          for (int k = 0; k < 3; ++k) rotated += r[j][static_cast<std::size_t>(k)] * ((positions(i, k) - from[k]) / scale);
-          const double miss = rotated - (targets(i, static_cast<int>(j)) - to[j]) / scale;
+          const double miss = r[j][0] * p[i][0] + r[j][1] * p[i][1] + r[j][2] * p[i][2] - q[i][j];
           sum += miss * miss;
         }
-      rmsd(b) = scale * std::sqrt(sum / n);
+      rmsd(b) = scale * std::sqrt(sum * share);
     }
   });
 }
