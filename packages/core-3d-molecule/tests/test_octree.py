@@ -139,6 +139,11 @@ def test_bins_carry_over_the_border_of_a_cell(border: float) -> None:
     np.testing.assert_array_equal(moved.bins, want["bins"])
 
 
+def test_middles_must_be_finite() -> None:
+    with pytest.raises(ValueError, match="'middles' must be finite, got nan for structure 0"):
+        OctreeTokenizer().encode(WATER.numbers, WATER.positions, WATER.offsets, np.full((1, 3), np.nan))
+
+
 def test_order_of_atoms_does_not_matter() -> None:
     rng = np.random.default_rng(0)
     positions = (np.stack(np.unravel_index(rng.choice(1000, 181, replace=False), (10, 10, 10)), 1) + 0.2) * 1.1

@@ -93,6 +93,8 @@ class Encoder {
     double middle = 0;
     if (set_.middles) {
       middle = (*set_.middles)(structure, axis);
+      if (!std::isfinite(middle))
+        refuse(set_.op, "middles", "be finite, got " + text(middle) + " for structure " + std::to_string(structure));
     } else {
       for (int64_t i = 0; i < n; ++i) middle += static_cast<double>(positions(begin + i, axis));
       middle /= static_cast<double>(n);

@@ -101,8 +101,9 @@ void octree_pack(Tensor<const std::int32_t, 1> tokens, Tensor<const std::int32_t
         remaining(at, 0) = static_cast<std::int32_t>(atoms), remaining(at, 1) = static_cast<std::int32_t>(left);
       };
       for (int64_t c = 0; c < before; ++c, ++at) {
-        const std::int32_t token = conditions(b, c), n = token - count_token;
-        put(token, -1, 2, n >= 0 && n <= most_counted ? n : -1, 0, 0);
+        const std::int32_t token = conditions(b, c);
+        const bool counted = token >= count_token && token <= count_token + most_counted;
+        put(token, -1, 2, counted ? token - count_token : -1, 0, 0);
         for (int axis = 0; axis < 3; ++axis) positions(at, axis) = middle, packed_bins(at, axis) = grid.null_bin();
       }
       for (int64_t tree = trees - 1; tree >= 0; --tree) {
