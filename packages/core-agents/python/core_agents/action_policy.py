@@ -58,7 +58,7 @@ class ActionPolicy:
         self._grammar = torch.as_tensor(grammar(tokenizer.vocabulary))
         self._longest = 12 if tokenizer.vocabulary == 75 else 10
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]
+    @torch.no_grad()
     def act(
         self, input_ids: Tensor, generator: torch.Generator | None = None, **inputs: Tensor
     ) -> tuple[np.ndarray, np.ndarray]:

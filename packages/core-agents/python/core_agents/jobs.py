@@ -15,6 +15,7 @@ from core_registry.files import replace
 
 from . import evaluation, mast, traces
 from .behaviour_tree import BatchedTree, Node, compile  # noqa: A004
+from .claims.plots import axes
 from .dsl import ParseError, from_dsl
 from .games import NAMES
 from .judge import ChatJudge, JudgeError
@@ -288,23 +289,16 @@ def complexity(
         "errors": {fit.name: fit.error for fit in found.tried},
         "seed": seed,
     }
-    with replace(output) as picture, replace(output.with_suffix(".json")) as numbers:
-        _draw_complexity(found, picture)
+    _draw_complexity(found, output)
+    with replace(output.with_suffix(".json")) as numbers:
         numbers.write_text(json.dumps(figures) + "\n", encoding="utf-8")
 
 
 def _draw_complexity(found: Any, path: Path) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     n = np.array(found.sizes, float)
-    for variant, steps in found.counts.items():
-        axes.plot(n, steps, ".", label=variant)
-    axes.plot(n, found.fit.predict(n), "k-", linewidth=1, label=f"fit of {found.time}")
-    axes.set(xscale="log", yscale="log", xlabel="n", ylabel="steps", title=f"{found.function}: O({found.expression})")
-    axes.legend()
-    figure.savefig(path, dpi=110, format="png")
-    plt.close(figure)
+    with axes(path) as ax:
+        for variant, steps in found.counts.items():
+            ax.plot(n, steps, ".", label=variant)
+        ax.plot(n, found.fit.predict(n), "k-", linewidth=1, label=f"fit of {found.time}")
+        ax.set(xscale="log", yscale="log", xlabel="n", ylabel="steps", title=f"{found.function}: O({found.expression})")
+        ax.legend()

@@ -282,7 +282,7 @@ class PostTraining:
             logits = self.model(**inputs).logits
         return token_losses(logits, labels)
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]
+    @torch.no_grad()
     def evaluate(self, examples: Sequence[Example], micro: int = 8) -> float:
         """The mean loss over all tokens with a label."""
         self.model.eval()

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from core_registry.claims import Claim
-from core_registry.files import replace
 
 from ..complexity import CLASSES, Complexity, infer
+from .plots import axes
 
 SOURCE = (files("core_agents") / "reference" / "known_complexity.py").read_text(encoding="utf-8")
 KNOWN = {n.name: ast.get_docstring(n) or "" for n in ast.parse(SOURCE).body if isinstance(n, ast.FunctionDef)}
@@ -46,23 +46,17 @@ def claim(size: str, seed: int, out: Path) -> Claim:
 
 
 def _plot(found: dict[str, Complexity], path: Path) -> Path:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    shown: set[str] = set()
-    for name, result in found.items():
-        if result.time in shown:
-            continue
-        shown.add(result.time)
-        worst = np.max(list(result.counts.values()), 0)
-        (line,) = axes.plot(result.sizes, worst, ".", label=f"{name}: O({result.time})")
-        axes.plot(result.sizes, result.fit.predict(np.array(result.sizes, float)), color=line.get_color(), linewidth=1)
-    axes.set(xscale="log", yscale="log", xlabel="n", ylabel="steps", title="counted work and the class chosen")
-    axes.legend(fontsize=8)
-    with replace(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
+    with axes(path, width=8, height=5) as ax:
+        shown: set[str] = set()
+        for name, result in found.items():
+            if result.time in shown:
+                continue
+            shown.add(result.time)
+            worst = np.max(list(result.counts.values()), 0)
+            (line,) = ax.plot(result.sizes, worst, ".", label=f"{name}: O({result.time})")
+            ax.plot(
+                result.sizes, result.fit.predict(np.array(result.sizes, float)), color=line.get_color(), linewidth=1
+            )
+        ax.set(xscale="log", yscale="log", xlabel="n", ylabel="steps", title="counted work and the class chosen")
+        ax.legend(fontsize=8)
     return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from core_registry.claims import Claim
@@ -11,6 +12,7 @@ from core_registry.claims import Claim
 from .. import evaluation
 from ..behaviour_tree import BatchedTree, compile  # noqa: A004
 from ..jobs import environments, parse, play, tree_policy
+from .plots import axes
 
 TASKS, TRIALS, STEPS, ENV = 50, 16, 200, "CartPole-v1"
 
@@ -55,4 +57,18 @@ def claim(size: str, seed: int, out: Path) -> Claim:
             for name, e in (("success", single), ("pass@8", often), ("pass^8", always))
         },
         holds=bool(always.high < single.low and single.high < often.low),
+        plot=_plot(found, out / "evaluation.png"),
     )
+
+
+def _plot(found: dict[str, Any], path: Path) -> Path:
+    with axes(path) as ax:
+        for name, label in (("pass_at_k", "pass@k: one of k succeeds"), ("pass_hat_k", "pass^k: all k succeed")):
+            k = list(found[name])
+            values, low, high = ([getattr(e, what) for e in found[name].values()] for what in ("value", "low", "high"))
+            (line,) = ax.plot(k, values, "o-", label=label)
+            ax.fill_between(k, low, high, color=line.get_color(), alpha=0.2)
+        ax.axhline(found["success"].value, color="grey", linestyle="--", label="success")
+        ax.set(xlabel="k", ylabel="share of tasks", ylim=(0, 1), title=f"one agent on {ENV}, intervals of 95 %")
+        ax.legend()
+    return path

@@ -11,6 +11,7 @@ from core_registry.claims import Claim
 
 from .. import mast, statistics
 from ..reference.mast import FAULTS, f1_score, fault_counts, forms
+from .plots import axes
 
 SHARES = (11.8, 1.5, 15.7, 2.8, 12.4, 2.2, 6.8, 7.4, 0.85, 1.9, 13.2, 6.2, 8.2, 9.1)
 """How often each mode occurs in the paper's 1,642 traces, in per cent."""
@@ -65,4 +66,17 @@ def claim(size: str, seed: int, out: Path) -> Claim:
             "kappa of a made study of the paper's size": (float(made.value), float(made.high - made.low) / 2),
         },
         holds=ours == 0 and min(scores.values()) >= 0.9,
+        plot=_plot(ours, naive, scores, out / "mast.png"),
     )
+
+
+def _plot(ours: float, naive: float, scores: dict[str, float], path: Path) -> Path:
+    with axes(path, columns=2, width=9, height=4) as (left, right):
+        bars = left.bar(["this parser", "first yes or no\nafter a code"], [ours, naive], color=["#7dbb7d", "#d98880"])
+        left.bar_label(bars, fmt="{:.1%}")
+        left.set(ylabel="share of answers", title="answers read wrongly")
+        bars = right.bar(list(scores), list(scores.values()), color="#7f9fbf")
+        right.bar_label(bars, fmt="{:.2f}")
+        right.axhline(0.9, color="grey", linestyle="--")
+        right.set(ylim=(0, 1.1), xlabel="failure mode", title="F1 of detectors on faults that were put in")
+    return path
