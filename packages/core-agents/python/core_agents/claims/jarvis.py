@@ -34,6 +34,7 @@ class Size:
     seeds: int = 3
     episodes: int = 10
     dim: int = 64
+    ticks: int = 300
 
 
 def words(text: str) -> list[int]:
@@ -116,11 +117,11 @@ def run(
     steps in all on the same actions, all of it trained."""
     rng = np.random.default_rng(seed)
     first = 100 * seed
-    yield "the expert", float(mouse_doom.play(_quantised, range(first + 50, first + 53)).kills.mean())
-    asked: list[post_training.Example] = []
-    games = range(first, first + 6 + size.asked // 60)
-    asked = questions(mouse_doom.play(_wander(rng), games, keep=True), size.asked, rng)
-    acted = imitation(mouse_doom.play(_quantised, [first + 60, first + 61], keep=True), size.imitated)
+    expert = mouse_doom.play(_quantised, [first + 50, first + 51], size.ticks, keep=True)
+    yield "the expert", float(expert.kills.mean())
+    games = range(first, first + 2 + size.asked // 60)
+    asked = questions(mouse_doom.play(_wander(rng), games, size.ticks, keep=True), size.asked, rng)
+    acted = imitation(expert, size.imitated)
     options = {"batch": size.batch, "micro": size.batch, "learning_rate": 2e-3, "warmup": 20}
     language, vision, action = size.steps
     recipe = [
@@ -135,4 +136,4 @@ def run(
         model = SmallVLM(len(WORDS) + 51, shape, (8, 5), dim=size.dim, longest=16)
         for made in post_training.PostTraining(model, stages, seed=seed).run():
             seen(made)
-        yield name, float(mouse_doom.play(policy(model), range(1000, 1000 + size.episodes)).kills.mean())
+        yield name, float(mouse_doom.play(policy(model), range(1000, 1000 + size.episodes), size.ticks).kills.mean())
