@@ -121,3 +121,31 @@ def test_a_script_ends():
     assert scripted.ask([{"role": "user", "content": "?"}]).text == "a"
     with pytest.raises(JudgeError):
         scripted.ask([])
+
+
+def test_runs_without_a_verdict_are_judged(server, tmp_path):
+    import typer
+    from core_agents import jobs
+    from typer.testing import CliRunner
+
+    said = [{"role": "assistant", "content": "done"}]
+    runs = [
+        {"task": "a", "success": 1, "messages": said},
+        {"task": "b", "messages": said},
+        {"task": "c", "messages": said},
+    ]
+    path, out = tmp_path / "runs.jsonl", tmp_path / "page.html"
+    path.write_text("\n".join(map(json.dumps, runs)))
+    no = {**GOOD, "choices": [{"message": {"content": "No, it is not."}}]}
+    server.script = [(200, GOOD, {}), (200, no, {})]
+    app = typer.Typer()
+    app.command()(jobs.evaluate)
+    arguments = [str(path), "-o", str(out), "--endpoint", server.url, "--bootstrap", "20", "--rubric", "It is done."]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    figures = json.loads(out.with_suffix(".json").read_text())
+    assert figures["systems"]["runs"]["success"]["value"] == pytest.approx(2 / 3)
+    assert [(j["task"], j["text"]) for j in figures["judged"]] == [("b", "yes"), ("c", "No, it is not.")]
+    assert "It is done." in server.requests[0][2]["messages"][0]["content"]
+    assert server.requests[0][2]["seed"] == 0
+    assert CliRunner().invoke(app, arguments[:3]).exit_code == 2

@@ -57,10 +57,10 @@ class SmallVLM(nn.Module):
                 "norm": nn.LayerNorm(dim),
             }
         )
-        self.vision_tower.register_parameter("places", nn.Parameter(torch.randn(self.patches, dim) * 0.02))
+        self.vision_tower.register_parameter("places", nn.Parameter(torch.randn(self.patches, dim) * 0.5))
         self.multi_modal_projector = nn.Linear(dim, dim)
         self.embed_tokens = nn.Embedding(vocabulary, dim)
-        self.places = nn.Parameter(torch.randn(longest, dim) * 0.02)
+        self.places = nn.Parameter(torch.randn(longest, dim) * 0.5)
         self.layers = nn.ModuleList(Block(dim, heads, dropout) for _ in range(layers))
         self.norm, self.lm_head = nn.LayerNorm(dim), nn.Linear(dim, vocabulary)
 
