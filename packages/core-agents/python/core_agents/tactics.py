@@ -29,7 +29,7 @@ def analyse(game: Game, played: Played) -> dict[str, str]:
     """A few sentences on each of the five axes."""
     taken = np.bincount(played.actions[played.actions >= 0], minlength=len(game.actions))
     used = taken / max(taken.sum(), 1)
-    entropy = float(-(used[used > 0] * np.log2(used[used > 0])).sum())
+    entropy = abs(float((used[used > 0] * np.log2(used[used > 0])).sum()))
     idle = [a for a, s in zip(game.actions, used, strict=True) if s == 0]
     goal = played.metrics[game.goal]
     shares = ", ".join(f"{a} {s:.0%}" for a, s in zip(game.actions, used, strict=True))
