@@ -58,7 +58,6 @@ class ActionPolicy:
         self._grammar = torch.as_tensor(grammar(tokenizer.vocabulary))
         self._longest = 12 if tokenizer.vocabulary == 75 else 10
 
-    @torch.no_grad()
     def act(
         self, input_ids: Tensor, generator: torch.Generator | None = None, **inputs: Tensor
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -71,7 +70,8 @@ class ActionPolicy:
         ended = torch.zeros(len(input_ids), dtype=torch.bool, device=device)
         ids, written = input_ids, []
         for _ in range(self._longest):
-            logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs).logits[:, -1]
+            with torch.no_grad():
+                logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs).logits[:, -1]
             scores = logits[:, first : first + size].float().masked_fill(~rules[last], -torch.inf)
             scores[ended] = 0.0
             if generator is None:

@@ -282,11 +282,12 @@ class PostTraining:
             logits = self.model(**inputs).logits
         return token_losses(logits, labels)
 
-    @torch.no_grad()
     def evaluate(self, examples: Sequence[Example], micro: int = 8) -> float:
         """The mean loss over all tokens with a label."""
         self.model.eval()
-        parts = [self._losses(collate(examples[i : i + micro], self.pad_id)) for i in range(0, len(examples), micro)]
+        with torch.no_grad():
+            batches = (collate(examples[i : i + micro], self.pad_id) for i in range(0, len(examples), micro))
+            parts = [self._losses(batch) for batch in batches]
         if self.optimizer is not None:
             state = self.optimizer.state_dict()
             self._begin().load_state_dict(state)
