@@ -32,7 +32,7 @@ class Config:
     def __post_init__(self) -> None:
         problems = {
             "latent": self.latent >= 1,
-            "layers": self.layers >= 1,
+            "layers": 1 <= self.layers <= 1000,
             "heads": self.heads >= 1,
             "width": self.width >= 1 and self.width % max(self.heads, 1) == 0,
             "mlp": self.mlp >= 1,

@@ -43,6 +43,8 @@ class Config:
             "most_atoms": 1 <= self.most_atoms <= 1024,
             "hidden": self.hidden >= 1 and self.hidden % max(self.heads, 1) == 0 and self.hidden % 4 == 0,
             "heads": self.heads >= 1,
+            "encoder_layers": 0 <= self.encoder_layers <= 1000,
+            "decoder_layers": 1 <= self.decoder_layers <= 1000,
             "edge": self.edge >= 1,
             "latent": self.latent >= 1,
             "dropout": 0 <= self.dropout < 1,

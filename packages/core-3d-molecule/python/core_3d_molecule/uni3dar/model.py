@@ -44,13 +44,13 @@ class Config:
 
     def __post_init__(self) -> None:
         problems = {
-            "layers": self.layers >= 1,
+            "layers": 1 <= self.layers <= 1000,
             "heads": self.heads >= 1,
             "width": self.heads >= 1 and self.width % (2 * self.heads) == 0 and self.width // self.heads >= 6,
             "merge_level": 1 <= self.merge_level <= 10,
             "atom_types": 1 <= self.atom_types <= CLS,
             "vocabulary": self.vocabulary >= VOCABULARY,
-            "recycle": self.recycle >= 1,
+            "recycle": 1 <= self.recycle <= 100,
             "max_num_atom": self.max_num_atom >= 0,
             "trees": self.trees in (1, 2),
             "dropout": 0 <= self.dropout < 1,
@@ -199,8 +199,7 @@ class Uni3DAR(nn.Module):
         if c.max_num_atom:
             self.counts = nn.Embedding(c.max_num_atom + 2, c.width)
             self.remaining = nn.Linear(2, c.width, bias=False)
-        rates = torch.linspace(0, c.drop_path, c.layers).tolist()
-        self.layers = nn.ModuleList(Layer(c, rate) for rate in rates)
+        self.layers = nn.ModuleList(Layer(c, c.drop_path * i / max(c.layers - 1, 1)) for i in range(c.layers))
         self.norm = nn.RMSNorm(c.width, eps=1e-6)
         self.dropout = nn.Dropout(c.dropout)
         self.heads = nn.ModuleList(Heads(c) for _ in range(c.trees))

@@ -1,0 +1,194 @@
+"""Jobs around trained models: `core run molecule.train` and `molecule.sample`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .structures import Structures
+
+SIZES = {
+    "tiny": {"layers": 4, "width": 128, "heads": 4},
+    "small": {"layers": 8, "width": 512, "heads": 8},
+    "paper": {"layers": 12, "width": 768, "heads": 12},
+}
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
+
+
+def train(
+    structures: Annotated[str, typer.Argument(help="A file .sdf, .mol or .xyz, or qm9: its training molecules.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The checkpoint to write, .safetensors.")] = Path(
+        "model.safetensors"
+    ),
+    model: Annotated[str, typer.Option(help="uni3dar, uae3d, or udm3d (on a trained uae3d).")] = "uni3dar",
+    size: Annotated[
+        str, typer.Option(help="Of uni3dar: tiny, small or paper; of udm3d: the paper's unless tiny.")
+    ] = "small",
+    steps: Annotated[int, typer.Option(help="Steps of the whole run.", min=1)] = 10_000,
+    batch: Annotated[int, typer.Option(help="Molecules in a step.", min=1)] = 64,
+    lr: Annotated[float, typer.Option(help="Learning rate at its highest.")] = 3e-4,
+    autoencoder: Annotated[Path | None, typer.Option(help="The checkpoint of a uae3d, for udm3d.", exists=True)] = None,
+    merge_level: Annotated[int, typer.Option(help="Depth of uni3dar's octree.", min=1, max=10)] = 6,
+    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint if it is there.")] = False,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 1000,
+    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Trains a model of molecules; the checkpoint is what molecule.sample reads."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from .training import Optimisation
+
+    if size not in SIZES:
+        raise typer.BadParameter(f"--size must be one of {', '.join(SIZES)}, got {size}")
+    makers = {"uni3dar": _uni3dar, "uae3d": _uae3d, "udm3d": _udm3d}
+    if model not in makers:
+        raise typer.BadParameter(f"--model must be one of {', '.join(makers)}, got {model}")
+    optimisation = Optimisation(steps=steps, lr=lr, last_lr=lr / 100, warmup=min(steps // 10, 1000), seed=seed)
+    trainer = makers[model](_read(structures), optimisation, size, batch, _device(device), autoencoder, merge_level)
+    if resume and out.exists():
+        trainer.load(out)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+    )
+    shown: dict[str, Any] = {}
+    with Progress(*columns) as progress:
+        task = progress.add_task(model, total=steps, completed=trainer.step)
+        while trainer.step < steps:
+            for shown in trainer.run(min(save_every, steps - trainer.step)):
+                progress.advance(task)
+                if trainer.step % 20 == 0:
+                    progress.update(task, description=f"{model} {float(shown['loss']):.4f}")
+            trainer.save(out)
+    trainer.save(out)
+    line = ", ".join(f"{name} {float(value):.4f}" for name, value in shown.items())
+    Console().print(f"{trainer.step} steps: {line}\n{out}", markup=False, highlight=False)
+
+
+def sample(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of molecule.train, uni3dar or udm3d.", exists=True)],
+    out: Annotated[Path, typer.Option("-o", "--out", help=".xyz, or .sdf (needs RDKit).")] = Path("samples.xyz"),
+    count: Annotated[int, typer.Option(help="Molecules to begin.", min=1)] = 1000,
+    keep: Annotated[float, typer.Option(help="Of uni3dar: the share with the lowest perplexity.", min=0, max=1)] = 1.0,
+    formula: Annotated[str | None, typer.Option(help="Of uni3dar: the wanted composition, for example C6H6.")] = None,
+    temperature: Annotated[tuple[float, float, float], typer.Option(help="Of uni3dar: trees, types, coordinates.")] = (
+        0.9,
+        0.3,
+        0.3,
+    ),
+    noise: Annotated[float, typer.Option(help="Of udm3d: the noise's scale.", min=0)] = 0.95,
+    steps: Annotated[int, typer.Option(help="Of udm3d: steps of the sampler.", min=1)] = 100,
+    batch: Annotated[int, typer.Option(help="Molecules at a time.", min=1)] = 500,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Draws molecules from a trained model."""
+    import numpy as np
+    from rich.console import Console
+
+    from .checkpoints import load_model
+    from .files import write
+    from .udm3d import UDM3D
+    from .uni3dar import Sampler, Settings, Uni3DAR
+
+    model = load_model(checkpoint, _device(device))
+    if isinstance(model, Uni3DAR):
+        tree, atom, xyz = temperature
+        sampler = Sampler(model, Settings(tree=tree, atom=atom, xyz=xyz, max_tokens=256), batch=min(batch, count))
+        found = sampler.sample(count, seed, None if formula is None else _composition(formula))
+        structures, bonds = (found.best(keep) if keep < 1 else found.structures), None
+        note = f", {found.discarded} of {count} begun in vain"
+    elif isinstance(model, UDM3D):
+        made = model.sample(count, seed=seed, batch=batch, steps=steps, temperature=noise)
+        molecule = np.searchsorted(made.structures.offsets, made.bonds[:, 0], "right") - 1
+        cuts = np.searchsorted(molecule, np.arange(len(made.structures) + 1))
+        structures, bonds, note = made.structures, (made.bonds, made.orders, cuts), ""
+    else:
+        raise ValueError(f"{checkpoint}: expected uni3dar or udm3d; an autoencoder alone draws nothing")
+    write(out, structures, bonds)
+    Console().print(f"{len(structures)} molecules{note}\n{out}", markup=False, highlight=False)
+
+
+def _read(structures: str) -> Structures:
+    from . import data
+    from .files import read
+
+    if structures == "qm9":
+        return data.qm9().select(data.edm_split()[0])
+    return read(Path(structures))
+
+
+def _device(device: str) -> str:
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def _composition(formula: str) -> Any:
+    """Counts by atomic number - 1."""
+    import re
+
+    import numpy as np
+
+    from .elements import NUMBERS
+
+    wanted = np.zeros(118, np.int64)
+    parts = re.findall(r"([A-Z][a-z]?)(\d*)", formula)
+    if "".join(s + n for s, n in parts) != formula or any(s not in NUMBERS for s, _ in parts) or not parts:
+        raise typer.BadParameter(f"--formula must be elements and counts, for example C6H6, got {formula}")
+    for symbol, number in parts:
+        wanted[NUMBERS[symbol] - 1] += int(number or 1)
+    return wanted
+
+
+def _uni3dar(
+    structures: Structures, optimisation: Any, size: str, batch: int, device: str, autoencoder: Any, merge_level: int
+) -> Any:
+    from .octree import Augmentation
+    from .uni3dar import Config, make_trainer
+
+    config = Config(**SIZES[size], merge_level=merge_level)
+    cuda = device != "cpu"
+    return make_trainer(
+        structures, config, optimisation, rows=batch * 192, augment=Augmentation(), device=device, compiled=cuda
+    )
+
+
+def _dataset(structures: Structures, config: Any, device: str) -> Any:
+    from .udm3d import Dataset
+
+    return Dataset.of(structures, config.elements, config.most_atoms, device)
+
+
+def _uae3d(
+    structures: Structures, optimisation: Any, size: str, batch: int, device: str, autoencoder: Any, merge_level: int
+) -> Any:
+    import numpy as np
+
+    from .udm3d import make_autoencoder_trainer, vae
+
+    numbers, counts = np.asarray(structures.numbers), np.diff(np.asarray(structures.offsets))
+    config = vae.Config(elements=tuple(np.unique(numbers).tolist()), most_atoms=int(counts.max(initial=1)))
+    return make_autoencoder_trainer(_dataset(structures, config, device), config, optimisation, batch=batch)
+
+
+def _udm3d(
+    structures: Structures, optimisation: Any, size: str, batch: int, device: str, autoencoder: Any, merge_level: int
+) -> Any:
+    from .checkpoints import load_model
+    from .udm3d import UAE3D, dit, make_diffusion_trainer
+
+    if autoencoder is None:
+        raise typer.BadParameter("--autoencoder must be given for udm3d")
+    coder = load_model(autoencoder, device)
+    if not isinstance(coder, UAE3D):
+        raise ValueError(f"{autoencoder}: expected the checkpoint of a uae3d")
+    config = dit.Config(latent=coder.config.latent, **(SIZES[size] if size == "tiny" else {}))
+    data = _dataset(structures, coder.config, device)
+    return make_diffusion_trainer(data, coder, config, optimisation, batch=batch, compiled=device != "cpu")
