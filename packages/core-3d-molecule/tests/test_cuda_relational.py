@@ -89,7 +89,7 @@ def test_same_gradients_every_time():
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("offsets", [[0, 4, 3, 9], [0, 4, 8], [1, 5, 9], [0, 9], [0, 3, 10**9], [-5, 4, 9]])
+@pytest.mark.parametrize("offsets", [[0, 4, 3, 9], [0, 4, 8], [1, 5, 9], [0, 9], [0, 3, 10**9], [-5, 4, 9], [0]])
 def test_bad_offsets_give_nan(offsets):
     a = problem([4, 5], QM9) | {"offsets": np.array(offsets)}
     inputs = [x.requires_grad_() if x.is_floating_point() else x for x in on_device(a)]

@@ -122,7 +122,7 @@ void launch(const char* op, const Operands& o, const Sizes& s, const Span* spans
   if (bytes > most_shared) refuse(op, "w1", "have fewer columns on CUDA");
   auto* kernel = forward_kernel<C, N>;
   core::check_cuda(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");
-  kernel<<<static_cast<unsigned>(std::min(s.molecules, blocks)), threads, bytes, stream>>>(o, s, spans, bad, least, most, out);
+  kernel<<<static_cast<unsigned>(std::clamp(s.molecules, 1, blocks)), threads, bytes, stream>>>(o, s, spans, bad, least, most, out);
   core::check_cuda(op, cudaGetLastError(), "attending");
 }
 }  // namespace
@@ -142,7 +142,7 @@ void relational_attention_cuda(Tensor<const float, 3> q, Tensor<const float, 3> 
   using namespace relational;
   const char* const op = "relational_attention";
   const Sizes s = sizes_of(op, q, q_edge, form, bonds, offsets, centres, w1);
-  if (s.molecules == 0 || s.atoms == 0) return;
+  if (s.atoms == 0) return;
   const core::OnDevice guard(op, out.device_id);
   const auto stream = static_cast<cudaStream_t>(queue.handle);
   const DenseOperands operands(op, stream, q, k, v, q_edge, k_edge, form, positions, bonds, offsets, centres, widths, w1, b1, w2, b2);
