@@ -298,3 +298,29 @@ def test_counts_are_predicted_given_the_node():
 def test_bad_configurations(change):
     with pytest.raises(ValueError, match=f"argument '{next(iter(change))}' is out of range"):
         Config(**change)
+
+
+def test_crystals_have_a_head_for_each_tree():
+    """Conditions, lattice and atoms in one sequence: each tree's targets reach its own heads and no others."""
+    from core_3d_molecule import Crystals
+    from core_3d_molecule.crystal_tokens import VOCABULARY, CrystalTokenizer
+
+    lattices = np.array([np.diag([4.0, 4.1, 4.3]), np.diag([3.9, 4.2, 5.0])])
+    fractional = np.array([[0.1, 0.1, 0.1], [0.6, 0.6, 0.6], [0.2, 0.3, 0.4]])
+    crystals = Crystals(np.array([38, 22, 8], np.int32), fractional, lattices, np.array([0, 2, 3]))
+    tokenizer = CrystalTokenizer()
+    given = tokenizer.pack(tokenizer.tokenize(crystals), tokenizer.conditions(crystals))
+    config = Config(
+        layers=1, width=48, heads=2, merge_level=8, vocabulary=VOCABULARY, atom_types=342, max_num_atom=128, trees=2
+    )
+    batch = collate(given, 8, 0.01)
+    assert int((batch.kind >= 0).sum()) == 2 * 8 + 3
+    model = seeded(config)
+    nats = model(batch, 1024)
+    trees = batch.trees[batch.rows]
+    assert set(trees.tolist()) == {0, 1}
+    predicted = (batch.tree >= 0) | (batch.kind >= 0)
+    assert ((nats["tree"] + nats["kind"] > 0) == predicted).all()
+    nats["tree"][trees == 1].sum().backward()
+    assert model.heads[1].tree[0].weight.grad.any()
+    assert model.heads[0].tree[0].weight.grad is None or not model.heads[0].tree[0].weight.grad.any()
