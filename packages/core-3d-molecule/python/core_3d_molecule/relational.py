@@ -68,8 +68,10 @@ def relational_attention(
     q_edge = xp.einsum("ahd,hde->ahe", q, edge_k)
     k_edge = xp.einsum("ahd,hde->ahe", k, edge_q * scale)
     form = xp.einsum("hde,hdf->hef", edge_q * scale, edge_k)
-    rows, columns = np.triu_indices(edge_q.shape[2])
-    form = form[:, rows, columns] + form[:, columns, rows] * xp.asarray(rows != columns, dtype=form.dtype)
+    edge = edge_q.shape[2]
+    upper = np.triu_indices(edge) if xp is np else tuple(xp.triu_indices(edge, edge, device=q.device))
+    off_diagonal = 1 - (np.eye(edge, dtype=dtype) if xp is np else xp.eye(edge, dtype=q.dtype, device=q.device))
+    form = (form + form.swapaxes(1, 2) * off_diagonal)[:, *upper]
     arguments = (q, k, v, q_edge, k_edge, form, positions, bonds, offsets, centres, widths, w1, b1, w2, b2)
     if xp is np:
         out, out_edge = empty(q.shape, dtype), empty(q_edge.shape, dtype)
