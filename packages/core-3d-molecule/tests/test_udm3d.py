@@ -268,7 +268,10 @@ def test_whole_model(tmp_path):
     assert set(sizes) <= {2, 3, 5, 7}
     assert set(found.structures.numbers) <= set(SMALL.elements)
     molecule = np.repeat(np.arange(9), sizes)
-    assert (molecule[found.bonds[:, 0]] == molecule[found.bonds[:, 1]]).all()
-    assert (found.bonds[:, 0] < found.bonds[:, 1]).all()
-    assert ((found.orders >= 1) & (found.orders <= 4)).all()
-    assert len(model.sample(0, context=told[:0]).structures) == 0
+    pairs, orders, cuts = found.bonds
+    assert (molecule[pairs[:, 0]] == molecule[pairs[:, 1]]).all()
+    assert (pairs[:, 0] < pairs[:, 1]).all()
+    assert ((orders >= 1) & (orders <= 4)).all()
+    np.testing.assert_array_equal(np.repeat(np.arange(9), np.diff(cuts)), molecule[pairs[:, 0]])
+    assert len(found.select([2, 5])) == 2
+    assert len(model.sample(0, context=told[:0])) == 0

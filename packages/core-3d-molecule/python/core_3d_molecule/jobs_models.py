@@ -89,7 +89,6 @@ def sample(
     device: Device = "auto",
 ) -> None:
     """Draws molecules from a trained model."""
-    import numpy as np
     from rich.console import Console
 
     from .checkpoints import load_model
@@ -106,9 +105,7 @@ def sample(
         note = f", {found.discarded} of {count} begun in vain"
     elif isinstance(model, UDM3D):
         made = model.sample(count, seed=seed, batch=batch, steps=steps, temperature=noise)
-        molecule = np.searchsorted(made.structures.offsets, made.bonds[:, 0], "right") - 1
-        cuts = np.searchsorted(molecule, np.arange(len(made.structures) + 1))
-        structures, bonds, note = made.structures, (made.bonds, made.orders, cuts), ""
+        structures, bonds, note = made.structures, made.bonds, ""
     else:
         raise ValueError(f"{checkpoint}: expected uni3dar or udm3d; an autoencoder alone draws nothing")
     write(out, structures, bonds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import dit, vae
 from .batches import Dataset
-from .model import UDM3D, Generated
+from .model import UDM3D
 from .train import make_autoencoder_trainer, make_diffusion_trainer
 from .vae import UAE3D, Molecules
 
@@ -12,7 +12,6 @@ __all__ = [
     "UAE3D",
     "UDM3D",
     "Dataset",
-    "Generated",
     "Molecules",
     "dit",
     "make_autoencoder_trainer",

@@ -3,29 +3,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..bonded import Bonded
 from ..structures import Structures, offsets_of
 from . import dit
 from .batches import Dataset
 from .vae import SELF_LOOP, UAE3D, Molecules
-
-
-@dataclasses.dataclass(frozen=True)
-class Generated:
-    """Molecules with the bonds that the decoder gave them.
-
-    structures; bonds (M, 2) int64, rows of atoms, the lesser first; orders (M,) int32: 1, 2, 3, or 4 for aromatic.
-    """
-
-    structures: Structures
-    bonds: np.ndarray
-    orders: np.ndarray
 
 
 class UDM3D(nn.Module):
@@ -92,8 +80,8 @@ class UDM3D(nn.Module):
     @torch.no_grad()
     def sample(
         self, count: int, *, seed: int = 0, context: Tensor | None = None, batch: int = 512, **settings: Any
-    ) -> Generated:
-        """`count` molecules; their numbers of atoms are drawn from the training set's.
+    ) -> Bonded:
+        """`count` molecules with the decoder's bonds, without charges; sizes are drawn from the training set's.
 
         context (count, properties) in the properties' own units; settings: `steps`, `w`, `eta`, `temperature` of
         `dit.sample`. Deterministic for a seed, a batch size and a device.
@@ -117,16 +105,19 @@ class UDM3D(nn.Module):
 
     def _generated(
         self, sizes: np.ndarray, kinds: list[Tensor], positions: list[Tensor], orders: list[Tensor]
-    ) -> Generated:
+    ) -> Bonded:
         offsets = offsets_of(sizes)
         if not len(sizes):
             empty = Structures(np.empty(0, np.int32), np.empty((0, 3)), offsets)
-            return Generated(empty, np.empty((0, 2), np.int64), np.empty(0, np.int32))
+            none = np.empty((0, 2), np.int64), np.empty(0, np.int32), np.zeros(1, np.int64)
+            return Bonded(empty, none, np.empty(0, np.int32))
         real = np.arange(len(self.sizes) - 1) < sizes[:, None]
         elements = np.array(self.autoencoder.config.elements, np.int32)
         numbers = elements[torch.cat(kinds).numpy()[real]]
         square = torch.cat(orders).numpy() * (real[:, :, None] & real[:, None])
         molecule, i, j = np.nonzero(np.triu(square, 1))
         structures = Structures(numbers, torch.cat(positions).numpy()[real].astype(np.float64), offsets)
-        bonds = offsets[molecule][:, None] + np.stack([i, j], 1)
-        return Generated(structures, bonds, square[molecule, i, j].astype(np.int32))
+        pairs = offsets[molecule][:, None] + np.stack([i, j], 1)
+        bond_offsets = offsets_of(np.bincount(molecule, minlength=len(sizes)))
+        bonds = pairs, square[molecule, i, j].astype(np.int32), bond_offsets
+        return Bonded(structures, bonds, np.zeros(len(numbers), np.int32))
