@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 pytest.importorskip("ase")
 typer = pytest.importorskip("typer")
-from core_3d_molecule import files, jobs_models  # noqa: E402
+from core_3d_molecule import data, files, jobs_models  # noqa: E402
 from core_3d_molecule.checkpoints import load_model  # noqa: E402
 from core_3d_molecule.structures import Structures  # noqa: E402
 from core_3d_molecule.training import read_tensors, write_tensors  # noqa: E402
@@ -23,12 +23,23 @@ def molecules(tmp_path_factory):
 
 def train(given, out, **settings):
     fixed = {"size": "tiny", "steps": 2, "batch": 4, "lr": 1e-3, "autoencoder": None, "merge_level": 4, "device": "cpu"}
-    jobs_models.train(str(given), out, **(fixed | {"resume": False, "save_every": 1, "seed": 0} | settings))
+    jobs_models.train(
+        str(given), out, **(fixed | {"property_": None, "resume": False, "save_every": 1, "seed": 0} | settings)
+    )
     return out
 
 
 def sample(checkpoint, out, **settings):
-    fixed = {"count": 6, "keep": 1.0, "formula": None, "temperature": (0.9, 0.3, 0.3), "noise": 1.0, "steps": 3}
+    fixed = {
+        "count": 6,
+        "target": None,
+        "guidance": 0.5,
+        "keep": 1.0,
+        "formula": None,
+        "temperature": (0.9, 0.3, 0.3),
+        "noise": 1.0,
+        "steps": 3,
+    }
     jobs_models.sample(checkpoint, out, **(fixed | {"batch": 4, "seed": 0, "device": "cpu"} | settings))
     return files.read(out) if out.stat().st_size else None
 
@@ -54,8 +65,26 @@ def test_udm3d_from_file_to_file(molecules, tmp_path):
     assert set(found.numbers) <= {1, 8}
     with pytest.raises(ValueError, match="an autoencoder alone draws nothing"):
         sample(coder, tmp_path / "out.xyz")
+    with pytest.raises(ValueError, match="'target' must not be given"):
+        sample(whole, tmp_path / "out.xyz", target=1.0)
+    with pytest.raises(typer.BadParameter, match="--property must be one of"):
+        train(molecules, whole, model="udm3d", autoencoder=coder, property_="alpha")
     with pytest.raises(typer.BadParameter, match="--autoencoder must be given"):
         train(molecules, whole, model="udm3d")
+
+
+def test_conditional_udm3d(molecules, tmp_path, monkeypatch):
+    given = files.read(molecules)
+    rows = np.arange(len(given))
+    qm9 = data.QM9(given, rows, rows.astype(str), {"alpha": rows * 2.0})
+    monkeypatch.setattr(data, "load_qm9", lambda: qm9)
+    monkeypatch.setattr(data, "property_halves", lambda: (rows[::2], rows[1::2]))
+    coder = train(molecules, tmp_path / "coder.safetensors", model="uae3d")
+    whole = train("qm9", tmp_path / "m.safetensors", model="udm3d", autoencoder=coder, property_="alpha")
+    assert float(load_model(whole).context_mean) == rows[1::2].mean() * 2
+    assert len(sample(whole, tmp_path / "out.xyz", target=4.0)) == 6
+    with pytest.raises(ValueError, match="'target' must be given"):
+        sample(whole, tmp_path / "out.xyz")
 
 
 def test_hostile_checkpoints(molecules, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,22 @@ SIZES = {
     "small": {"layers": 8, "width": 512, "heads": 8},
     "paper": {"layers": 12, "width": 768, "heads": 12},
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What a trainer is made from."""
+
+    structures: Structures
+    context: Any
+    optimisation: Any
+    size: str
+    batch: int
+    device: str
+    autoencoder: Path | None
+    merge_level: int
+
+
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
 
 
@@ -30,6 +47,9 @@ def train(
     batch: Annotated[int, typer.Option(help="Molecules in a step.", min=1)] = 64,
     lr: Annotated[float, typer.Option(help="Learning rate at its highest.")] = 3e-4,
     autoencoder: Annotated[Path | None, typer.Option(help="The checkpoint of a uae3d, for udm3d.", exists=True)] = None,
+    property_: Annotated[
+        str | None, typer.Option("--property", help="Of QM9: what udm3d is to be told, for example alpha.")
+    ] = None,
     merge_level: Annotated[int, typer.Option(help="Depth of uni3dar's octree.", min=1, max=10)] = 6,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint if it is there.")] = False,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 1000,
@@ -48,7 +68,10 @@ def train(
     if model not in makers:
         raise typer.BadParameter(f"--model must be one of {', '.join(makers)}, got {model}")
     optimisation = Optimisation(steps=steps, lr=lr, last_lr=lr / 100, warmup=min(steps // 10, 1000), seed=seed)
-    trainer = makers[model](_read(structures), optimisation, size, batch, _device(device), autoencoder, merge_level)
+    if property_ is not None and model != "udm3d":
+        raise typer.BadParameter("--property goes with --model udm3d alone")
+    given = _read(structures, property_)
+    trainer = makers[model](_Run(*given, optimisation, size, batch, _device(device), autoencoder, merge_level))
     if resume and out.exists():
         trainer.load(out)
     columns = (
@@ -84,11 +107,14 @@ def sample(
     ),
     noise: Annotated[float, typer.Option(help="Of udm3d: the noise's scale.", min=0)] = 0.95,
     steps: Annotated[int, typer.Option(help="Of udm3d: steps of the sampler.", min=1)] = 100,
+    target: Annotated[float | None, typer.Option(help="Of a conditional udm3d: the property's value.")] = None,
+    guidance: Annotated[float, typer.Option(help="Of a conditional udm3d: w, 0 for none.")] = 0.5,
     batch: Annotated[int, typer.Option(help="Molecules at a time.", min=1)] = 500,
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
     device: Device = "auto",
 ) -> None:
     """Draws molecules from a trained model."""
+    import torch
     from rich.console import Console
 
     from .checkpoints import load_model
@@ -104,7 +130,18 @@ def sample(
         structures, bonds = (found.best(keep) if keep < 1 else found.structures), None
         note = f", {found.discarded} of {count} begun in vain"
     elif isinstance(model, UDM3D):
-        made = model.sample(count, seed=seed, batch=batch, steps=steps, temperature=noise)
+        if (target is not None) != bool(model.dit.config.context):
+            raise ValueError(f"argument 'target' must {'' if target is None else 'not '}be given for {checkpoint}")
+        told = None if target is None else torch.full((count, 1), target, device=model.mean.device)
+        made = model.sample(
+            count,
+            seed=seed,
+            context=told,
+            batch=batch,
+            steps=steps,
+            temperature=noise,
+            w=guidance if told is not None else 0.0,
+        )
         structures, bonds, note = made.structures, made.bonds, ""
     else:
         raise ValueError(f"{checkpoint}: expected uni3dar or udm3d; an autoencoder alone draws nothing")
@@ -112,13 +149,24 @@ def sample(
     Console().print(f"{len(structures)} molecules{note}\n{out}", markup=False, highlight=False)
 
 
-def _read(structures: str) -> Structures:
+def _read(structures: str, property_: str | None) -> tuple[Structures, Any]:
+    """Molecules, and a property of each (M, 1) if one is asked for."""
     from . import data
     from .files import read
 
-    if structures == "qm9":
-        return data.qm9().select(data.edm_split()[0])
-    return read(Path(structures))
+    if property_ is None:
+        if structures == "qm9":
+            return data.qm9().select(data.edm_split()[0]), None
+        return read(Path(structures)), None
+    if structures != "qm9" or property_ not in data.PROPERTIES:
+        raise typer.BadParameter(f"--property must be one of {', '.join(data.PROPERTIES)}, and goes with qm9 alone")
+    import numpy as np
+
+    qm9 = data.load_qm9().select(data.property_halves()[1])
+    values = qm9.properties[property_]
+    if property_ == "cv":
+        values = values - data.CV_PER_ATOM * np.diff(qm9.structures.offsets)
+    return qm9.structures, values[:, None].astype(np.float32)
 
 
 def _device(device: str) -> str:
@@ -144,48 +192,43 @@ def _composition(formula: str) -> Any:
     return wanted
 
 
-def _uni3dar(
-    structures: Structures, optimisation: Any, size: str, batch: int, device: str, autoencoder: Any, merge_level: int
-) -> Any:
+def _uni3dar(run: _Run) -> Any:
     from .octree import Augmentation
     from .uni3dar import Config, make_trainer
 
-    config = Config(**SIZES[size], merge_level=merge_level)
-    cuda = device != "cpu"
+    config = Config(**SIZES[run.size], merge_level=run.merge_level)
     return make_trainer(
-        structures, config, optimisation, rows=batch * 192, augment=Augmentation(), device=device, compiled=cuda
-    )
+        run.structures, config, run.optimisation, rows=run.batch * 192, augment=Augmentation(), device=run.device,
+        compiled=run.device != "cpu",
+    )  # fmt: skip
 
 
-def _dataset(structures: Structures, config: Any, device: str) -> Any:
-    from .udm3d import Dataset
-
-    return Dataset.of(structures, config.elements, config.most_atoms, device)
-
-
-def _uae3d(
-    structures: Structures, optimisation: Any, size: str, batch: int, device: str, autoencoder: Any, merge_level: int
-) -> Any:
+def _uae3d(run: _Run) -> Any:
     import numpy as np
 
-    from .udm3d import make_autoencoder_trainer, vae
+    from .udm3d import Dataset, make_autoencoder_trainer, vae
 
-    numbers, counts = np.asarray(structures.numbers), np.diff(np.asarray(structures.offsets))
+    numbers, counts = np.asarray(run.structures.numbers), np.diff(np.asarray(run.structures.offsets))
     config = vae.Config(elements=tuple(np.unique(numbers).tolist()), most_atoms=int(counts.max(initial=1)))
-    return make_autoencoder_trainer(_dataset(structures, config, device), config, optimisation, batch=batch)
+    dataset = Dataset.of(run.structures, config.elements, config.most_atoms, run.device)
+    return make_autoencoder_trainer(dataset, config, run.optimisation, batch=run.batch)
 
 
-def _udm3d(
-    structures: Structures, optimisation: Any, size: str, batch: int, device: str, autoencoder: Any, merge_level: int
-) -> Any:
+def _udm3d(run: _Run) -> Any:
+    import torch
+
     from .checkpoints import load_model
-    from .udm3d import UAE3D, dit, make_diffusion_trainer
+    from .udm3d import UAE3D, Dataset, dit, make_diffusion_trainer
 
-    if autoencoder is None:
+    if run.autoencoder is None:
         raise typer.BadParameter("--autoencoder must be given for udm3d")
-    coder = load_model(autoencoder, device)
+    coder = load_model(run.autoencoder, run.device)
     if not isinstance(coder, UAE3D):
-        raise ValueError(f"{autoencoder}: expected the checkpoint of a uae3d")
-    config = dit.Config(latent=coder.config.latent, **(SIZES[size] if size == "tiny" else {}))
-    data = _dataset(structures, coder.config, device)
-    return make_diffusion_trainer(data, coder, config, optimisation, batch=batch, compiled=device != "cpu")
+        raise ValueError(f"{run.autoencoder}: expected the checkpoint of a uae3d")
+    told = None if run.context is None else torch.from_numpy(run.context).to(run.device)
+    shape = SIZES[run.size] if run.size == "tiny" else {}
+    config = dit.Config(latent=coder.config.latent, context=0 if told is None else 1, **shape)
+    dataset = Dataset.of(run.structures, coder.config.elements, coder.config.most_atoms, run.device)
+    return make_diffusion_trainer(
+        dataset, coder, config, run.optimisation, context=told, batch=run.batch, compiled=run.device != "cpu"
+    )
