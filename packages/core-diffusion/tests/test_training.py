@@ -215,6 +215,28 @@ def _train_in_process(rank: int, file: str, out: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+def _race_in_process(rank: int, file: str, out: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    net = model(moe={"num_experts": 4, "router": "race", "top_k": 1}, class_dropout_prob=0)
+    net.set_group(torch.distributed.group.WORLD)
+    found = net(rows(8)["images"][4 * rank : 4 * rank + 4], 500.0, torch.zeros(4, dtype=torch.long))
+    torch.save({"mask": found.moe[0].mask, "threshold": net.blocks[1].mlp.threshold}, f"{out}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_race_in_a_dit_goes_over_all_processes(tmp_path: Path) -> None:
+    torch.multiprocessing.start_processes(
+        _race_in_process, (str(tmp_path / "group"), str(tmp_path)), nprocs=2, start_method="fork"
+    )
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    net = model(moe={"num_experts": 4, "router": "race", "top_k": 1}, class_dropout_prob=0)
+    whole = net(rows(8)["images"], 500.0, torch.zeros(8, dtype=torch.long))
+    assert torch.equal(torch.cat([first["mask"], second["mask"]]), whole.moe[0].mask)
+    for part in (first, second):
+        assert torch.equal(part["threshold"], net.blocks[1].mlp.threshold)
+
+
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
     torch.multiprocessing.start_processes(

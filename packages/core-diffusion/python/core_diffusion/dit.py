@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from diffusers import ConfigMixin, DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .torch_moe import MoEOutput
+from .torch_moe import MoE, MoEOutput
 from .training import Step
 from .transformer import Block, FinalLayer, TimestepEmbedding, drop_labels, rope_angles, sincos_grid
 
@@ -84,6 +85,12 @@ class DiT(ModelMixin, ConfigMixin):
         angles = rope_angles(hidden_size // num_heads, grid) if position == "rope" else None
         self.register_buffer("places", places, persistent=False)
         self.register_buffer("angles", angles, persistent=False)
+
+    def set_group(self, group: dist.ProcessGroup | None) -> None:
+        """Lets the routers of "race" and "diffmoe" choose over the batches of all processes of a group; None: alone."""
+        for module in self.modules():
+            if isinstance(module, MoE):
+                module.group = group
 
     def patches(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] as patches [B, L, p * p * C]."""

@@ -155,7 +155,6 @@ class Trainer:
             raise ValueError(f"Trainer: no parameter's name begins with {phase.prefix!r} (phase {phase.name!r})")
         c = self.config
         rate = c.learning_rate if phase.learning_rate is None else phase.learning_rate
-        # A foreach step on a CPU allocates more than it saves.
         return torch.optim.AdamW(
             named, rate, c.betas, weight_decay=c.weight_decay, fused=self.device.type == "cuda" or None
         )

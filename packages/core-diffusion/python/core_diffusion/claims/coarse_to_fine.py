@@ -16,7 +16,7 @@ from ..tokenizer import ImageTokenizer
 from ..training import Trainer
 from .seeds import SEEDS, Result, distance, draws, fit, judge, over_seeds, pictures, plot_bars, spread
 
-SECONDS = {"cpu": 15.0, "gpu": 25.0}
+SECONDS = {"cpu": 15.0, "gpu": 15.0}
 TEMPERATURE = 1.1
 
 

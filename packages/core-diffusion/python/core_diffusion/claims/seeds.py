@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import json
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
@@ -52,7 +53,8 @@ def _kept(job: tuple[Callable[[str, int, Path], Result], str, int, Path]) -> Res
 
 def fit(recipe: Recipe, folder: Path) -> nn.Module:
     """Trains, or goes on, in the folder; returns the averaged model."""
-    trainer = Trainer(recipe.model, recipe.loss, recipe.data, recipe.config, folder)
+    config = dataclasses.replace(recipe.config, progress=False)
+    trainer = Trainer(recipe.model, recipe.loss, recipe.data, config, folder)
     trainer.fit()
     return trainer.ema
 
