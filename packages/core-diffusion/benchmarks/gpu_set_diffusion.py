@@ -65,7 +65,7 @@ def row(what: str, ours: Callable[[], Any], peer: Callable[[], Any], tokens: int
 def sampling(batch: int, codes: int, tokens: int) -> list[Row]:
     rng = np.random.default_rng(0)
     a, b = make_sample(rng, batch, codes, tokens), make_bridge(rng, batch, codes, tokens)
-    probs, x0, x1 = (torch.from_numpy(x).cuda() for x in (a["probs"], b["x0"], b["x1"]))
+    probs, x0, x1 = (torch.from_numpy(x).cuda() for x in (a["probs"].astype(np.float32), b["x0"], b["x1"]))
     totals = torch.full((batch,), tokens, device="cuda")
     g = torch.Generator("cuda").manual_seed(0)
     size = f"B={batch} K={codes} M={tokens}"

@@ -9,7 +9,7 @@
 
 namespace core_diffusion {
 inline constexpr auto ops = core::op_set(
-    core::op<"fixed_sum_sample", &fixed_sum_sample, &fixed_sum_sample_f64 CORE_IF_CUDA(&fixed_sum_sample_cuda)>(
+    core::op<"fixed_sum_sample", &fixed_sum_sample, &fixed_sum_sample_f64 CORE_IF_CUDA(&fixed_sum_sample_cuda, &fixed_sum_sample_cuda_f64)>(
         "Count vectors drawn from independent categorical laws `probs`, conditioned exactly on the sums `totals`.",
         {"probs[B,K,C]", "totals[B]", "top_p", "seed", "out[B,K]"}, {.paper = "2503.16425", .ns_per_element = 2}),
     core::op<"fixed_sum_bridge", &fixed_sum_bridge, &fixed_sum_bridge_i64 CORE_IF_CUDA(&fixed_sum_bridge_cuda)>(

@@ -14,13 +14,14 @@ def gpu(x):
     return torch.from_numpy(np.ascontiguousarray(x)).cuda()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.5])
 @pytest.mark.parametrize(
     ("batch", "codes", "tokens"), [(1, 1, 0), (3, 7, 5), (50, 33, 40), (5, 300, 64), (300, 64, 16)]
 )
-def test_samples_equal_the_reference(batch, codes, tokens, top_p):
+def test_samples_equal_the_reference(batch, codes, tokens, top_p, dtype):
     rng = np.random.default_rng()
-    probs = make_sample(rng, batch, codes, tokens)["probs"]
+    probs = make_sample(rng, batch, codes, tokens)["probs"].astype(dtype)
     seed = int(rng.integers(2**62))
     ours = cd.fixed_sum_sample(gpu(probs), tokens, seed=seed, top_p=top_p).cpu().numpy()
     np.testing.assert_array_equal(ours, cd.fixed_sum_sample(probs, tokens, seed=seed, top_p=top_p))

@@ -49,6 +49,8 @@ CORE_EXPORT void fixed_sum_bridge_i64(core::Tensor<const std::int64_t, 2> x0, co
 /// Waits for the stream once, for the errors of the arguments, which name row and kind.
 CORE_EXPORT void fixed_sum_sample_cuda(core::Tensor<const float, 3> probs, core::Tensor<const std::int64_t, 1> totals, double top_p,
                                        std::int64_t seed, core::Tensor<std::int32_t, 2> out, core::Stream stream);
+CORE_EXPORT void fixed_sum_sample_cuda_f64(core::Tensor<const double, 3> probs, core::Tensor<const std::int64_t, 1> totals, double top_p,
+                                           std::int64_t seed, core::Tensor<std::int32_t, 2> out, core::Stream stream);
 CORE_EXPORT void fixed_sum_bridge_cuda(core::Tensor<const std::int32_t, 2> x0, core::Tensor<const std::int32_t, 2> x1,
                                        core::Tensor<const double, 1> t, double sigma, std::int64_t max_count, std::int64_t seed,
                                        core::Tensor<std::int32_t, 2> out, core::Stream stream);

@@ -19,6 +19,7 @@ using Matrix = Tensor<const float, 2>;
 
 constexpr int lanes = 16;
 constexpr int64_t tile_rows = 12, block_rows = 48;
+constexpr int64_t group_panels = 8;      // panels after which the place of the best is noted
 constexpr int64_t sum_rows = 1024;       // rows whose shares are added as one number: sums do not depend on threads
 constexpr double largest_norm = 1e37;    // of a row, squared; float32 holds four times as much
 constexpr double least_gain = 1 - 1e-5;  // a candidate must be better by more than float32 rounds
@@ -85,59 +86,84 @@ struct Panels {
   int64_t count() const { return ceil_div(codes, lanes); }
 };
 
+/// Lanes' least values of half the squared norm less the product: over all groups of panels so far, and of one group.
 struct Best {
-  float value[block_rows * lanes];
-  std::int32_t panel[block_rows * lanes];
+  float value[block_rows * lanes], low[block_rows * lanes];
+  std::int32_t group[block_rows * lanes];
 };
 
-/// The best of R rows and sixteen codes. The loop over lanes is the one that is vectorised, so that all sums stay in registers.
-template <int R>
-inline void tile(int64_t depth, const float* x, const float* panel, std::int32_t which, float* best, std::int32_t* at) {
+/// The least values of R rows over one panel, kept in `low`; the loop over lanes is the one that is vectorised, so that all
+/// sums stay in registers. Which code it was is found later: to keep that here costs as much as the products.
+template <int R, bool First>
+inline void tile(int64_t depth, const float* x, const float* panel, float* low) {
+  const float* half = panel + depth * lanes;
   float sums[R][lanes];
   for (int j = 0; j < lanes; ++j) {
     float sum[R];
 #pragma GCC unroll 12
-    for (int i = 0; i < R; ++i) sum[i] = 0;
+    for (int i = 0; i < R; ++i) sum[i] = half[j];
     int64_t k = 0;
     do {  // a test before the first pass would keep the compiler from vectorising the loop over j
       const float c = panel[k * lanes + j];
 #pragma GCC unroll 12
-      for (int i = 0; i < R; ++i) sum[i] += x[i * depth + k] * c;
+      for (int i = 0; i < R; ++i) sum[i] -= x[i * depth + k] * c;
     } while (++k < depth);
 #pragma GCC unroll 12
     for (int i = 0; i < R; ++i) sums[i][j] = sum[i];
   }
-  const float* half = panel + depth * lanes;
   for (int i = 0; i < R; ++i)
     for (int j = 0; j < lanes; ++j) {
-      const float value = half[j] - sums[i][j], old = best[i * lanes + j];
-      const std::int32_t mark = at[i * lanes + j];
-      best[i * lanes + j] = value < old ? value : old;
-      at[i * lanes + j] = value < old ? which : mark;
+      const float old = low[i * lanes + j];
+      low[i * lanes + j] = First || sums[i][j] < old ? sums[i][j] : old;
     }
+}
+
+/// The first of the best codes for x in a lane of a group of panels.
+inline int64_t find(const Panels& codes, const float* x, int64_t group, int64_t lane) {
+  const int64_t depth = codes.depth, size = lanes * (depth + 1), end = std::min((group + 1) * group_panels, codes.count());
+  float least = infinity;
+  int64_t code = 0;
+  for (int64_t p = group * group_panels; p < end; ++p) {
+    const float* c = codes.data.data() + p * size + lane;
+    float value = c[depth * lanes];
+    for (int64_t k = 0; k < depth; ++k) value -= x[k] * c[k * lanes];
+    if (value < least) least = value, code = p * lanes + lane;
+  }
+  return code;
 }
 
 /// The nearest codes of rows [first, first + block_rows) of x. work: room for block_rows * depth floats.
 void nearest_block(const Panels* codes, const Matrix* rows, int64_t first, float* work, Best* best, int64_t* nearest) {
   const Matrix& x = *rows;
-  const int64_t n = std::min(block_rows, x.shape[0] - first), depth = codes->depth, size = lanes * (depth + 1);
+  const int64_t n = std::min(block_rows, x.shape[0] - first), depth = codes->depth, size = lanes * (depth + 1), count = codes->count();
+  const int64_t used = ceil_div(n, tile_rows) * tile_rows * lanes;
   std::fill_n(work, block_rows * depth, 0.f);
   for (int64_t i = 0; i < n; ++i)
     for (int64_t d = 0; d < codes->dim; ++d) work[i * depth + d] = x(first + i, d) - codes->mean[index_of(d)];
-  std::fill_n(best->value, block_rows * lanes, infinity);
-  std::fill_n(best->panel, block_rows * lanes, 0);
-  const float* panel = codes->data.data();
-  for (int64_t p = 0; p < codes->count(); ++p, panel += size)
-    for (int64_t i = 0; i < n; i += tile_rows)
-      tile<tile_rows>(depth, work + i * depth, panel, static_cast<std::int32_t>(p), best->value + i * lanes, best->panel + i * lanes);
-  for (int64_t i = 0; i < n; ++i) {
-    float least = infinity;
-    int64_t code = std::numeric_limits<int64_t>::max();
-    for (int64_t j = 0; j < lanes; ++j) {
-      const float value = best->value[i * lanes + j];
-      const int64_t k = static_cast<int64_t>(best->panel[i * lanes + j]) * lanes + j;
-      if (value < least || (value == least && k < code)) least = value, code = k;
+  std::fill_n(best->value, used, infinity);
+  std::fill_n(best->group, used, 0);
+  for (int64_t g = 0; g * group_panels < count; ++g) {
+    const float* panel = codes->data.data() + g * group_panels * size;
+    const int64_t panels = std::min(group_panels, count - g * group_panels);
+    for (int64_t i = 0; i < n; i += tile_rows) {
+      tile<tile_rows, true>(depth, work + i * depth, panel, best->low + i * lanes);
+      for (int64_t p = 1; p < panels; ++p) tile<tile_rows, false>(depth, work + i * depth, panel + p * size, best->low + i * lanes);
     }
+    const auto mark = static_cast<std::int32_t>(g);
+    for (int64_t i = 0; i < used; ++i) {
+      const float low = best->low[i], old = best->value[i];
+      const std::int32_t at = best->group[i];
+      best->value[i] = low < old ? low : old;
+      best->group[i] = low < old ? mark : at;
+    }
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    const float* value = best->value + i * lanes;
+    float least = value[0];
+    for (int64_t j = 1; j < lanes; ++j) least = value[j] < least ? value[j] : least;
+    int64_t code = std::numeric_limits<int64_t>::max();
+    for (int64_t j = 0; j < lanes; ++j)
+      if (value[j] == least) code = std::min(code, find(*codes, work + i * depth, best->group[i * lanes + j], j));
     nearest[first + i] = code;
   }
 }
@@ -179,27 +205,53 @@ std::vector<float> transpose_blocks(Matrix x, int64_t depth) {
   return out;
 }
 
-/// What is left of `least` in blocks [begin, end) if the candidate becomes a center; returns its sum.
-double try_candidate(const float* blocks, int64_t depth, int64_t begin, int64_t end, const float* candidate, const float* least,
-                     float* left) {
-  double total[lanes] = {};
+/// What would be left of `least` in blocks [begin, end) if a candidate became a center, summed; T candidates, [depth][T], at a time.
+template <int T>
+void try_candidates(const float* blocks, int64_t depth, int64_t begin, int64_t end, const float* candidates, const float* least,
+                    double* sums) {
+  double total[T][lanes] = {};
   for (int64_t b = begin; b < end; ++b) {
     const float *x = blocks + b * depth * lanes, *before = least + b * lanes;
+    float left[T][lanes];
+    for (int j = 0; j < lanes; ++j) {
+      float sum[T];
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t) sum[t] = 0;
+      int64_t d = 0;
+      do {  // as in `tile`
+#pragma GCC unroll 4
+        for (int t = 0; t < T; ++t) {
+          const float difference = x[d * lanes + j] - candidates[d * T + t];
+          sum[t] += difference * difference;
+        }
+      } while (++d < depth);
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t) left[t][j] = sum[t];
+    }
+    for (int t = 0; t < T; ++t)
+      for (int j = 0; j < lanes; ++j) left[t][j] = left[t][j] < before[j] ? left[t][j] : before[j];
+    for (int t = 0; t < T; ++t)
+      for (int j = 0; j < lanes; ++j) total[t][j] += static_cast<double>(left[t][j]);
+  }
+  for (int t = 0; t < T; ++t) sums[t] = std::accumulate(total[t], total[t] + lanes, 0.0);
+}
+
+/// Takes a center: `least` becomes what is left of it in blocks [begin, end).
+void take_center(const float* blocks, int64_t depth, int64_t begin, int64_t end, const float* center, float* least) {
+  for (int64_t b = begin; b < end; ++b) {
+    const float* x = blocks + b * depth * lanes;
     float sums[lanes];
     for (int j = 0; j < lanes; ++j) {
       float sum = 0;
       int64_t d = 0;
       do {  // as in `tile`
-        const float difference = x[d * lanes + j] - candidate[d];
+        const float difference = x[d * lanes + j] - center[d];
         sum += difference * difference;
       } while (++d < depth);
       sums[j] = sum;
     }
-    for (int j = 0; j < lanes; ++j) sums[j] = sums[j] < before[j] ? sums[j] : before[j];
-    for (int j = 0; j < lanes; ++j) left[b * lanes + j] = sums[j];
-    for (int j = 0; j < lanes; ++j) total[j] += static_cast<double>(sums[j]);
+    for (int j = 0; j < lanes; ++j) least[b * lanes + j] = sums[j] < least[b * lanes + j] ? sums[j] : least[b * lanes + j];
   }
-  return std::accumulate(total, total + lanes, 0.0);
 }
 
 class PlusPlus {
@@ -210,36 +262,45 @@ class PlusPlus {
         depth_(std::max<int64_t>(1, x.shape[1])),
         blocks_(transpose_blocks(x, depth_)),
         least_(index_of(ceil_div(rows_, lanes) * lanes), infinity),
-        left_(least_.size()),
-        best_(least_.size()),
-        parts_(index_of(ceil_div(rows_, sum_rows))),
-        candidate_(index_of(depth_)) {
+        candidates_(index_of(4 * depth_)),
+        parts_(index_of(ceil_div(rows_, sum_rows))) {
     std::fill(least_.begin() + rows_, least_.end(), 0.f);  // rows that are not there have no share
   }
 
-  /// Makes the row the next center, if it is better than those tried since the last call of `take`.
-  void offer(int64_t row) {
-    for (int64_t d = 0; d < x_.shape[1]; ++d) candidate_[index_of(d)] = x_(row, d);
-    std::vector<double> parts(parts_.size());
-    core::parallel_for(static_cast<int64_t>(parts.size()), 8, [&](int64_t begin, int64_t end) {
-      constexpr int64_t step = sum_rows / lanes;
-      for (int64_t p = begin; p < end; ++p)
-        parts[index_of(p)] = core::multiversion<&try_candidate>(
-            static_cast<const float*>(blocks_.data()), depth_, p * step, std::min((p + 1) * step, ceil_div(rows_, lanes)),
-            static_cast<const float*>(candidate_.data()), static_cast<const float*>(least_.data()), left_.data());
+  /// Makes the best of the rows a center; of rows equal but for rounding the first. Returns it.
+  int64_t take(const std::vector<int64_t>& offered) {
+    constexpr int64_t together = 4;
+    std::size_t best = 0;
+    std::vector<double> parts, chosen;
+    double least_total = 0;
+    for (std::size_t first = 0; first < offered.size(); first += together) {
+      const auto many = static_cast<int64_t>(std::min<std::size_t>(together, offered.size() - first));
+      for (int64_t t = 0; t < together; ++t)
+        for (int64_t d = 0; d < x_.shape[1]; ++d)
+          candidates_[index_of(d * together + t)] = x_(offered[first + index_of(std::min(t, many - 1))], d);
+      parts.assign(parts_.size() * together, 0.0);
+      each_part([&](int64_t p, int64_t begin, int64_t end) {
+        core::multiversion<&try_candidates<together>>(static_cast<const float*>(blocks_.data()), depth_, begin, end,
+                                                      static_cast<const float*>(candidates_.data()),
+                                                      static_cast<const float*>(least_.data()), parts.data() + p * together);
+      });
+      for (int64_t t = 0; t < many; ++t) {
+        double total = 0;
+        for (std::size_t p = 0; p < parts_.size(); ++p) total += parts[p * together + index_of(t)];
+        if (first + index_of(t) > 0 && total >= least_total * least_gain) continue;
+        best = first + index_of(t);
+        least_total = total;
+        chosen.resize(parts_.size());
+        for (std::size_t p = 0; p < parts_.size(); ++p) chosen[p] = parts[p * together + index_of(t)];
+      }
+    }
+    parts_.swap(chosen);
+    for (int64_t d = 0; d < x_.shape[1]; ++d) candidates_[index_of(d)] = x_(offered[best], d);
+    each_part([&](int64_t, int64_t begin, int64_t end) {
+      core::multiversion<&take_center>(static_cast<const float*>(blocks_.data()), depth_, begin, end,
+                                       static_cast<const float*>(candidates_.data()), least_.data());
     });
-    const double total = std::accumulate(parts.begin(), parts.end(), 0.0);
-    if (chosen_ >= 0 && total >= total_ * least_gain) return;
-    chosen_ = row;
-    total_ = total;
-    best_parts_.swap(parts);
-    best_.swap(left_);
-  }
-  /// The row chosen of those on offer.
-  int64_t take() {
-    least_.swap(best_);
-    parts_.swap(best_parts_);
-    return std::exchange(chosen_, -1);
+    return offered[best];
   }
   /// The row at share u of the sum of squared distances; the first row if that is 0.
   int64_t draw(double u) const {
@@ -259,13 +320,19 @@ class PlusPlus {
   }
 
  private:
+  /// f(p, begin, end) of the blocks of each part.
+  template <class F>
+  void each_part(F&& f) {
+    core::parallel_for(static_cast<int64_t>(parts_.size()), 8, [&](int64_t begin, int64_t end) {
+      constexpr int64_t step = sum_rows / lanes;
+      for (int64_t p = begin; p < end; ++p) f(p, p * step, std::min((p + 1) * step, ceil_div(rows_, lanes)));
+    });
+  }
+
   Matrix x_;
   int64_t rows_, depth_;
-  std::vector<float> blocks_, least_, left_, best_;
-  std::vector<double> parts_, best_parts_;
-  std::vector<float> candidate_;
-  double total_ = 0;
-  int64_t chosen_ = -1;
+  std::vector<float> blocks_, least_, candidates_;
+  std::vector<double> parts_;
 };
 
 // ---- Lloyd's rounds
@@ -368,12 +435,14 @@ void kmeans_init(Matrix x, int64_t trials, int64_t seed, Tensor<float, 2> center
                       "kmeans_init: argument 'trials' must be in 1.." + std::to_string(most_trials) + ", got " + std::to_string(trials));
   check_values("kmeans_init", "x", x);
   PlusPlus seeds(x);
+  std::vector<int64_t> offered;
   for (int64_t k = 0; k < centers.shape[0]; ++k) {
+    offered.clear();
     if (k == 0)
-      seeds.offer(static_cast<int64_t>(uniform(seed, 0, 0) * static_cast<double>(x.shape[0])));
+      offered.push_back(static_cast<int64_t>(uniform(seed, 0, 0) * static_cast<double>(x.shape[0])));
     else
-      for (int64_t t = 0; t < trials; ++t) seeds.offer(seeds.draw(uniform(seed, k, t)));
-    const int64_t row = seeds.take();
+      for (int64_t t = 0; t < trials; ++t) offered.push_back(seeds.draw(uniform(seed, k, t)));
+    const int64_t row = seeds.take(offered);
     for (int64_t d = 0; d < x.shape[1]; ++d) centers(k, d) = x(row, d);
   }
 }

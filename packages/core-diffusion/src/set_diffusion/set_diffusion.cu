@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace core_diffusion {
 namespace {
@@ -83,20 +84,25 @@ __device__ void keep_nucleus(double* w, int n, double mass) {
 }
 
 /// Reads code k of a row into its law.
-__device__ void read_code(const Tensor<const float, 3>& probs, int64_t b, int64_t k, double top_p, const Rows& row, Report* report) {
+template <class T>
+__device__ void read_code(const Tensor<const T, 3>& probs, int64_t b, int64_t k, double top_p, const Rows& row, Report* report) {
   const int lane = threadIdx.x % 32, n = static_cast<int>(probs.shape[2]);
-  const float* from = probs.data + b * probs.stride[0] + k * probs.stride[1];
+  const T* from = probs.data + b * probs.stride[0] + k * probs.stride[1];
   const int64_t stride = probs.stride[2];
-  float most = 0;
+  T most = 0;
   double sum = 0;
   bool good = true;
   for (int c = lane; c < n; c += 32) {
-    const float v = from[c * stride];
-    good &= v >= 0 && v <= 3.402823466e38f;
-    most = fmaxf(most, v);
+    const T v = from[c * stride];
+    good &= v >= 0 && v <= std::numeric_limits<T>::max();
+    most = v > most ? v : most;
     sum += static_cast<double>(v);
   }
-  for (int i = 16; i; i /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, i)), sum += __shfl_xor_sync(~0u, sum, i);
+  for (int i = 16; i; i /= 2) {
+    const T other = __shfl_xor_sync(~0u, most, i);
+    most = other > most ? other : most;
+    sum += __shfl_xor_sync(~0u, sum, i);
+  }
   good = __all_sync(~0u, good);
   if (!good || most == 0) {
     if (lane == 0) {
@@ -149,8 +155,9 @@ __device__ void read_code(const Tensor<const float, 3>& probs, int64_t b, int64_
   if (lane == 0) row.low[k] = low, row.span[k] = high - low;
 }
 
+template <class T>
 __global__ void __launch_bounds__(threads)
-    read_laws(Tensor<const float, 3> probs, double top_p, int64_t first, int64_t count, Rows rows, Report* report) {
+    read_laws(Tensor<const T, 3> probs, double top_p, int64_t first, int64_t count, Rows rows, Report* report) {
   const int64_t all = count * rows.codes;
   for (int64_t at = static_cast<int64_t>(blockIdx.x) * warps + threadIdx.x / 32; at < all; at += static_cast<int64_t>(gridDim.x) * warps) {
     const int64_t row = at / rows.codes;
@@ -380,8 +387,9 @@ __device__ bool solve_row(const Rows& r, int64_t total, int64_t seed, int64_t b,
 }
 
 /// `cells` doubles of dynamic shared memory hold a small table.
+template <class T>
 __global__ void __launch_bounds__(threads)
-    sample_rows(Tensor<const float, 3> probs, Tensor<const int64_t, 1> totals, double top_p, int64_t seed, Tensor<int32_t, 2> out,
+    sample_rows(Tensor<const T, 3> probs, Tensor<const int64_t, 1> totals, double top_p, int64_t seed, Tensor<int32_t, 2> out,
                 int64_t first, int64_t count, Rows rows, int64_t cells, Report* report) {
   extern __shared__ double room[];
   __shared__ Shared s;
@@ -503,10 +511,9 @@ void in_parts(const char* op, int device, cudaStream_t stream, int64_t batch, Ro
   }
   core::check_cuda(op, cudaGetLastError(), "launching");
 }
-}  // namespace
-
-void fixed_sum_sample_cuda(Tensor<const float, 3> probs, Tensor<const int64_t, 1> totals, double top_p, int64_t seed,
-                           Tensor<int32_t, 2> out, core::Stream stream) {
+template <class T>
+void sample(Tensor<const T, 3> probs, Tensor<const int64_t, 1> totals, double top_p, int64_t seed, Tensor<int32_t, 2> out,
+            core::Stream stream) {
   const char* op = "fixed_sum_sample";
   const int64_t batch = probs.shape[0], codes = probs.shape[1], counts = probs.shape[2];
   if (!(top_p > 0 && top_p <= 1)) throw core::Error("ValueError", "fixed_sum_sample: argument 'top_p' must be in (0, 1]");
@@ -525,13 +532,23 @@ void fixed_sum_sample_cuda(Tensor<const float, 3> probs, Tensor<const int64_t, 1
   Rows shape{};
   shape.codes = codes, shape.width = counts, shape.most = std::min(most, core::checked_mul(codes, counts - 1, op));
   in_parts(op, out.device_id, s, batch, shape, [&](int64_t first, int64_t count, const Rows& rows, int64_t shared) {
-    read_laws<<<blocks_for(count * codes / warps + 1, many), threads, 0, s>>>(probs, top_p, first, count, rows, report);
-    core::check_cuda(op, cudaFuncSetAttribute(sample_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+    read_laws<T><<<blocks_for(count * codes / warps + 1, many), threads, 0, s>>>(probs, top_p, first, count, rows, report);
+    core::check_cuda(op, cudaFuncSetAttribute(sample_rows<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
                      "preparing");
-    sample_rows<<<blocks_for(count, many), threads, static_cast<std::size_t>(shared), s>>>(probs, totals, top_p, seed, out, first, count,
-                                                                                           rows, shared / 8, report);
+    sample_rows<T><<<blocks_for(count, many), threads, static_cast<std::size_t>(shared), s>>>(probs, totals, top_p, seed, out, first, count,
+                                                                                              rows, shared / 8, report);
   });
   read_report(op, report, s, 0);
+}
+}  // namespace
+
+void fixed_sum_sample_cuda(Tensor<const float, 3> probs, Tensor<const int64_t, 1> totals, double top_p, int64_t seed,
+                           Tensor<int32_t, 2> out, core::Stream stream) {
+  sample(probs, totals, top_p, seed, out, stream);
+}
+void fixed_sum_sample_cuda_f64(Tensor<const double, 3> probs, Tensor<const int64_t, 1> totals, double top_p, int64_t seed,
+                               Tensor<int32_t, 2> out, core::Stream stream) {
+  sample(probs, totals, top_p, seed, out, stream);
 }
 
 void fixed_sum_bridge_cuda(Tensor<const int32_t, 2> x0, Tensor<const int32_t, 2> x1, Tensor<const double, 1> t, double sigma,
