@@ -22,7 +22,7 @@ from ..training import Trainer
 
 Result = dict[str, float]
 SEEDS = 3
-CLASSIFIER_STEPS = {"cpu": 400, "gpu": 2000}
+CLASSIFIER_STEPS = {"cpu": 600, "gpu": 2000}
 
 
 def over_seeds(run: Callable[[str, int, Path], Result], size: str, seed: int, out: Path) -> dict[str, list[float]]:
