@@ -17,7 +17,7 @@ from .seeds import SEEDS, Result, fit, over_seeds, pictures, plot_bars, spread
 
 EXPERTS = {"cpu": 8, "gpu": 16}
 TOP_K = 2
-STEPS = {"cpu": 300, "gpu": 1500}
+STEPS = {"cpu": 200, "gpu": 1500}
 
 
 def moe(router: str, size: str) -> dict[str, Any]:
