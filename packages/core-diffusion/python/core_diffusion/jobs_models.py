@@ -36,7 +36,7 @@ def train(
     from .training import Trainer
 
     moe = None if router == "none" else {"num_experts": experts, "router": router, "top_k": min(2, experts)}
-    weight = 1.0 if router == "diffmoe" else 1e-1
+    weight = 0.0 if router == "expert" else 1.0
     given = None if tokenizer is None else load_model(tokenizer)
     images = image_set(data)
     recipe = make(model, images, size, seed, steps, given, moe, weight, save_every=500, sample_every=500)
