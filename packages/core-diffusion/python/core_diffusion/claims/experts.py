@@ -84,8 +84,8 @@ def race(size: str, seed: int, out: Path) -> Claim:
         claim="The router similarity loss keeps the experts of Expert Race in balance (paper: MaxVio 6.38 -> 0.85).",
         protocol=(
             f"{images.name}, {SEEDS} seeds, {STEPS[size]} steps of {s.batch} images, DiT of {s.depth} x {s.hidden}, "
-            f"every second block with {EXPERTS[size]} experts, {TOP_K} a token; weight {SIMILARITY}. MaxVio (mean over layers) "
-            "and the flow-matching loss on held-out images in inference mode, by thresholds. Holds if MaxVio with the "
+            f"every second block with {EXPERTS[size]} experts, {TOP_K} a token; weight {SIMILARITY}. MaxVio (mean "
+            "over layers) and the flow-matching loss on held-out images in inference mode, by thresholds. Holds if MaxVio with the "
             "loss is at most 1 and at most half of that without, on the mean of the seeds."
         ),
         measured={name: spread(values) for name, values in found.items()},
