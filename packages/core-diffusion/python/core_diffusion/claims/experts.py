@@ -85,8 +85,8 @@ def race(size: str, seed: int, out: Path) -> Claim:
         protocol=(
             f"{images.name}, {SEEDS} seeds, {STEPS[size]} steps of {s.batch} images, DiT of {s.depth} x {s.hidden}, "
             f"every second block with {EXPERTS[size]} experts, {TOP_K} a token; weight {SIMILARITY}. MaxVio (mean "
-            "over layers) and the flow-matching loss on held-out images in inference mode, by thresholds. Holds if MaxVio with the "
-            "loss is at most 1 and at most half of that without, on the mean of the seeds."
+            "over layers) and the flow-matching loss on held-out images in inference mode, by thresholds. Holds if "
+            "MaxVio with the loss is at most 1 and at most half of that without, on the mean of the seeds."
         ),
         measured={name: spread(values) for name, values in found.items()},
         holds=spread(with_loss)[0] <= 1 and spread(with_loss)[0] <= 0.5 * spread(without)[0],
