@@ -29,9 +29,10 @@ class Size:
 
     asked: int = 1500
     imitated: int = 150
-    steps: tuple[int, int, int] = (40, 400, 160)
+    steps: tuple[int, int, int] = (40, 600, 160)
     batch: int = 32
-    seeds: int = 3
+    learning_rate: float = 2e-3
+    seeds: int = 2
     episodes: int = 10
     dim: int = 64
     ticks: int = 300
@@ -122,7 +123,7 @@ def run(
     games = range(first, first + 2 + size.asked // 60)
     asked = questions(mouse_doom.play(_wander(rng), games, size.ticks, keep=True), size.asked, rng)
     acted = imitation(expert, size.imitated)
-    options = {"batch": size.batch, "micro": size.batch, "learning_rate": 2e-3, "warmup": 20}
+    options = {"batch": size.batch, "micro": size.batch, "learning_rate": size.learning_rate, "warmup": 20}
     language, vision, action = size.steps
     recipe = [
         (post_training.language(language, **options), knowledge()),
