@@ -18,7 +18,7 @@ TOKENS = ActionTokenizer(51, first_id=20, pad_id=0)
 
 def model(dropout=0.0, seed=0):
     torch.manual_seed(seed)
-    return SmallVLM(71, (6, 12), (3, 4), dim=16, vision_layers=1, layers=1, dropout=dropout)
+    return SmallVLM(71, (6, 12), dim=16, vision_layers=1, layers=1, dropout=dropout)
 
 
 def picture(x, rng):
@@ -128,7 +128,7 @@ def test_wrong_checkpoints_are_refused(tmp_path):
     trainer.save(path)
     with pytest.raises(ValueError, match="belongs to another run"):
         pt.PostTraining(model(), stages((6, 6, 7))).load(path)
-    other = SmallVLM(71, (6, 12), (3, 4), dim=16, vision_layers=1, layers=2)
+    other = SmallVLM(71, (6, 12), dim=16, vision_layers=1, layers=2)
     with pytest.raises(ValueError, match="belongs to another model"):
         pt.PostTraining(other, stages()).load(path)
     path.write_bytes(path.read_bytes()[:100])
@@ -176,7 +176,7 @@ def test_only_actions_can_be_written(vocabulary):
     """A model without knowledge writes legal actions, and whatever is encoded is a sentence of the grammar."""
     tokens = ActionTokenizer(vocabulary, first_id=20, pad_id=0)
     torch.manual_seed(1)
-    blind = SmallVLM(20 + vocabulary, (6, 12), (3, 4), dim=16, vision_layers=1, layers=1)
+    blind = SmallVLM(20 + vocabulary, (6, 12), dim=16, vision_layers=1, layers=1)
     policy = ActionPolicy(blind, tokens)
     buttons, cameras = policy.act(torch.full((200, 3), 5), torch.Generator().manual_seed(2))
     written, lengths = tokens.encode(buttons[:, None], cameras[:, None])

@@ -14,8 +14,8 @@ import numpy as np
 from .action_tokens import BUTTONS
 from .games import open_doom, see
 
-HEIGHT, WIDTH = 24, 80
-"""Of the images: the middle of the screen, every second pixel."""
+HEIGHT, WIDTH = 24, 160
+"""Of the images: the screen about the horizon."""
 Act = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """(images uint8 [B, 3, HEIGHT, WIDTH], features float32 [B, 6] of DoomGame) -> (buttons bool [B, 20], camera float32
 [B, 2])."""
@@ -43,7 +43,7 @@ def play(act: Act, seeds: Sequence[int], ticks: int = 400, keep: bool = False) -
             if not playing:
                 break
             states = [games[i].get_state() for i in playing]
-            images = np.stack([s.screen_buffer[40:88:2, ::2].transpose(2, 0, 1) for s in states])
+            images = np.stack([s.screen_buffer[52:76].transpose(2, 0, 1) for s in states])
             features = np.array([see(s) for s in states], np.float32)
             buttons, camera = act(images, features)
             if keep:

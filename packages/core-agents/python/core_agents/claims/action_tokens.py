@@ -58,7 +58,7 @@ def claim(size: str, seed: int, out: Path) -> Claim:
         holds = holds and np.mean(kills["all three stages"]) > np.mean(kills["imitation alone"])
         plot = _plot(kills, out / "post_training.png")
         played = (
-            " A model of some 200,000 parameters plays VizDoom's defend_the_center with keys and mouse on 10 seeds: "
+            " A model of some 840,000 parameters plays VizDoom's defend_the_center with keys and mouse on 10 seeds: "
             "after knowledge as text, questions about 1,500 frames and 150 frames of an expert; and after as many "
             "steps of imitation alone, all of it trained. The spread is the standard deviation over two runs."
         )

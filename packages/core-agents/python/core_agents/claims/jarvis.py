@@ -134,7 +134,7 @@ def run(
     for name, stages in (("all three stages", recipe), ("imitation alone", alone)):
         torch.manual_seed(seed)
         shape = (mouse_doom.HEIGHT, mouse_doom.WIDTH)
-        model = SmallVLM(len(WORDS) + 51, shape, (8, 5), dim=size.dim, longest=16)
+        model = SmallVLM(len(WORDS) + 51, shape, dim=size.dim, longest=16)
         for made in post_training.PostTraining(model, stages, seed=seed).run():
             seen(made)
         yield name, float(mouse_doom.play(policy(model), range(1000, 1000 + size.episodes), size.ticks).kills.mean())

@@ -1,6 +1,6 @@
-"""A vision-language model small enough to be trained on a processor: patches of an image, then words, one decoder.
+"""A vision-language model small enough to be trained on a processor: columns of an image, then words, one decoder.
 
-It has the shape of LLaVA (a vision tower, an adapter, a causal language model) and is called like a model of
+The adapter makes four tokens of all columns together. It has the shape of LLaVA (a vision tower, an adapter, a causal language model) and is called like a model of
 transformers, so that :mod:`core_agents.post_training` trains it as it trains those. Without `pixel_values` it is a
 language model.
 """
@@ -11,6 +11,9 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
+
+TOKENS = 4
+"""Tokens of the language model that an image becomes."""
 
 
 class Block(nn.Module):
@@ -33,6 +36,35 @@ class Block(nn.Module):
         return x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
 
 
+class Vision(nn.Module):
+    """Images [B, 3, height, width] in 0..255 to tokens [B, width / 4, dim].
+
+    A token tells what is seen anywhere in four columns.
+    """
+
+    def __init__(self, image: tuple[int, int], dim: int, layers: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        width = -(-image[1] // 4)
+        self.embed = nn.Sequential(
+            nn.Conv2d(3, dim // 2, 5, 2, 2), nn.GELU(), nn.Conv2d(dim // 2, dim, 3, 2, 1), nn.GELU()
+        )
+        for layer in self.embed:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight)
+        self.contrast = nn.LayerNorm(dim)
+        self.places = nn.Parameter(torch.randn(width, dim) * 0.5)
+        self.layers = nn.ModuleList(Block(dim, heads, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The tokens."""
+        seen = self.embed(images.to(self.places.dtype) / 64 - 2).amax(2).transpose(1, 2)
+        x = self.contrast(seen) + self.places
+        for layer in self.layers:
+            x = layer(x, None)
+        return self.norm(x)
+
+
 class SmallVLM(nn.Module):
     """Images uint8 or float [B, 3, height, width] in 0..255, one an example, stand before the words."""
 
@@ -40,25 +72,16 @@ class SmallVLM(nn.Module):
         self,
         vocabulary: int,
         image: tuple[int, int],
-        patch: tuple[int, int],
         dim: int = 64,
-        vision_layers: int = 2,
+        vision_layers: int = 1,
         layers: int = 2,
         longest: int = 32,
         heads: int = 4,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.patches = (image[0] // patch[0]) * (image[1] // patch[1])
-        self.vision_tower = nn.ModuleDict(
-            {
-                "embed": nn.Conv2d(3, dim, patch, patch),
-                "layers": nn.ModuleList(Block(dim, heads, dropout) for _ in range(vision_layers)),
-                "norm": nn.LayerNorm(dim),
-            }
-        )
-        self.vision_tower.register_parameter("places", nn.Parameter(torch.randn(self.patches, dim) * 0.5))
-        self.multi_modal_projector = nn.Linear(dim, dim)
+        self.vision_tower = Vision(image, dim, vision_layers, heads, dropout)
+        self.multi_modal_projector = nn.Linear(-(-image[1] // 4) * dim, TOKENS * dim)
         self.embed_tokens = nn.Embedding(vocabulary, dim)
         self.places = nn.Parameter(torch.randn(longest, dim) * 0.5)
         self.layers = nn.ModuleList(Block(dim, heads, dropout) for _ in range(layers))
@@ -71,15 +94,9 @@ class SmallVLM(nn.Module):
         x = self.embed_tokens(input_ids) + self.places[: input_ids.shape[1]]
         seen = 0
         if pixel_values is not None:
-            tower = self.vision_tower
-            image = (
-                tower["embed"](pixel_values.to(tower.places.dtype) / 127.5 - 1).flatten(2).transpose(1, 2)
-                + tower.places
-            )
-            for layer in tower["layers"]:
-                image = layer(image, None)
-            x = torch.cat([self.multi_modal_projector(tower["norm"](image)), x], 1)
-            seen = self.patches
+            seen = TOKENS
+            image = self.multi_modal_projector(self.vision_tower(pixel_values).flatten(1))
+            x = torch.cat([image.view(len(x), seen, -1), x], 1)
         t = x.shape[1]
         mask = torch.ones(t, t, dtype=torch.bool, device=x.device).tril()
         mask[:, :seen] = True
