@@ -1,8 +1,8 @@
 """A vision-language model small enough to be trained on a processor: columns of an image, then words, one decoder.
 
-The adapter makes four tokens of all columns together. It has the shape of LLaVA (a vision tower, an adapter, a causal language model) and is called like a model of
-transformers, so that :mod:`core_agents.post_training` trains it as it trains those. Without `pixel_values` it is a
-language model.
+The adapter makes four tokens of all columns together. It has the shape of LLaVA (a vision tower, an adapter, a causal
+language model) and is called like a model of transformers, so that :mod:`core_agents.post_training` trains it as it
+trains those. Without `pixel_values` it is a language model.
 """
 
 from __future__ import annotations
