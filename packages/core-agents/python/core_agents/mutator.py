@@ -1,8 +1,8 @@
 """A scripted policy for PORTAL's loop: it reads the trees and the written analysis in a request and writes a new tree.
 
 It stands in for the paper's language model. All that it knows of a game, but for the scales of some features, stands in
-the request: the trees, and what :mod:`core_agents.tactics` says of them. Some changes are random, some answer a sentence
-of the analysis:
+the request: the trees, and what :mod:`core_agents.tactics` says of them. Some changes are random, some answer one
+of its sentences:
 
 * "attack gains 0.4 where abs(offset) < 0.1": attack there first, or there only (aim before shooting, save bullets);
 * "left moves offset by +0.2, right by -0.2": bring offset to where another action gains, by a threshold, or on until it
