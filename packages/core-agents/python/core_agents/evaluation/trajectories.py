@@ -34,7 +34,9 @@ def tool_calls(messages: Iterable[Message]) -> list[ToolCall]:
                 arguments = function["arguments"]
                 if isinstance(arguments, str):
                     arguments = json.loads(arguments) if arguments else {}
-                if not isinstance(arguments, Mapping) or not isinstance(function["name"], str):
+                if not (type(arguments) is dict or isinstance(arguments, Mapping)) or not isinstance(
+                    function["name"], str
+                ):
                     raise TypeError("'name' must be text and 'arguments' an object")
                 calls.append(ToolCall(function["name"], arguments))
             except (KeyError, TypeError, ValueError, RecursionError) as e:
@@ -48,7 +50,8 @@ def canonical(value: Any, schema: Schema | None = None) -> Any:
     With a JSON schema, text that says a number or a truth value is one where the schema says so, and a missing
     property is its "default".
     """
-    schema = schema or {}
+    if not schema:
+        return _plain(value)
     kind = schema.get("type")
     if isinstance(value, str):
         if kind == "boolean" and value.lower() in ("true", "false"):
@@ -60,10 +63,6 @@ def canonical(value: Any, schema: Schema | None = None) -> Any:
                 return value
             return canonical(number)
         return value
-    if isinstance(value, bool):
-        return ("bool", value)
-    if isinstance(value, float) and value != value:
-        return ("nan",)
     if isinstance(value, Mapping):
         properties = schema.get("properties", {})
         filled = {k: s["default"] for k, s in properties.items() if isinstance(s, Mapping) and "default" in s}
@@ -71,9 +70,25 @@ def canonical(value: Any, schema: Schema | None = None) -> Any:
         return ("object", frozenset((k, canonical(v, properties.get(k))) for k, v in filled.items()))
     if isinstance(value, (list, tuple)):
         return ("array", *(canonical(v, schema.get("items")) for v in value))
-    if value is None or isinstance(value, (int, float)):
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """:func:`canonical` without a schema."""
+    kind = type(value)
+    if kind is str or kind is int or value is None:
         return value
-    raise TypeError(f"a tool's argument must be a JSON value, got {type(value).__name__}")
+    if isinstance(value, bool):
+        return ("bool", value)
+    if isinstance(value, Mapping):
+        return ("object", frozenset([(k, v if type(v) is str else _plain(v)) for k, v in value.items()]))
+    if isinstance(value, (list, tuple)):
+        return ("array", *map(_plain, value))
+    if isinstance(value, float) and value != value:
+        return ("nan",)
+    if isinstance(value, (str, int, float)):
+        return value
+    raise TypeError(f"a tool's argument must be a JSON value, got {kind.__name__}")
 
 
 ArgumentMode = str | Sequence[str] | Callable[[Mapping[str, Any], Mapping[str, Any]], bool]
