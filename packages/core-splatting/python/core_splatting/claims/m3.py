@@ -17,15 +17,15 @@ from ..scenes.walker import Skin, walker
 
 LEAST_COSINE = 0.95
 FEATURES = 6000  # among which components are looked for
-# Channels, dimensions, kind and threshold: those of the models of M3; "parts" features name what is seen, as those of
-# CLIP do, "places" features change along it, as those of DINOv2 do.
+# Channels and dimensions of M3's models; what is seen, and the threshold for it: "parts" features name what is seen, as
+# those of CLIP do, "places" features change along it too, as those of DINOv2 do.
 MODELS = {
-    "CLIP": (16, 768, "parts", 0.80),
-    "DINOv2": (32, 1536, "places", 0.75),
+    "CLIP": (16, 768, "parts", 0.90),
+    "DINOv2": (32, 1536, "places", 0.90),
     "SigLIP": (32, 1152, "parts", 0.85),
-    "SEEM": (16, 512, "parts", 0.80),
-    "LLaMA3": (32, 4096, "places", 0.80),
-    "LLaMAv": (32, 4096, "places", 0.65),
+    "SEEM": (16, 512, "parts", 0.90),
+    "LLaMA3": (32, 4096, "places", 0.90),
+    "LLaMAv": (32, 4096, "places", 0.85),
 }
 
 
@@ -40,12 +40,13 @@ class Size:
     steps: int
     feature_steps: int
     noise: float
+    stride: int
     device: str
 
 
 SIZES = {
-    "cpu": Size(64, 9, 8000, ("CLIP", "DINOv2"), 200, 200, 0.2, "cpu"),
-    "gpu": Size(720, 13, 200_000, tuple(MODELS), 3000, 3000, 0.2, "cuda"),
+    "cpu": Size(64, 9, 8000, ("CLIP", "DINOv2"), 200, 300, 0.1, 1, "cpu"),
+    "gpu": Size(720, 13, 200_000, tuple(MODELS), 3000, 2000, 0.1, 12, "cuda"),
 }
 
 
@@ -62,19 +63,20 @@ def claim(size: str, seed: int, out: Path) -> Claim:
     config = Config.for_steps(s.steps, most=s.skin, sh_degree=0, reset_every=10**6, seed=seed)
     trainer = Trainer(scene, config, device=s.device, hold_out=s.cameras)
     seen = Seen(s, seed)
-    rng = np.random.default_rng(seed + 1)
+    rng, generator = np.random.default_rng(seed + 1), torch.Generator(s.device).manual_seed(seed + 1)
     models = {name: synthetic_model(*MODELS[name][1:3], rng) for name in s.models}
     views, clean = [], {}
     for i, picture in enumerate(trainer.pictures + trainer.held):
         part, place, there = seen.by(picture)
-        features = {name: f(part, place) * there[..., None] for name, f in models.items()}
+        features = {name: f(part, place) * there[..., None].astype(np.float32) for name, f in models.items()}
         if i == len(trainer.pictures):
             clean = features
             break
         noisy = {}
         for name, f in features.items():
-            noise = rng.normal(0, s.noise / f.shape[-1] ** 0.5, f.shape) * there[..., None]
-            noisy[name] = torch.from_numpy((f + noise).astype(np.float32)).to(s.device)
+            seen_there = torch.from_numpy(f).to(s.device)
+            noise = torch.randn(f.shape, generator=generator, device=s.device) * (s.noise / f.shape[-1] ** 0.5)
+            noisy[name] = seen_there + noise * (seen_there != 0).any(-1, keepdim=True)
         views.append(FeatureView(picture.viewmat, picture.K, s.side, s.side, noisy))
     held = trainer.held[0]
     target = FeatureView(held.viewmat, held.K, s.side, s.side, {})
@@ -95,7 +97,7 @@ def claim(size: str, seed: int, out: Path) -> Claim:
             for _ in progress.track(field.train(views, s.feature_steps), s.feature_steps, description=label):
                 pass
             with torch.no_grad():
-                recalled = field.recall(field.render(target))
+                recalled = field.recall(field.render(target)[seen.grid])
             results[label] = {name: _cosines(recalled[name].cpu().numpy(), clean[name]) for name in s.models}
             if label == "memory":
                 shown = recalled
@@ -132,9 +134,10 @@ class Seen:
 
     def __init__(self, s: Size, seed: int) -> None:
         self.skin, self.side = Skin.sample(s.skin, np.random.default_rng(seed)), s.side
+        self.grid = (slice(s.stride // 2, None, s.stride),) * 2
 
     def by(self, picture: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """part (H, W), place (H, W, 3) and whether anything is there (H, W)."""
+        """part (h, w), place (h, w, 3) and whether anything is there (h, w), of each `stride`-th pixel."""
         skin, count = self.skin, len(self.skin.bone)
         parts = skin.bone.max() + 2
         one_hot = np.eye(parts, dtype=np.float32)[skin.bone]  # the floor, -1, is the last
@@ -144,20 +147,18 @@ class Seen:
             skin.at(0.0)[0].astype(np.float32), np.tile(np.array([1, 0, 0, 0], np.float32), (count, 1)),
             np.full((count, 3), skin.size, np.float32), np.full(count, 0.95, np.float32), colors, *camera,
         )  # fmt: skip
-        there = alphas[0, ..., 0] > 0.5
-        return image[0, ..., :parts].argmax(-1), image[0, ..., parts:] / alphas[0].clip(1e-6), there
+        image, alphas = image[0][self.grid], alphas[0][self.grid]
+        return image[..., :parts].argmax(-1), image[..., parts:] / alphas.clip(1e-6), alphas[..., 0] > 0.5
 
 
 def synthetic_model(width: int, kind: str, rng: np.random.Generator) -> Callable[[Any, Any], NDArray[np.float32]]:
-    """Unit features of `width` numbers from a part and a place on it: a direction for each part, and for "places" waves
-    along it in random directions."""
+    """Unit features of `width` numbers from a part and a place on it: a direction for each part, and a little, for
+    "places" a good deal, that changes linearly along the part."""
     direction = rng.normal(size=(64, width)) / width**0.5
-    waves, phases = rng.normal(0, 3, (3, width)), rng.uniform(0, 2 * np.pi, (64, width))
-    share = {"parts": 0.2, "places": 0.8}[kind]
+    slopes = {"parts": 0.2, "places": 0.8}[kind] * rng.normal(size=(3, width)) / width**0.5
 
     def see(part: Any, place: Any) -> NDArray[np.float32]:
-        moving = np.cos(place @ waves + phases[part]) * (2 / width) ** 0.5
-        rows = direction[part] + share * moving
+        rows = direction[part] + place @ slopes
         out: NDArray[np.float32] = (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
         return out
 

@@ -91,7 +91,7 @@ class FeatureField:
 
     def loss(self, view: FeatureView) -> Tensor:
         """The loss at random points of a view, summed over models."""
-        at = (2 * torch.rand((1, 1, self.points, 2), generator=self.generator) - 1).to(self.queries.device)
+        at = torch.rand((self.points, 2), generator=self.generator)
         found = self.recall(_sampled(self.render(view), at))
         total = torch.zeros((), device=self.queries.device)
         for name, target in view.features.items():
@@ -124,7 +124,15 @@ class LinearField(FeatureField):
 
 
 def _sampled(image: Tensor, at: Tensor) -> Tensor:
-    """(P, D) bilinear samples of (H, W, D) at (1, 1, P, 2) places in [-1, 1]."""
-    return torch.nn.functional.grid_sample(
-        image.permute(2, 0, 1)[None], at, padding_mode="border", align_corners=False
-    )[0, :, 0].T
+    """(P, D) bilinear samples of (H, W, D) at (P, 2) places x, y in [0, 1], the border's pixels going on outside."""
+    height, width, channels = image.shape
+    pixels = image.reshape(height * width, channels)
+    size = torch.tensor([width, height], dtype=torch.float32)
+    place = (at * size - 0.5).clamp(min=0).minimum(size - 1)
+    first = place.floor()
+    share = (place - first).to(image.device)
+    left, top = first.long().unbind(-1)
+    right, low = (left + 1).clamp(max=width - 1), (top + 1).clamp(max=height - 1)
+    (x, y), (u, v) = ((left, right), (top, low)), share.unsqueeze(-1).unbind(1)
+    rows = [pixels[(row * width + column).to(image.device)] for row in y for column in x]
+    return (rows[0] * (1 - u) + rows[1] * u) * (1 - v) + (rows[2] * (1 - u) + rows[3] * u) * v
