@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..octree import CLS, TREE, VOCABULARY
+from ..octree import CLS, VOCABULARY
 
 IGNORED = -100
 TREE_CLASSES = 255
@@ -316,8 +316,3 @@ class PropertyHead(nn.Module):
         """(molecules or atoms, properties), in the order of the batch, from `Uni3DAR.hidden`."""
         own = batch.tokens == CLS if self.level < 0 else (batch.levels == 0) & (batch.tokens < CLS)
         return self.mlp(hidden[own])
-
-
-def tree_class(token: Tensor) -> Tensor:
-    """The class 0..254 of a tree token."""
-    return token - TREE - 1
