@@ -60,12 +60,14 @@ struct Members {
 };
 
 /// Gives each empty cluster the farthest row of a cluster that has several; returns these rows, in the order of the empty clusters.
-std::vector<std::pair<int64_t, int64_t>> fill_empty(std::vector<int64_t>& labels, std::vector<double>& distance, int64_t clusters) {
+std::vector<std::pair<int64_t, int64_t>> fill_empty(Matrix x, Matrix centers, std::vector<int64_t>& labels) {
+  const int64_t clusters = centers.shape[0];
   std::vector<int64_t> size(index_of(clusters)), order;
   for (const int64_t k : labels) ++size[index_of(k)];
   const auto empty = std::count(size.begin(), size.end(), 0);
   std::vector<std::pair<int64_t, int64_t>> moved;
   if (empty == 0) return moved;
+  const std::vector<double> distance = distances(x, centers, labels);
   order.resize(labels.size());
   std::iota(order.begin(), order.end(), int64_t{0});
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return distance[index_of(a)] > distance[index_of(b)]; });
@@ -76,7 +78,6 @@ std::vector<std::pair<int64_t, int64_t>> fill_empty(std::vector<int64_t>& labels
     const int64_t row = *next++;
     --size[index_of(std::exchange(labels[index_of(row)], k))];
     size[index_of(k)] = 1;
-    distance[index_of(row)] = 0;
     moved.emplace_back(k, row);
   }
   return moved;
@@ -131,8 +132,8 @@ void nearest_codes(Matrix x, Matrix codes, Tensor<int64_t, 1> index, Tensor<floa
   check_values("nearest_codes", "x", x);
   check_values("nearest_codes", "codes", codes);
   std::vector<int64_t> nearest(index_of(x.shape[0]));
-  std::vector<double> squared(nearest.size());
-  assign(x, codes, nearest, squared);
+  assign(x, codes, nearest);
+  const std::vector<double> squared = distances(x, codes, nearest);
   for (int64_t i = 0; i < x.shape[0]; ++i) {
     index(i) = nearest[index_of(i)];
     distance(i) = static_cast<float>(squared[index_of(i)]);
@@ -170,24 +171,24 @@ void kmeans(Matrix x, Matrix init, int64_t max_iter, double tol, Tensor<float, 2
     for (int64_t d = 0; d < init.shape[1]; ++d) centers(k, d) = init(k, d);
 
   std::vector<int64_t> nearest(index_of(rows)), before;
-  std::vector<double> distance(nearest.size());
   const double least_move = tol > 0 ? tol * mean_variance(x) : 0;
   int64_t round = 0;
   for (double move = infinity; round < max_iter && move > least_move; ++round) {
-    assign(x, read_only(centers), nearest, distance);
-    fill_empty(nearest, distance, clusters);
+    assign(x, read_only(centers), nearest);
+    fill_empty(x, read_only(centers), nearest);
     if (nearest == before) break;
     before = nearest;
     move = update(x, nearest, centers);
   }
   for (int64_t attempt = 0; attempt <= clusters; ++attempt) {
-    assign(x, read_only(centers), nearest, distance);
-    const auto moved = fill_empty(nearest, distance, clusters);
+    assign(x, read_only(centers), nearest);
+    const auto moved = fill_empty(x, read_only(centers), nearest);
     for (const auto& [k, row] : moved)
       for (int64_t d = 0; d < x.shape[1]; ++d) centers(k, d) = x(row, d);
     if (moved.empty()) break;
   }
   for (int64_t i = 0; i < rows; ++i) labels(i) = nearest[index_of(i)];
+  const std::vector<double> distance = distances(x, read_only(centers), nearest);
   inertia(0) = sum_over(rows, [&](int64_t i) { return distance[index_of(i)]; });
   rounds(0) = round;
 }

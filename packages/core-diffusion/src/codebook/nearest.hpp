@@ -144,17 +144,24 @@ void nearest_block(const Panels* codes, const Matrix* rows, int64_t first, float
   }
 }
 
-/// Index of and squared distance to the nearest code of each row.
-void assign(Matrix x, Matrix codes, std::vector<int64_t>& nearest, std::vector<double>& distance) {
+/// The nearest code of each row.
+void assign(Matrix x, Matrix codes, std::vector<int64_t>& nearest) {
   const Panels panels(codes);
   core::parallel_for(ceil_div(x.shape[0], block_rows), 1, [&](int64_t begin, int64_t end) {
     std::vector<float> work(index_of(block_rows * panels.depth));
     Best best;
     for (int64_t b = begin; b < end; ++b)
       core::multiversion<&nearest_block>(&panels, &x, b * block_rows, work.data(), &best, nearest.data());
-    for (int64_t i = begin * block_rows; i < std::min(end * block_rows, x.shape[0]); ++i)
-      distance[index_of(i)] = squared_distance(x, i, codes, nearest[index_of(i)]);
   });
+}
+
+/// The squared distance of each row to its code.
+std::vector<double> distances(Matrix x, Matrix codes, const std::vector<int64_t>& nearest) {
+  std::vector<double> found(nearest.size());
+  core::parallel_for(x.shape[0], sum_rows, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) found[index_of(i)] = squared_distance(x, i, codes, nearest[index_of(i)]);
+  });
+  return found;
 }
 }  // namespace
 }  // namespace core_diffusion
