@@ -1,4 +1,4 @@
-"""`core run diffusion.decode-shape` on a small autoencoder."""
+"""`core run diffusion.train-shape` and `diffusion.decode-shape` on small autoencoders."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 for needed in ("diffusers", "trimesh", "matplotlib"):
     pytest.importorskip(needed)
 
-from core_diffusion.jobs import decode_shape  # noqa: E402
+from core_diffusion.jobs_shapes import decode_shape, train_shape  # noqa: E402
 from core_diffusion.meshes import load_mesh, save_mesh  # noqa: E402
 from core_diffusion.vecset import VecSetVAE  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
@@ -43,3 +43,18 @@ def test_a_mesh_and_a_latent_set_become_files(tmp_path, model):
     with pytest.raises(ValueError, match="'latents'"):
         decode_shape(model, tmp_path / "bad.safetensors", tmp_path / "x.ply")
     assert not (tmp_path / "x.ply").exists()
+
+
+def test_training_ends_with_a_model_that_decodes(tmp_path):
+    pytest.importorskip("accelerate")
+    corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)
+    faces = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
+    (tmp_path / "meshes").mkdir()
+    for i in range(3):
+        save_mesh(tmp_path / "meshes" / f"{i}.ply", corners * [1, 1 + i, 1], faces)
+    save_mesh(tmp_path / "meshes" / "open.obj", corners, faces[:2])
+    train_shape(tmp_path / "meshes", tmp_path / "run", steps=2)
+    vae = VecSetVAE.from_pretrained(tmp_path / "run" / "model")
+    assert vae.config.num_latents == 96
+    with pytest.raises(ValueError, match="closed"):
+        train_shape(tmp_path / "run", tmp_path / "other", steps=2)

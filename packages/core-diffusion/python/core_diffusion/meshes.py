@@ -23,6 +23,7 @@ __all__ = [
     "sample_surface",
     "save_mesh",
     "shape_rows",
+    "shape_set",
     "signed_distance",
     "winding_number",
 ]
@@ -179,6 +180,33 @@ def load_mesh(path: str | Path, extent: float = 0.95) -> tuple[NDArray[np.float3
     if not size > 0:
         raise ValueError(f"{path} is a single point")
     return ((vertices - (low + high) / 2) * (2 * extent / size)).astype(np.float32), faces
+
+
+def _closed(vertices: Tensor, faces: Tensor, generator: torch.Generator) -> bool:
+    """Whether winding numbers at random points are whole, as of closed surfaces."""
+    points = 2 * torch.rand(500, 3, device=vertices.device, generator=generator) - 1
+    turns = winding_number(points, vertices, faces)
+    return bool(((turns - turns.round()).abs() < 0.05).float().mean() > 0.99)
+
+
+def shape_set(
+    paths: Sequence[Path], rows: int, device: torch.device, generator: torch.Generator
+) -> tuple[list[tuple[Tensor, Tensor]], dict[str, Tensor]]:
+    """The closed ones of mesh files as a training set.
+
+    Returns:
+        vertices and faces of each, on the device, and `shape_rows` of all with one first axis: `rows` points of the
+        surface, of the cube and near the surface.
+
+    Raises:
+        ValueError: no file holds a closed mesh; RuntimeError: a file that trimesh does not read.
+    """
+    loaded = [[torch.from_numpy(x).to(device) for x in load_mesh(path)] for path in paths]
+    shapes = [(vertices, faces) for vertices, faces in loaded if _closed(vertices, faces, generator)]
+    if not shapes:
+        raise ValueError(f"none of the {len(paths)} mesh files holds a closed mesh")
+    every = [shape_rows(*shape, rows, rows, rows, generator) for shape in shapes]
+    return shapes, {name: torch.stack([one[name] for one in every]) for name in every[0]}
 
 
 def save_mesh(path: str | Path, vertices: NDArray[Any], faces: NDArray[Any]) -> None:
