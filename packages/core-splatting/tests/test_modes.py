@@ -51,11 +51,15 @@ def test_forward(model: str, antialiased: bool, covars: bool) -> None:
 @modes
 def test_gradient(model: str, antialiased: bool, covars: bool) -> None:
     a = changed(scene_backward(np.random.default_rng(0), N=14, W=24, H=20, C=2, focal=25.0), model, antialiased, covars)
-    forward = {k: v for k, v in a.items() if k not in ("image", "alphas") and not k.startswith("v_")}
+    forward = {
+        k: v
+        for k, v in a.items()
+        if k not in ("image", "alphas", "workspace", "deterministic") and not k.startswith("v_")
+    }
     keys = list(forward)
     ordered = {k: forward[k] for k in keys[: keys.index("Ks") + 1]} | {"backgrounds": None}
     ordered |= {k: forward[k] for k in keys[keys.index("Ks") + 1 :]}
-    _C.rasterize(*ordered.values(), a["image"], a["alphas"])
+    _C.rasterize(*ordered.values(), a["image"], a["alphas"], None)
     _C.rasterize_backward(*a.values())
     for name, want in rasterize_backward(a).items():
         scale = np.abs(want).max()

@@ -61,6 +61,7 @@ def test_opcheck() -> None:
             False,
             "pinhole",
             False,
+            False,
         ),
     )
 
@@ -139,7 +140,25 @@ def test_opcheck_with_gradients() -> None:
     means2d = torch.zeros(2, 30, 2, requires_grad=True)
     torch.library.opcheck(
         rasterize,
-        (*x[:3], None, x[3], colors, *x[5:], means2d, 24, 20, 0.01, 1e10, 0.0, 0.3, 0.999, True, "fisheye", False),
+        (
+            *x[:3],
+            None,
+            x[3],
+            colors,
+            *x[5:],
+            means2d,
+            24,
+            20,
+            0.01,
+            1e10,
+            0.0,
+            0.3,
+            0.999,
+            True,
+            "fisheye",
+            False,
+            True,
+        ),
     )
 
 
@@ -170,7 +189,7 @@ def test_cuda_equals_cpu(mode: str) -> None:
 
 
 @needs_cuda
-@pytest.mark.parametrize("channels", [1, 3, 4, 7, 16, 32, 33, 70])
+@pytest.mark.parametrize("channels", [1, 3, 4, 5, 7, 16, 24, 32, 33, 70, 160, 200])
 def test_cuda_channels(channels: int) -> None:
     x, y = inputs("cuda"), inputs()
     color = torch.rand(300, channels, generator=torch.Generator().manual_seed(0))
@@ -185,22 +204,80 @@ def gradients(x: list[Any], device: str, weights: Any) -> list[Any]:
     return [t.grad.cpu() for t in leaves]
 
 
-@needs_cuda
-@pytest.mark.parametrize("channels", [1, 2, 3, 4, 7, 16, 32])
-def test_cuda_gradient_equals_cpu(channels: int) -> None:
+def with_channels(channels: int) -> tuple[list[Any], Any]:
     x, gen = inputs(), torch.Generator().manual_seed(0)
     x[4] = torch.rand(300, channels, generator=gen)
-    weights = torch.rand(70, 90, channels, generator=gen) - 0.4
-    for got, want in zip(gradients(x, "cuda", weights), gradients(x, "cpu", weights), strict=True):
-        assert (got - want).norm() < 2e-4 * want.norm()
+    return x, torch.rand(70, 90, channels, generator=gen) - 0.4
 
 
 @needs_cuda
-def test_cuda_gradient_has_at_most_32_channels() -> None:
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 7, 16, 32, 33, 160])
+def test_cuda_gradient_equals_cpu(channels: int, deterministic: bool) -> None:
+    x, weights = with_channels(channels)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        found, again = gradients(x, "cuda", weights), gradients(x, "cuda", weights)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for got, second, want in zip(found, again, gradients(x, "cpu", weights), strict=True):
+        assert (got - want).norm() < 2e-4 * want.norm()
+        assert not deterministic or torch.equal(got, second)
+
+
+@needs_cuda
+def test_cuda_gradient_has_at_most_1024_channels() -> None:
     x = inputs()
-    x[4] = torch.rand(300, 33)
-    with pytest.raises(NotImplementedError, match="argument 'colors' must have at most 32 channels on CUDA, got 33"):
+    x[4] = torch.rand(300, 1025)
+    with pytest.raises(
+        NotImplementedError, match="argument 'colors' must have at most 1024 channels on CUDA, got 1025"
+    ):
         gradients(x, "cuda", torch.ones(1))
+
+
+@needs_cuda
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("channels", [3, 33])
+def test_cuda_workspace_that_is_too_small(channels: int, deterministic: bool) -> None:
+    from core_splatting import _core_splatting as _C
+    from core_splatting.cases import scene_backward
+
+    a = scene_backward(np.random.default_rng(0), N=400, W=90, H=70, C=2, D=channels, focal=80.0)
+    there = {k: torch.from_numpy(v).cuda() if isinstance(v, np.ndarray) else v for k, v in a.items()}
+    size = torch.zeros(1, dtype=torch.int64)
+    _C.rasterize_workspace(2, 400, 90, 70, 0, size)
+    inputs, scalars = list(there.values())[:8], list(there.values())[8:15]
+    found = []
+    for room in (int(size), 64 * (1 + 100 + 13 + 13 + 2)):  # the second has none for the tiles' lists
+        workspace = torch.full((room,), -1, dtype=torch.int32, device="cuda")
+        image, alphas = torch.empty_like(there["image"]), torch.empty_like(there["alphas"])
+        _C.rasterize(*inputs, None, *scalars, image, alphas, workspace)
+        _C.rasterize_backward(*(there | {"workspace": workspace, "deterministic": deterministic}).values())
+        found.append([x.clone() for x in (image, alphas, *list(there.values())[21:]) if x is not None])
+    black = {k: a[k] for k in list(a)[:8]} | {"backgrounds": None} | {k: a[k] for k in list(a)[8:15]}
+    cpu = np.empty_like(a["image"]), np.empty_like(a["alphas"])
+    _C.rasterize(*black.values(), *cpu, None)
+    assert np.abs(found[0][0].cpu().numpy() - cpu[0]).mean() < 1e-5
+    for enough, small in zip(*found, strict=True):
+        assert (enough - small).norm() <= 1e-5 * enough.norm()
+    with pytest.raises(ValueError, match="argument 'workspace'"):
+        _C.rasterize(*inputs, None, *scalars, image, alphas, workspace[:-64])
+
+
+@needs_cuda
+def test_cuda_compiled_gradient() -> None:
+    x, weights = with_channels(3)
+
+    def loss(*leaves: Any) -> Any:
+        return (rasterization(*leaves, x[6].cuda(), 90, 70)[0] * weights.cuda()).sum()
+
+    found = []
+    for call in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        leaves = [t.detach().cuda().requires_grad_() for t in x[:6]]
+        call(*leaves).backward()
+        found.append([t.grad for t in leaves])
+    for eager, compiled in zip(*found, strict=True):
+        assert (eager - compiled).norm() < 1e-4 * eager.norm()
 
 
 @needs_cuda

@@ -40,7 +40,7 @@ def scene(
         "backgrounds": rng.uniform(0, 1, (C, D)).astype(f32), "near_plane": 0.01, "far_plane": 1e10,
         "radius_clip": 0.0, "eps2d": 0.3,
         "max_alpha": 0.999, "antialiased": False, "camera_model": "pinhole",
-        "out_colors": np.empty((C, H, W, D), f32), "out_alphas": np.empty((C, H, W), f32),
+        "out_colors": np.empty((C, H, W, D), f32), "out_alphas": np.empty((C, H, W), f32), "workspace": None,
     }  # fmt: skip
 
 
@@ -51,11 +51,11 @@ def scene_backward(rng: np.random.Generator, **size: Any) -> dict[str, Any]:
     f32 = np.float32
     cameras, height, width, channels = forward["out_colors"].shape
     count = len(forward["means"])
-    inputs = {k: v for k, v in forward.items() if k != "backgrounds" and not k.startswith("out_")}
+    inputs = {k: v for k, v in forward.items() if k not in ("backgrounds", "workspace") and not k.startswith("out_")}
     return inputs | {
         "image": expected["out_colors"].astype(f32), "alphas": expected["out_alphas"].astype(f32),
         "v_image": rng.normal(size=(cameras, height, width, channels)).astype(f32),
-        "v_alphas": rng.normal(size=(cameras, height, width)).astype(f32),
+        "v_alphas": rng.normal(size=(cameras, height, width)).astype(f32), "workspace": None, "deterministic": False,
         "v_means": np.empty((count, 3), f32), "v_quats": np.empty((count, 4), f32),
         "v_scales": np.empty((count, 3), f32), "v_covars": None, "v_opacities": np.empty(count, f32),
         "v_colors": np.empty((1, count, channels), f32), "v_viewmats": np.empty((cameras, 4, 4), f32),
@@ -81,9 +81,10 @@ def _peer(args: dict[str, Any]) -> Callable[[], Mapping[str, Any]]:
 def _torch_call(args: dict[str, Any]) -> Any:
     from .torch_ops import rasterize as op
 
-    tensors = [v for k, v in args.items() if not k.startswith("out_")]
+    tensors = [v for k, v in args.items() if k != "workspace" and not k.startswith("out_")]
     height, width = args["out_alphas"].shape[1:]
-    return op(*tensors[:9], None, width, height, *tensors[9:], False)
+    keep = any(getattr(t, "requires_grad", False) for t in tensors)
+    return op(*tensors[:9], None, width, height, *tensors[9:], False, keep)[:2]
 
 
 def _work(args: dict[str, Any]) -> tuple[float, float]:
@@ -106,6 +107,11 @@ def projections(rng: np.random.Generator, N: int, W: int, H: int, C: int = 1, fo
         "radii": np.empty((C, N, 2), np.int32), "depths": np.empty((C, N), f32), "conics": np.empty((C, N, 3), f32),
         "weights": np.empty((C, N), f32),
     }  # fmt: skip
+
+
+def workspaces(rng: np.random.Generator, N: int, W: int, H: int, C: int = 1) -> dict[str, Any]:
+    """A question for the size of a workspace on the CPU, which needs none."""
+    return {"cameras": C, "gaussians": N, "width": W, "height": H, "device": -1, "out": rng.integers(9, size=1)}
 
 
 cases: list[Case] = [
@@ -163,6 +169,14 @@ cases: list[Case] = [
         },
         vary={"N": (0, 80), "W": (0, 40), "H": (0, 40), "C": (0, 3)},
         devices=("cpu", "cuda"),
+    ),
+    Case(
+        op="core_splatting.rasterize_workspace",
+        sizes={"tiny": {"N": 60, "W": 37, "H": 29}, "bench": {"N": 100_000, "W": 512, "H": 512}},
+        make=workspaces,
+        reference=lambda _: {"out": np.zeros(1, np.int64)},
+        tolerance={"out": (0, 0)},
+        vary={"N": (0, 80), "W": (0, 40), "H": (0, 40), "C": (0, 3)},
     ),
     *harmonics_cases,
     *dynamic_cases,

@@ -80,7 +80,7 @@ def contributions(
     scalars = (float(near_plane), float(far_plane), float(radius_clip), float(eps2d), float(max_alpha))
     modes = (rasterize_mode == "antialiased", camera_model)
     inputs = (means, quats, scales, covars, opacities, black, viewmats, Ks, *scalars, *modes)
-    pictures = (nothing, nothing[..., 0], pixels[..., None], nothing[..., 0])
+    pictures = (nothing, nothing[..., 0], pixels[..., None], nothing[..., 0], None, False)
     if is_torch(means):
         from .torch_ops import rasterize_backward
 

@@ -217,13 +217,17 @@ def _one_scene(
         means2d = None
         if meta and sys.modules["torch"].is_grad_enabled():
             means2d = information["means2d"].requires_grad_()
-        out, alphas = rasterize(
-            *shape, colors, viewmats, Ks, backgrounds, means2d, width, height, *scalars, absgrad
+        torch = sys.modules["torch"]
+        keep = torch.is_grad_enabled() and any(
+            x is not None and x.requires_grad for x in (*shape, colors, viewmats, backgrounds, means2d)
+        )
+        out, alphas, _ = rasterize(
+            *shape, colors, viewmats, Ks, backgrounds, means2d, width, height, *scalars, absgrad, keep
         )  # fmt: skip
     else:
         out = empty((cameras, height, width, colors.shape[-1]), "float32", like=means)
         alphas = empty((cameras, height, width), "float32", like=means)
-        _C.rasterize(*(*shape, colors, viewmats, Ks, backgrounds, *scalars, out, alphas))
+        _C.rasterize(*(*shape, colors, viewmats, Ks, backgrounds, *scalars, out, alphas, None))
     alphas = alphas[..., None]
     if render_mode.endswith("ED"):
         expected = out[..., -1:] / alphas.clip(1e-10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from core_registry import torchlib
 from torch import Tensor
 
@@ -16,25 +17,36 @@ _SCALARS = (
 )
 _SCHEMA = (
     f"rasterize({_SHAPE}, Tensor colors, Tensor viewmats, Tensor Ks, Tensor? backgrounds, Tensor? means2d, "
-    f"SymInt width, SymInt height, {_SCALARS}, bool absgrad) -> (Tensor, Tensor)"
+    f"SymInt width, SymInt height, {_SCALARS}, bool absgrad, bool keep) -> (Tensor, Tensor, Tensor)"
 )
 
 
-def _fake(*args: Any) -> tuple[Tensor, Tensor]:
+def _pictures(args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
     means, colors, viewmats, width, height = args[0], args[5], args[6], args[10], args[11]
     cameras = viewmats.shape[0]
     return means.new_empty((cameras, height, width, colors.shape[-1])), means.new_empty((cameras, height, width))
 
 
-def _impl(*args: Any) -> tuple[Tensor, Tensor]:
-    out, alphas = _fake(*args)
-    _C.rasterize(*(*args[:9], *args[12:19], out, alphas))
-    return out, alphas
+def _fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    on_device = args[20] and args[0].device.type == "cuda"
+    size = torch.library.get_ctx().new_dynamic_size() if on_device else 0
+    return *_pictures(args), args[0].new_empty((size,), dtype=torch.int32)
+
+
+def _impl(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    out, alphas = _pictures(args)
+    means, size = args[0], torch.zeros(1, dtype=torch.int64)
+    if args[20] and means.is_cuda:
+        _C.rasterize_workspace(alphas.shape[0], means.shape[0], args[10], args[11], means.device.index, size)
+    workspace = means.new_empty((int(size),), dtype=torch.int32)
+    _C.rasterize(*(*args[:9], *args[12:19], out, alphas, workspace if len(workspace) else None))
+    return out, alphas, workspace
 
 
 _BACKWARD_SCHEMA = (
     f"rasterize_backward({_SHAPE}, Tensor colors, Tensor viewmats, Tensor Ks, {_SCALARS}, Tensor image, Tensor alphas, "
-    "Tensor v_image, Tensor v_alphas) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "Tensor v_image, Tensor v_alphas, Tensor? workspace, bool deterministic) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -57,28 +69,33 @@ rasterize_backward = torchlib.define("core_splatting", _BACKWARD_SCHEMA, _backwa
 (C, N, 4) by the projected centres: the derivatives, and the sums of their absolute values."""
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs[:8], *output)
     ctx.scalars = inputs[12:19]
     ctx.absgrad = inputs[9] if inputs[19] else None
+    ctx.mark_non_differentiable(output[2])
 
 
-def _backward(ctx: Any, v_image: Tensor, v_alphas: Tensor) -> tuple[Tensor | None, ...]:
-    *inputs, image, alphas = ctx.saved_tensors
+def _backward(ctx: Any, v_image: Tensor, v_alphas: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    *inputs, image, alphas, workspace = ctx.saved_tensors
     if ctx.needs_input_grad[7]:
         raise NotImplementedError("rasterize: argument 'Ks' requires grad, but has no derivative; use Ks.detach()")
     v_backgrounds = ((1 - alphas)[..., None] * v_image).sum((1, 2)) if ctx.needs_input_grad[8] else None
-    gradients = rasterize_backward(*inputs, *ctx.scalars, image, alphas, v_image, v_alphas)
+    gradients = rasterize_backward(
+        *inputs, *ctx.scalars, image, alphas, v_image, v_alphas, workspace if alphas.is_cuda else None,
+        torch.are_deterministic_algorithms_enabled(),
+    )  # fmt: skip
     if ctx.absgrad is not None:
         ctx.absgrad.absgrad = gradients[7][..., 2:]
     given = (None if x is None else v for x, v in zip(inputs[:7], gradients[:7], strict=True))
     v_means2d = gradients[7][..., :2] if ctx.needs_input_grad[9] else None
-    return (*given, None, v_backgrounds, v_means2d, *[None] * 10)
+    return (*given, None, v_backgrounds, v_means2d, *[None] * 11)
 
 
 rasterize = torchlib.define("core_splatting", _SCHEMA, _impl, _fake, _backward, _setup_context)
 """(colours (C, H, W, D), alphas (C, H, W)) of the raw operator's arguments; see `rasterization`. `means2d` (C, N, 2) is
-not read; its gradient is that by the projected centres, and `absgrad` sets its attribute of this name."""
+not read; its gradient is that by the projected centres, and `absgrad` sets its attribute of this name. The third result is
+what CUDA keeps for the backward pass with `keep`, and empty without."""
 
 _HARMONICS = (
     "int degree, int time_degree, Tensor dirs, Tensor coeffs, Tensor? viewmats, Tensor? phases, Tensor? masks, "

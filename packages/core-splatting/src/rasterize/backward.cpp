@@ -195,9 +195,9 @@ void clear(const core::Tensor<float, N>& t) {
 
 void rasterize_backward(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors, In<3> viewmats,
                         In<3> Ks, double near_plane, double far_plane, double radius_clip, double eps2d, double max_alpha, bool antialiased,
-                        const char* camera_model, In<4> image, In<3> alphas, In<4> v_image, In<3> v_alphas, Out<2> v_means,
-                        MaybeOut<2> v_quats, MaybeOut<2> v_scales, MaybeOut<2> v_covars, Out<1> v_opacities, Out<3> v_colors,
-                        Out<3> v_viewmats, Out<3> v_means2d) {
+                        const char* camera_model, In<4> image, In<3> alphas, In<4> v_image, In<3> v_alphas, MaybeWorkspace, bool,
+                        Out<2> v_means, MaybeOut<2> v_quats, MaybeOut<2> v_scales, MaybeOut<2> v_covars, Out<1> v_opacities,
+                        Out<3> v_colors, Out<3> v_viewmats, Out<3> v_means2d) {
   const char* const op = "rasterize_backward";
   const std::int64_t cameras = viewmats.shape[0], channels = colors.shape[2];
   const Options o =

@@ -1,28 +1,35 @@
 // The gradient of the rasteriser on CUDA: each tile is blended again front to back while the part of the pixel's colour
 // that lies behind shrinks; a warp adds up its pixels' shares of a Gaussian in registers and adds them to its sums.
 #include <core_splatting/rasterize.hpp>
-#include <utility>
+
+#include <cstdlib>
+#include <limits>
+#include <string>
 
 #include "device.cuh"
 
 namespace core_splatting {
 namespace {
 
-constexpr int most_channels = 32;
-
 constexpr int power_of_two(int n) { return n <= 1 ? 1 : 2 * power_of_two((n + 1) / 2); }
 
-/// Adds up N values (a power of two) over the warp: lane l gets the sum of value l / (32 / N).
+/// Folds the first 2 Half of N values over the lanes that differ in a bit, again and again: each lane keeps one.
+template <int Half, int N>
+__device__ void fold(float (&v)[N], int lane) {
+  constexpr int bit = 32 * Half / N;
+#pragma unroll
+  for (int i = 0; i < Half; ++i) {
+    const float first = v[i], second = v[i + Half];
+    const float given = lane & bit ? first : second, kept = lane & bit ? second : first;
+    v[i] = kept + __shfl_xor_sync(0xffffffffu, given, bit);
+  }
+  if constexpr (Half > 1) fold<Half / 2>(v, lane);
+}
+
+/// Adds up N values (a power of two, at most 32) over the warp: lane l gets the sum of value l / (32 / N).
 template <int N>
 __device__ float sum_of_warp(float (&v)[N], int lane) {
-#pragma unroll
-  for (int half = N / 2, bit = 16; half >= 1; half /= 2, bit /= 2)
-#pragma unroll
-    for (int i = 0; i < half; ++i) {
-      const bool upper = lane & bit;
-      const float given = upper ? v[i] : v[i + half], kept = upper ? v[i + half] : v[i];
-      v[i] = kept + __shfl_xor_sync(0xffffffffu, given, bit);
-    }
+  if constexpr (N > 1) fold<N / 2>(v, lane);
   float sum = v[0];
 #pragma unroll
   for (int bit = 16 / N; bit >= 1; bit /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, bit);
@@ -34,85 +41,215 @@ struct Images {
   core::Tensor<const float, 3> alphas, v_alphas;
 };
 
-/// One block per tile, one thread per pixel. Adds to sums [camera, Gaussian][moments + channels].
-template <int K>
-__global__ void __launch_bounds__(block, K > 16 ? 1 : 2)
-    gradient_tiles(Binned binned, Options o, int gaussians, core::Tensor<const float, 3> colors, int channels, Images images, float* sums) {
-  __shared__ float4 shape[block];  // x, y, uu, shear
-  __shared__ float4 power[block];  // yy, log2_opacity, cut
-  __shared__ float color[block * K];
-  __shared__ std::uint32_t gaussian[block];
-  __shared__ std::uint8_t reached[block];
-
-  const int tile = blockIdx.x, lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x / 32);
-  const auto [camera, tile_x, tile_y, column, row] = Pixel(o, tile, static_cast<int>(threadIdx.x));
-  const float px = static_cast<float>(column) + 0.5f, py = static_cast<float>(row) + 0.5f;
-  const int color_set = colors.shape[0] == 1 ? 0 : camera;
-
-  float v[K] = {}, behind = 0.f, transmittance = 1.f;
-  bool done = !(column < o.width && row < o.height);
-  if (!done) {
-#pragma unroll
-    for (int k = 0; k < K; ++k)
-      if (k < channels) {
-        v[k] = at(images.v_image, camera, row, column, k);
-        behind += v[k] * at(images.image, camera, row, column, k);
-      }
-    behind -= (1.f - at(images.alphas, camera, row, column)) * at(images.v_alphas, camera, row, column);
+/// Where the sums over pixels go: [moments + channels] of a Gaussian of a camera, added by whoever comes; or, where every
+/// run must give the same, of an entry of the tiles' lists for each warp of a tile, written once.
+struct Sums {
+  float* data;
+  std::size_t stride, warps;  // warps: 0 if by Gaussian
+  __device__ float* of(std::uint32_t id, std::uint32_t entry, int warp) const {
+    return data + (warps ? entry * warps + static_cast<std::size_t>(warp) : std::size_t{id}) * stride;
   }
-  const uint2 range = binned.ranges[tile];
-  for (std::uint32_t begin = range.x; begin < range.y; begin += block) {
-    if (__syncthreads_count(done) == block) break;
-    std::uint8_t mask = 0;
-    if (begin + threadIdx.x < range.y) {
-      const std::uint32_t id = binned.ids[begin + threadIdx.x];
-      const Splat s = load_splat(binned.splats, id);
-      gaussian[threadIdx.x] = id;
-      shape[threadIdx.x] = {s.x, s.y, s.uu, s.shear};
-      power[threadIdx.x] = {s.yy, s.log2_opacity, exponent_cut(s.log2_opacity), 0.f};
-      const std::int64_t n = id - static_cast<std::uint32_t>(camera) * static_cast<std::uint32_t>(gaussians);
-      const float* source = colors.data + color_set * colors.stride[0] + n * colors.stride[1];
+  __device__ void add(float* to, float value) const {
+    if (warps)
+      *to = value;
+    else
+      atomicAdd(to, value);
+  }
+};
+
+/// What a pixel passes to a Gaussian: G = alpha dL/dalpha where alpha is not clamped, and its weight; 0 if it does not
+/// contribute. Blends it; a pixel is finished when its transmittance is negative.
+struct Share {
+  float g, weight;
+};
+__device__ Share share_of(float exponent, float cut, float max_alpha, float shade, float& transmittance, float& behind) {
+  const float before = transmittance;
+  if (exponent < cut || before < 0.f) return {0.f, 0.f};
+  const float full = exp2_fast(exponent), alpha = fminf(max_alpha, full), weight = alpha * before;
+  if (before - weight <= min_transmittance) {
+    transmittance = -before;
+    return {0.f, 0.f};
+  }
+  behind -= weight * shade;
+  transmittance = before - weight;
+  return {full <= max_alpha ? full * (before * shade - __fdividef(behind, 1.f - alpha)) : 0.f, weight};
+}
+
+/// One block per tile; a warp for S strips, as in the forward pass.
+template <int K, int S>
+__global__ void __launch_bounds__(Patch<S>::threads)
+    gradient_tiles(Lists lists, Options o, core::Tensor<const float, 3> colors, Images images, Sums sums) {
+  constexpr int stride = K == 3 ? 4 : K;
+  __shared__ float4 shapes[Patch<S>::warps][32];  // x, y, uu, shear
+  __shared__ float4 powers[Patch<S>::warps][32];  // yy, log2_opacity, cut, mask
+  __shared__ __align__(16) float shades[Patch<S>::warps][32 * stride];
+  __shared__ std::uint32_t ids[Patch<S>::warps][32];
+  const Patch<S> patch(o, static_cast<int>(blockIdx.x));
+  float4 *const shape = shapes[patch.warp], *const power = powers[patch.warp];
+  float* const shade = shades[patch.warp];
+  const float px = static_cast<float>(patch.column) + 0.5f, py = static_cast<float>(patch.row) + 0.5f;
+  const int channels = static_cast<int>(colors.shape[2]), lane = patch.lane;
+
+  float v[S][K] = {}, behind[S] = {}, transmittance[S];
+  std::uint32_t alive = 0;
 #pragma unroll
-      for (int k = 0; k < K; ++k) color[threadIdx.x * K + k] = k < channels ? source[k * colors.stride[2]] : 0.f;
-      mask = reached_patches(s, tile_x, tile_y);
-    }
-    reached[threadIdx.x] = mask;
-    __syncthreads();
-    for (int part = 0; part < block; part += 32) {
-      std::uint32_t hits = __ballot_sync(0xffffffffu, reached[part + lane] >> warp & 1);
-      while (hits) {
-        const int j = part + __ffs(static_cast<int>(hits)) - 1;
-        hits &= hits - 1;
-        const float4 a = shape[j], b = power[j];
-        const float dy = py - a.y, u = px - a.x - a.w * dy;
-        const float exponent = a.z * u * u + (b.x * dy * dy + b.y);
-        bool active = !done && exponent >= b.z;
-        const float full = exp2_fast(exponent), alpha = fminf(o.max_alpha, full), before = transmittance;
-        if (active && before - alpha * before <= min_transmittance) done = true, active = false;
-        if (!__any_sync(0xffffffffu, active)) continue;
-        const float weight = active ? alpha * before : 0.f;
-        float g = 0.f;
-        if (active) {
-          float shade = 0.f;
+  for (int s = 0; s < S; ++s) {
+    const int row = patch.row + 4 * s;
+    const bool inside = patch.column < o.width && row < o.height;
+    transmittance[s] = inside ? 1.f : -1.f;
+    if (inside) {
 #pragma unroll
-          for (int k = 0; k < K; ++k) shade += color[j * K + k] * v[k];
-          behind -= weight * shade;
-          transmittance = before - weight;
-          g = full <= o.max_alpha ? full * (before * shade - behind / (1.f - alpha)) : 0.f;
+      for (int k = 0; k < K; ++k)
+        if (k < channels) {
+          v[s][k] = at(images.v_image, patch.camera, row, patch.column, k);
+          behind[s] += v[s][k] * at(images.image, patch.camera, row, patch.column, k);
         }
-        const float gu = g * u;
-        float m[moments] = {g, gu, gu * u, g * dy, gu * dy, g * dy * dy, fabsf(gu), fabsf(gu * a.z * a.w - g * b.x * dy)};
-        float* const to = sums + static_cast<std::size_t>(gaussian[j]) * static_cast<std::size_t>(moments + channels);
-        const float moment = sum_of_warp(m, lane);
-        if (lane % (32 / moments) == 0) atomicAdd(to + lane / (32 / moments), moment);
-        constexpr int wide = power_of_two(K), step = 32 / wide;
-        float c[wide];
+      behind[s] -= (1.f - at(images.alphas, patch.camera, row, patch.column)) * at(images.v_alphas, patch.camera, row, patch.column);
+    }
+    if (__any_sync(0xffffffffu, inside)) alive |= 1u << s;
+  }
+  const TileList list(lists, static_cast<int>(blockIdx.x));
+  Stream32<K> next(lists, list, colors.data + (colors.shape[0] == 1 ? 0 : patch.camera) * colors.stride[0], colors.stride[1],
+                   colors.stride[2], channels, patch.camera, lane);
+  for (std::uint32_t begin = list.begin; begin < list.end && alive; begin += 32) {
+    const std::uint32_t mask = next.valid ? patch.reached(next.splat) & alive : 0;
+    std::uint32_t hits = __ballot_sync(0xffffffffu, mask != 0);
+    if (mask) {
+      const Splat& s = next.splat;
+      shape[lane] = {s.x, s.y, s.uu, s.shear};
+      power[lane] = {s.yy, s.log2_opacity, exponent_cut(s.log2_opacity), __uint_as_float(mask)};
+      ids[patch.warp][lane] = next.id;
 #pragma unroll
-        for (int k = 0; k < wide; ++k) c[k] = k < K ? weight * v[k < K ? k : 0] : 0.f;
-        const float shared = sum_of_warp(c, lane);
-        if (lane % step == 0 && lane / step < channels) atomicAdd(to + moments + lane / step, shared);
+      for (int k = 0; k < K; ++k) shade[lane * stride + k] = next.color[k];
+    }
+    next.fetch();
+    __syncwarp();
+    while (hits) {
+      const int j = __ffs(static_cast<int>(hits)) - 1;
+      hits &= hits - 1;
+      const float4 a = shape[j], b = power[j];
+      const float from_top = py - a.y, from_left = px - a.x - a.w * from_top;
+      float color[K], c[power_of_two(K)] = {}, m[moments] = {};
+#pragma unroll
+      for (int k = 0; k < K; ++k) color[k] = shade[j * stride + k];
+      float any = 0.f;
+#pragma unroll
+      for (int s = 0; s < S; ++s) {
+        if (S > 1 && !(__float_as_uint(b.w) >> s & 1)) continue;
+        const float dy = from_top + static_cast<float>(4 * s), u = from_left - a.w * static_cast<float>(4 * s);
+        float of_pixel = 0.f;
+#pragma unroll
+        for (int k = 0; k < K; ++k) of_pixel += color[k] * v[s][k];
+        const auto [g, weight] = share_of(a.z * u * u + (b.x * dy * dy + b.y), b.z, o.max_alpha, of_pixel, transmittance[s], behind[s]);
+        const float gu = g * u;
+        any += weight;
+        m[0] += g, m[1] += gu, m[2] += gu * u, m[3] += g * dy, m[4] += gu * dy, m[5] += g * dy * dy;
+        m[6] += fabsf(gu), m[7] += fabsf(gu * a.z * a.w - g * b.x * dy);
+#pragma unroll
+        for (int k = 0; k < K; ++k) c[k] += weight * v[s][k];
       }
-      if (__all_sync(0xffffffffu, done)) break;
+      if (!__any_sync(0xffffffffu, any > 0.f)) continue;
+      float* const to = sums.of(ids[patch.warp][j], begin + static_cast<std::uint32_t>(j), patch.warp);
+      constexpr int wide = power_of_two(K), step = 32 / wide;
+      if constexpr (K <= 4) {  // moments and colours in one
+        float all[16] = {};
+#pragma unroll
+        for (int k = 0; k < moments; ++k) all[k] = m[k];
+#pragma unroll
+        for (int k = 0; k < K; ++k) all[moments + k] = c[k];
+        const float sum = sum_of_warp(all, lane);
+        if (lane % 2 == 0 && lane / 2 < moments + channels) sums.add(to + lane / 2, sum);
+      } else {
+        const float moment = sum_of_warp(m, lane);
+        if (lane % (32 / moments) == 0) sums.add(to + lane / (32 / moments), moment);
+        const float shared = sum_of_warp(c, lane);
+        if (lane % step == 0 && lane / step < channels) sums.add(to + moments + lane / step, shared);
+      }
+    }
+#pragma unroll
+    for (int s = 0; s < S; ++s)
+      if (!__any_sync(0xffffffffu, transmittance[s] > 0.f)) alive &= ~(1u << s);
+    __syncwarp();
+  }
+}
+
+/// The same for any number of channels, which it keeps in shared memory; a block is a warp of 8x4 pixels.
+__global__ void __launch_bounds__(32)
+    gradient_patches(Lists lists, Options o, core::Tensor<const float, 3> colors, Images images, Sums sums) {
+  extern __shared__ float v[];  // [channel][pixel]
+  const int tile = static_cast<int>(blockIdx.x) / 8, part = static_cast<int>(blockIdx.x) % 8, lane = static_cast<int>(threadIdx.x);
+  const int in_camera = tile % (o.tiles_x * o.tiles_y), camera = tile / (o.tiles_x * o.tiles_y);
+  const int left = in_camera % o.tiles_x * tile_size + part % 2 * 8, top = in_camera / o.tiles_x * tile_size + part / 2 * 4;
+  const int column = left + lane % 8, row = top + lane / 8, channels = static_cast<int>(colors.shape[2]);
+  const float px = static_cast<float>(column) + 0.5f, py = static_cast<float>(row) + 0.5f;
+  const bool inside = column < o.width && row < o.height;
+  float behind = 0.f, transmittance = inside ? 1.f : -1.f;
+  for (int k = 0; k < channels; ++k) {
+    const float of_channel = inside ? at(images.v_image, camera, row, column, k) : 0.f;
+    v[k * 32 + lane] = of_channel;
+    if (inside) behind += of_channel * at(images.image, camera, row, column, k);
+  }
+  if (inside) behind -= (1.f - at(images.alphas, camera, row, column)) * at(images.v_alphas, camera, row, column);
+  const TileList list(lists, tile);
+  const float* const of_camera = colors.data + (colors.shape[0] == 1 ? 0 : camera) * colors.stride[0];
+  for (std::uint32_t begin = list.begin; begin < list.end; begin += 32) {
+    if (!__any_sync(0xffffffffu, transmittance > 0.f)) break;
+    std::uint32_t own = 0;
+    bool reached = false;
+    if (begin + static_cast<std::uint32_t>(lane) < list.end) {
+      own = list.ids[begin + static_cast<std::uint32_t>(lane)];
+      reached = list.holds(lists, own, camera) && reached_strips<1>(load_splat(lists.splats, own), left, top);
+    }
+    for (std::uint32_t hits = __ballot_sync(0xffffffffu, reached); hits; hits &= hits - 1) {
+      const int j = __ffs(static_cast<int>(hits)) - 1;
+      const std::uint32_t id = __shfl_sync(0xffffffffu, own, j);
+      const Splat s = load_splat(lists.splats, id);
+      const float dy = py - s.y, u = px - s.x - s.shear * dy, exponent = s.uu * u * u + (s.yy * dy * dy + s.log2_opacity);
+      const float cut = exponent_cut(s.log2_opacity);
+      if (!__any_sync(0xffffffffu, exponent >= cut && transmittance > 0.f)) continue;
+      const float* const color =
+          of_camera + (id - static_cast<std::uint32_t>(camera) * static_cast<std::uint32_t>(lists.gaussians)) * colors.stride[1];
+      float shade = 0.f;
+      for (int k = 0; k < channels; ++k) shade += color[k * colors.stride[2]] * v[k * 32 + lane];
+      const auto [g, weight] = share_of(exponent, cut, o.max_alpha, shade, transmittance, behind);
+      const float gu = g * u;
+      float m[moments] = {g, gu, gu * u, g * dy, gu * dy, g * dy * dy, fabsf(gu), fabsf(gu * s.uu * s.shear - g * s.yy * dy)};
+      float* const to = sums.of(id, begin + static_cast<std::uint32_t>(j), part);
+      const float moment = sum_of_warp(m, lane);
+      if (lane % (32 / moments) == 0) sums.add(to + lane / (32 / moments), moment);
+      for (int first = 0; first < channels; first += 32) {
+        float c[32];
+#pragma unroll
+        for (int k = 0; k < 32; ++k) c[k] = first + k < channels ? weight * v[(first + k) * 32 + lane] : 0.f;
+        const float sum = sum_of_warp(c, lane);
+        if (first + lane < channels) sums.add(to + moments + first + lane, sum);
+      }
+    }
+  }
+}
+
+/// One thread per Gaussian of a camera: the sum of its entries in the tiles' lists, tile by tile.
+__global__ void __launch_bounds__(block) collect_entries(Lists lists, Options o, Sums entries, float* sums) {
+  const auto i = blockIdx.x * block + threadIdx.x;
+  if (i >= static_cast<std::uint32_t>(lists.total) || lists.depths[i] == culled) return;
+  const Splat s = load_splat(lists.splats, i);
+  const int first_tile = static_cast<int>(i) / lists.gaussians * o.tiles_x * o.tiles_y;
+  const Range rows = tile_rows(s, o);
+  for (int row = rows.first; row <= rows.last; ++row) {
+    const Range columns = tile_columns(s, o, row);
+    for (int column = columns.first; column <= columns.last; ++column) {
+      const int tile = first_tile + row * o.tiles_x + column;
+      std::uint32_t low = lists.begins[tile], high = lists.begins[tile + 1];
+      while (low + 1 < high) {
+        const std::uint32_t middle = low + (high - low) / 2, id = lists.ids[middle];
+        if (lists.depths[id] < lists.depths[i] || (lists.depths[id] == lists.depths[i] && id <= i))
+          low = middle;
+        else
+          high = middle;
+      }
+      for (std::size_t warp = 0; warp < entries.warps; ++warp)
+        for (std::size_t k = 0; k < entries.stride; ++k)
+          sums[i * entries.stride + k] += entries.data[(low * entries.warps + warp) * entries.stride + k];
     }
   }
 }
@@ -123,23 +260,22 @@ struct Outputs {
   core::Tensor<float, 3> colors, viewmats, means2d;
 };
 
-/// One thread per Gaussian: its sums of all cameras become the derivatives by its parameters, and those by the cameras.
-__global__ void __launch_bounds__(block)
-    gradient_gaussians(Scene in, Options o, int cameras, int gaussians, int channels, Binned binned, const float* sums, Outputs out) {
-  __shared__ float of_camera[12];
+/// One thread per Gaussian: its sums of all cameras become the derivatives by its parameters; `of_cameras` gets those by the
+/// cameras, [camera][block][12].
+__global__ void __launch_bounds__(block) gradient_gaussians(Scene in, Options o, int cameras, int gaussians, int channels, Lists lists,
+                                                            const float* sums, Outputs out, float* of_cameras) {
+  __shared__ float of_warps[block / 32][12];
   const int n = blockIdx.x * block + static_cast<int>(threadIdx.x), lane = static_cast<int>(threadIdx.x & 31);
   const bool one_set = out.colors.shape[0] == 1;
   GaussianGradient total{};
   for (int c = 0; c < cameras; ++c) {
-    if (threadIdx.x < 12) of_camera[threadIdx.x] = 0.f;
-    __syncthreads();
     GaussianGradient g{};
     if (n < gaussians) {
       const std::int64_t i = std::int64_t{c} * gaussians + n;
       const float* const m = sums + i * (moments + channels);
       float centre[4] = {};
-      if (binned.counts && binned.counts[i]) {
-        const Splat s = load_splat(binned.splats, static_cast<std::uint32_t>(i));
+      if (lists.depths[i] != culled) {
+        const Splat s = load_splat(lists.splats, static_cast<std::uint32_t>(i));
         const SplatGradient v = splat_gradient(s, m);
         g = project_backward(load_camera(in, c), o, load_gaussian(in.gaussians, n), v);
         centre[0] = v.x, centre[1] = v.y, centre[2] = -2.f / log2e * s.uu * m[6], centre[3] = 2.f / log2e * m[7];
@@ -154,14 +290,16 @@ __global__ void __launch_bounds__(block)
         to = m[moments + d] + (one_set && c ? to : 0.f);
       }
     }
-    for (int k = 0; k < 12; ++k) {
-      float sum = k % 4 == 3 ? g.t[k / 4] : g.r[k / 4 * 3 + k % 4];
-      for (int bit = 16; bit >= 1; bit /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, bit);
-      if (lane == 0 && sum != 0.f) atomicAdd(of_camera + k, sum);
-    }
+    float of_camera[16] = {};
+    for (int k = 0; k < 12; ++k) of_camera[k] = k % 4 == 3 ? g.t[k / 4] : g.r[k / 4 * 3 + k % 4];
+    const float sum = sum_of_warp(of_camera, lane);
+    if (lane % 2 == 0 && lane < 24) of_warps[threadIdx.x / 32][lane / 2] = sum;
     __syncthreads();
-    if (threadIdx.x < 12 && of_camera[threadIdx.x] != 0.f)
-      atomicAdd(&at(out.viewmats, c, threadIdx.x / 4, threadIdx.x % 4), of_camera[threadIdx.x]);
+    if (threadIdx.x < 12) {
+      float of_block = 0.f;
+      for (const auto& of_warp : of_warps) of_block += of_warp[threadIdx.x];
+      of_cameras[(static_cast<std::size_t>(c) * gridDim.x + blockIdx.x) * 12 + threadIdx.x] = of_block;
+    }
     __syncthreads();
   }
   if (n >= gaussians) return;
@@ -175,11 +313,68 @@ __global__ void __launch_bounds__(block)
   at(out.opacities, n) = total.opacity;
 }
 
-__global__ void clear_cameras(core::Tensor<float, 3> viewmats) { at(viewmats, blockIdx.x, threadIdx.x / 4, threadIdx.x % 4) = 0.f; }
+/// One block per camera, a warp for each of 16 elements: the sum over `parts` blocks of Gaussians.
+__global__ void __launch_bounds__(512) gradient_cameras(const float* of_blocks, int parts, core::Tensor<float, 3> out) {
+  const int k = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x & 31);
+  float sum = 0.f;
+  if (k < 12)
+    for (int part = lane; part < parts; part += 32) sum += of_blocks[(static_cast<std::size_t>(blockIdx.x) * parts + part) * 12 + k];
+  for (int bit = 16; bit >= 1; bit /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, bit);
+  if (lane == 0) at(out, blockIdx.x, k / 4, k % 4) = sum;
+}
 
 __global__ void __launch_bounds__(block) clear_colors(core::Tensor<float, 3> colors, std::int64_t total) {
   const std::int64_t i = std::int64_t{blockIdx.x} * block + threadIdx.x, d = colors.shape[2], n = colors.shape[1];
   if (i < total) at(colors, i / (d * n), i / d % n, i % d) = 0.f;
+}
+
+/// Blends again; the sums go to `sums`, cleared before.
+void sum_tiles(const Lists& lists, const Options& o, const core::Tensor<const float, 3>& colors, const Images& images, const Sums& sums,
+               cudaStream_t stream) {
+  const auto channels = static_cast<int>(colors.shape[2]);
+  if (channels > 32) {
+    const std::size_t bytes = static_cast<std::size_t>(channels) * 32 * sizeof(float);
+    constexpr auto kernel = &gradient_patches;
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "asking for shared memory");
+    kernel<<<static_cast<unsigned>(lists.tiles) * 8, 32, bytes, stream>>>(lists, o, colors, images, sums);
+  } else {
+    const auto run = [&]<int K, int S>() {
+      gradient_tiles<K, S><<<static_cast<unsigned>(lists.tiles), Patch<S>::threads, 0, stream>>>(lists, o, colors, images, sums);
+    };
+    static const int strips = std::getenv("CORE_SPLAT_SB") ? std::atoi(std::getenv("CORE_SPLAT_SB")) : 2;
+    const auto few = [&]<int K>() {
+      if (sums.warps || strips == 4) return run.template operator()<K, 4>();
+      if (strips == 1) return run.template operator()<K, 1>();
+      run.template operator()<K, 2>();
+    };
+    const auto many = [&]<int K>() {
+      if (sums.warps) return run.template operator()<K, 4>();
+      run.template operator()<K, 1>();
+    };
+    if (channels <= 1)
+      few.template operator()<1>();
+    else if (channels <= 3)
+      few.template operator()<3>();
+    else if (channels == 4)
+      few.template operator()<4>();
+    else if (channels <= 8)
+      many.template operator()<8>();
+    else if (channels <= 16)
+      many.template operator()<16>();
+    else
+      many.template operator()<32>();
+  }
+  check(cudaGetLastError(), "blending again");
+}
+
+/// The number of pairs; waits for the device.
+std::int64_t count_pairs(const Lists& lists, cudaStream_t stream) {
+  unsigned long long pairs = 0;
+  check(cudaMemcpyAsync(&pairs, lists.pairs, sizeof pairs, cudaMemcpyDeviceToHost, stream), "reading the number of tiles");
+  check(cudaStreamSynchronize(stream), "waiting for the projection");
+  if (pairs > static_cast<unsigned long long>(std::numeric_limits<std::int32_t>::max()))
+    throw core::Error("MemoryError", "rasterize_backward: the Gaussians reach " + std::to_string(pairs) + " tiles, more than 2^31 - 1");
+  return static_cast<std::int64_t>(pairs);
 }
 
 }  // namespace
@@ -187,8 +382,9 @@ __global__ void __launch_bounds__(block) clear_colors(core::Tensor<float, 3> col
 void rasterize_backward_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors,
                              In<3> viewmats, In<3> Ks, double near_plane, double far_plane, double radius_clip, double eps2d,
                              double max_alpha, bool antialiased, const char* camera_model, In<4> image, In<3> alphas, In<4> v_image,
-                             In<3> v_alphas, Out<2> v_means, MaybeOut<2> v_quats, MaybeOut<2> v_scales, MaybeOut<2> v_covars,
-                             Out<1> v_opacities, Out<3> v_colors, Out<3> v_viewmats, Out<3> v_means2d, core::Stream queue) {
+                             In<3> v_alphas, MaybeWorkspace workspace, bool deterministic, Out<2> v_means, MaybeOut<2> v_quats,
+                             MaybeOut<2> v_scales, MaybeOut<2> v_covars, Out<1> v_opacities, Out<3> v_colors, Out<3> v_viewmats,
+                             Out<3> v_means2d, core::Stream queue) {
   const char* op = "rasterize_backward";
   const std::int64_t cameras = viewmats.shape[0], gaussians = means.shape[0], channels = colors.shape[2];
   const Options o =
@@ -196,40 +392,57 @@ void rasterize_backward_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, M
                     {near_plane, far_plane, radius_clip, eps2d, max_alpha, antialiased, camera_model}, alphas.shape[1], alphas.shape[2]);
   const Scene scene{check_gaussians(op, means, quats, scales, covars, opacities), viewmats, Ks};
   check_gradients(op, scene.gaussians, colors, v_quats, v_scales, v_covars, v_colors);
+  constexpr int most_channels = 1024;
   if (channels > most_channels)
     throw core::Error("NotImplementedError", std::string(op) + ": argument 'colors' must have at most " + std::to_string(most_channels) +
                                                  " channels on CUDA, got " + std::to_string(channels));
-  const std::int64_t tiles = cameras * o.tiles_x * o.tiles_y;
-  const core::OnDevice guard(op, v_means.device_id);
+  const std::int64_t tiles = cameras * o.tiles_x * o.tiles_y, total = cameras * gaussians, stride = moments + channels;
+  const int device = v_means.device_id;
+  const core::OnDevice guard(op, device);
   const auto stream = static_cast<cudaStream_t>(queue.handle);
-  if (cameras) clear_cameras<<<static_cast<unsigned>(cameras), 16, 0, stream>>>(v_viewmats);
-  if (gaussians == 0) return;
-  if (const std::int64_t of_colors = v_colors.shape[0] * gaussians * channels; of_colors && cameras == 0)
+  if (const std::int64_t of_colors = v_colors.numel(); of_colors && cameras == 0)
     clear_colors<<<blocks_for(of_colors), block, 0, stream>>>(v_colors, of_colors);
 
-  Scratch first(v_means.device_id, stream), second(v_means.device_id, stream), third(v_means.device_id, stream);
-  const std::int64_t floats = core::checked_mul(cameras * gaussians, moments + channels, "rasterize_backward: scratch");
-  const auto at_sums = third.part<float>(floats);
-  third.allocate();
-  float* const sums = third.at<float>(at_sums);
-  check(cudaMemsetAsync(sums, 0, static_cast<std::size_t>(floats) * sizeof(float), stream), "clearing the sums");
-  Binned binned;
-  if (tiles) binned = prepare(scene, o, cameras, gaussians, first, second, stream);
-  if (tiles && channels) {
-    const auto kernel = channels == 1    ? &gradient_tiles<1>
-                        : channels <= 3  ? &gradient_tiles<3>
-                        : channels == 4  ? &gradient_tiles<4>
-                        : channels <= 8  ? &gradient_tiles<8>
-                        : channels <= 16 ? &gradient_tiles<16>
-                                         : &gradient_tiles<32>;
-    kernel<<<static_cast<unsigned>(tiles), block, 0, stream>>>(binned, o, static_cast<int>(gaussians), colors, static_cast<int>(channels),
-                                                               {image, v_image, alphas, v_alphas}, sums);
-    check(cudaGetLastError(), "blending again");
+  std::optional<OwnLists> lists;
+  lists.emplace(tiles ? workspace : MaybeWorkspace{}, device, gaussians, total, tiles, stream);
+  if (!(tiles && workspace)) prepare(scene, o, lists->lists, device, stream);
+  const unsigned parts = blocks_for(gaussians);
+  Scratch scratch(device, stream);
+  const auto at_sums = scratch.part<float>(core::checked_mul(total, stride, op));
+  const auto at_cameras = scratch.part<float>(core::checked_mul(cameras, std::int64_t{parts} * 12, op));
+  scratch.allocate();
+  float* const sums = scratch.at<float>(at_sums);
+  check(cudaMemsetAsync(sums, 0, static_cast<std::size_t>(total * stride) * sizeof(float), stream), "clearing the sums");
+  const Images images{image, v_image, alphas, v_alphas};
+  if (total && tiles && !deterministic) sum_tiles(lists->lists, o, colors, images, {sums, static_cast<std::size_t>(stride), 0}, stream);
+  if (total && tiles && deterministic) {
+    const std::int64_t pairs = count_pairs(lists->lists, stream);
+    std::optional<core::DeviceScratch> enough;
+    Lists exact = lists->lists;
+    if (pairs > exact.capacity) {
+      const std::int64_t size = Lists::size_without_ids(total, tiles) + pairs;
+      enough.emplace(op, device, stream, size * 4);
+      exact = Lists(enough->get<std::int32_t>(), size, gaussians, total, tiles);
+      prepare(scene, o, exact, device, stream);
+    }
+    const std::int64_t warps = channels > 32 ? 8 : 2;
+    const std::int64_t floats = core::checked_mul(core::checked_mul(pairs, warps, op), stride, op);
+    const core::DeviceScratch entries(op, device, stream, core::checked_mul(floats, sizeof(float), op));
+    check(cudaMemsetAsync(entries.get<float>(), 0, static_cast<std::size_t>(floats) * sizeof(float), stream), "clearing the sums");
+    const Sums by_entry{entries.get<float>(), static_cast<std::size_t>(stride), static_cast<std::size_t>(warps)};
+    sum_tiles(exact, o, colors, images, by_entry, stream);
+    collect_entries<<<blocks_for(total), block, 0, stream>>>(exact, o, by_entry, sums);
+    check(cudaGetLastError(), "adding up");
   }
-  gradient_gaussians<<<blocks_for(gaussians), block, 0, stream>>>(
-      scene, o, static_cast<int>(cameras), static_cast<int>(gaussians), static_cast<int>(channels), binned, sums,
-      {v_means, v_quats.value_or(Out<2>{}), v_scales.value_or(Out<2>{}), v_covars.value_or(Out<2>{}), v_opacities, v_colors, v_viewmats,
-       v_means2d});
+  if (gaussians)
+    gradient_gaussians<<<parts, block, 0, stream>>>(scene, o, static_cast<int>(cameras), static_cast<int>(gaussians),
+                                                    static_cast<int>(channels), lists->lists, sums,
+                                                    {v_means, v_quats.value_or(Out<2>{}), v_scales.value_or(Out<2>{}),
+                                                     v_covars.value_or(Out<2>{}), v_opacities, v_colors, v_viewmats, v_means2d},
+                                                    scratch.at<float>(at_cameras));
+  if (cameras)
+    gradient_cameras<<<static_cast<unsigned>(cameras), 512, 0, stream>>>(scratch.at<float>(at_cameras), static_cast<int>(parts),
+                                                                         v_viewmats);
   check(cudaGetLastError(), "projecting backward");
 }
 

@@ -1,7 +1,9 @@
-// What the forward and the backward pass on CUDA share: scratch memory, and the tiles' lists of projected Gaussians.
+// What the forward and the backward pass on CUDA share: scratch memory, the projected Gaussians and the tiles' lists, and
+// the part of a tile that a warp blends.
 #pragma once
 #include <core/cuda.hpp>
 
+#include <algorithm>
 #include <optional>
 
 #include "project.hpp"
@@ -9,6 +11,7 @@
 namespace core_splatting {
 
 constexpr int block = 256;
+constexpr std::uint32_t culled = 0xffffffffu;
 
 inline void check(cudaError_t e, const char* what) { core::check_cuda("rasterize", e, what); }
 
@@ -35,30 +38,6 @@ class Scratch {
   cudaStream_t stream_;
   std::optional<core::DeviceScratch> memory_;
   std::size_t size_ = 0;
-};
-
-/// A number that the device sends to the host without stopping the stream.
-class Mailbox {
- public:
-  Mailbox() { check(cudaHostAlloc(&value_, sizeof *value_, cudaHostAllocPortable), "allocating pinned memory"); }
-  ~Mailbox() { cudaFreeHost(value_); }
-  Mailbox(const Mailbox&) = delete;
-
-  void send(const unsigned long long* device_value, cudaStream_t stream) {
-    check(cudaEventCreateWithFlags(&arrived_, cudaEventDisableTiming), "making an event");
-    check(cudaMemcpyAsync(value_, device_value, sizeof *value_, cudaMemcpyDeviceToHost, stream), "reading the number of tiles");
-    check(cudaEventRecord(arrived_, stream), "recording an event");
-  }
-  unsigned long long receive() {
-    const cudaError_t e = cudaEventSynchronize(arrived_);
-    cudaEventDestroy(arrived_);
-    check(e, "waiting for the projection");
-    return *value_;
-  }
-
- private:
-  unsigned long long* value_ = nullptr;
-  cudaEvent_t arrived_{};
 };
 
 struct Scene {
@@ -89,45 +68,148 @@ __device__ inline float exp2_fast(float x) {
   return y;
 }
 
-/// The pixel of a thread, one warp per patch of 8x4 pixels of a tile of 16x16.
-struct Pixel {
-  int camera, tile_x, tile_y, column, row;
-  __device__ Pixel(const Options& o, int tile, int thread) {
-    const int in_camera = tile % (o.tiles_x * o.tiles_y), lane = thread % 32, warp = thread / 32;
-    camera = tile / (o.tiles_x * o.tiles_y);
-    tile_y = in_camera / o.tiles_x * tile_size, tile_x = in_camera % o.tiles_x * tile_size;
-    column = tile_x + warp % 2 * 8 + lane % 8, row = tile_y + warp / 2 * 4 + lane / 8;
+/// The projected Gaussians (i = camera * N + n) and which of them each tile sees, front to back. The memory is the
+/// workspace that the forward pass leaves to the backward pass. If there are more (tile, Gaussian) pairs than `capacity`,
+/// a tile's list is that of all Gaussians of all cameras in depth order: right, but slow.
+struct Lists {
+  unsigned long long* pairs;  // the number of pairs
+  Splat* splats;              // nothing where culled
+  std::uint32_t* depths;      // the bits of the depth, or `culled`
+  std::uint32_t* order;       // by depth
+  std::uint32_t* begins;      // of the tiles in ids, and the end
+  std::uint32_t* ids;
+  std::uint32_t capacity;
+  int gaussians, total, tiles;
+
+  /// In 4 bytes; what the ids take is to be added.
+  static std::int64_t size_without_ids(std::int64_t total, std::int64_t tiles);
+  Lists(std::int32_t* memory, std::int64_t size, std::int64_t gaussians, std::int64_t total, std::int64_t tiles);
+};
+
+/// The list of one tile.
+struct TileList {
+  const std::uint32_t* ids;
+  std::uint32_t begin, end;
+  bool all;  // of other tiles and cameras too
+  __device__ TileList(const Lists& lists, int tile) : ids(lists.ids), all(*lists.pairs > lists.capacity) {
+    if (all)
+      ids = lists.order, begin = 0, end = static_cast<std::uint32_t>(lists.total);
+    else
+      begin = lists.begins[tile], end = lists.begins[tile + 1];
+  }
+  /// Whether an entry is a Gaussian of this camera.
+  __device__ bool holds(const Lists& lists, std::uint32_t id, int camera) const {
+    return !all || (lists.depths[id] != culled && static_cast<int>(id) / lists.gaussians == camera);
   }
 };
 
-/// Which of the eight patches of a tile the ellipse's rows reach, a bit for each.
-__device__ inline std::uint8_t reached_patches(const Splat& s, int tile_x, int tile_y) {
-  std::uint8_t mask = 0;
+/// Lists in the memory that the caller gives, or in scratch of their own.
+class OwnLists {
+  std::optional<core::DeviceScratch> memory_;
+
+ public:
+  Lists lists;
+  template <class Workspace>  // of the forward or of the backward pass
+  OwnLists(const Workspace& workspace, int device, std::int64_t gaussians, std::int64_t total, std::int64_t tiles, cudaStream_t stream)
+      : lists(workspace ? Lists(const_cast<std::int32_t*>(workspace->data), workspace->shape[0], gaussians, total, tiles)
+                        : in_scratch(device, gaussians, total, tiles, stream)) {
+    if (workspace && !workspace->contiguous()) throw core::Error("ValueError", "rasterize: argument 'workspace' must be contiguous");
+  }
+
+ private:
+  Lists in_scratch(int device, std::int64_t gaussians, std::int64_t total, std::int64_t tiles, cudaStream_t stream) {
+    const std::int64_t size = workspace_size(device, total, tiles);
+    memory_.emplace("rasterize", device, stream, size * 4);
+    return {memory_->get<std::int32_t>(), size, gaussians, total, tiles};
+  }
+};
+
+/// Projects, sorts and bins on `stream`; the host does not wait.
+void prepare(const Scene& in, const Options& o, const Lists& lists, int device, cudaStream_t stream);
+
+inline unsigned blocks_for(std::int64_t n) { return static_cast<unsigned>((n + block - 1) / block); }
+
+/// Which of S strips of 8x4 pixels, one below the other, the ellipse's rows reach, a bit for each.
+template <int S>
+__device__ std::uint32_t reached_strips(const Splat& s, int left, int top) {
+  const float x = s.x - static_cast<float>(left);
+  std::uint32_t mask = 0;
 #pragma unroll
-  for (int strip = 0; strip < tile_size / 4; ++strip) {
-    const float dy = static_cast<float>(tile_y + 4 * strip) + 0.5f - s.y;
+  for (int strip = 0; strip < S; ++strip) {
+    const float dy = static_cast<float>(top + 4 * strip) + 0.5f - s.y;
     if (dy > s.extent_y || dy + 3.f < -s.extent_y) continue;
-    float left, right;
-    ellipse_span(s, dy, dy + 3.f, left, right);
-    const float from = s.x + left - static_cast<float>(tile_x) - 0.52f, to = s.x + right - static_cast<float>(tile_x) - 0.48f;
-    mask |= static_cast<std::uint8_t>(((from <= 7.f && to >= 0.f) ? 1 : 0) | ((from <= 15.f && to >= 8.f) ? 2 : 0)) << (2 * strip);
+    float from, to;
+    ellipse_span(s, dy, dy + 3.f, from, to);
+    if (x + from <= 7.52f && x + to >= 0.48f) mask |= 1u << strip;
   }
   return mask;
 }
 
-/// The projected Gaussians, by camera and Gaussian: how many tiles each reaches (those of none have no splat); and the
-/// (tile, Gaussian) pairs sorted by tile and depth: those of tile t are ids[ranges[t].x] .. ids[ranges[t].y].
-struct Binned {
-  const uint2* ranges = nullptr;
-  const std::uint32_t* ids = nullptr;
-  const Splat* splats = nullptr;
-  const std::uint32_t* counts = nullptr;
+/// The part of a tile of 16x16 pixels that a warp blends: S strips of 8x4 pixels, one below the other; a lane has one
+/// pixel of each. A block is a tile.
+template <int S>
+struct Patch {
+  static constexpr int warps = 8 / S, threads = 32 * warps;
+  int camera, left, top, column, row, lane, warp;
+  __device__ Patch(const Options& o, int tile) : lane(static_cast<int>(threadIdx.x & 31)), warp(static_cast<int>(threadIdx.x / 32)) {
+    const int in_camera = tile % (o.tiles_x * o.tiles_y);
+    camera = tile / (o.tiles_x * o.tiles_y);
+    left = in_camera % o.tiles_x * tile_size + warp % 2 * 8, top = in_camera / o.tiles_x * tile_size + warp / 2 * (4 * S);
+    column = left + lane % 8, row = top + lane / 8;
+  }
+  __device__ std::uint32_t reached(const Splat& s) const { return reached_strips<S>(s, left, top); }
 };
 
-/// Projects, sorts and bins on `stream`; the host waits for the number of pairs only. `first` and `second` keep the result.
-Binned prepare(const Scene& in, const Options& o, std::int64_t cameras, std::int64_t gaussians, Scratch& first, Scratch& second,
-               cudaStream_t stream);
+/// Batches of 32 entries of a tile's list, fetched ahead by a warp: the splat and up to four channels of its colour.
+template <int K>
+class Stream32 {
+ public:
+  Splat splat;
+  float color[K];
+  std::uint32_t id;
+  bool valid;
 
-inline unsigned blocks_for(std::int64_t n) { return static_cast<unsigned>((n + block - 1) / block); }
+  /// Channels [0, channels) of `colors`, which begins with the first Gaussian's; the others are 0.
+  __device__ Stream32(const Lists& lists, const TileList& list, const float* colors, std::int64_t stride_n, std::int64_t stride_k,
+                      int channels, int camera, int lane)
+      : lists_(lists),
+        list_(list),
+        colors_(colors),
+        stride_n_(stride_n),
+        stride_k_(stride_k),
+        channels_(channels),
+        camera_(camera),
+        at_(list.begin + static_cast<std::uint32_t>(lane)) {
+    fetch_id();
+    fetch();
+  }
+  /// Starts to fetch the batch after the present one, which the caller has read.
+  __device__ void fetch() {
+    id = ahead_, valid = ahead_valid_;
+    if (valid) {
+      splat = load_splat(lists_.splats, id);
+      const float* const source = colors_ + (static_cast<std::int64_t>(id) - std::int64_t{camera_} * lists_.gaussians) * stride_n_;
+#pragma unroll
+      for (int k = 0; k < K; ++k) color[k] = k < channels_ ? source[k * stride_k_] : 0.f;
+    }
+    at_ += 32;
+    fetch_id();
+  }
+
+ private:
+  __device__ void fetch_id() {
+    ahead_valid_ = at_ < list_.end;
+    if (!ahead_valid_) return;
+    ahead_ = list_.ids[at_];
+    ahead_valid_ = list_.holds(lists_, ahead_, camera_);
+  }
+  const Lists& lists_;
+  const TileList& list_;
+  const float* colors_;
+  std::int64_t stride_n_, stride_k_;
+  int channels_, camera_;
+  std::uint32_t at_, ahead_ = 0;
+  bool ahead_valid_ = false;
+};
 
 }  // namespace core_splatting

@@ -50,6 +50,16 @@ Options check_options(const char* op, std::int64_t cameras, std::int64_t gaussia
           antialiased};
 }
 
+void rasterize_workspace(std::int64_t cameras, std::int64_t gaussians, std::int64_t width, std::int64_t height,
+                         [[maybe_unused]] std::int64_t device, core::Tensor<std::int64_t, 1> out) {
+  const Options o =
+      check_options("rasterize_workspace", cameras, gaussians, 1, {1e-2, 1e10, 0., 0.3, 0.5, false, "pinhole"}, height, width);
+  out(0) = 0;
+#if defined(CORE_WITH_CUDA)
+  if (device >= 0) out(0) = workspace_size(static_cast<int>(device), cameras * gaussians, cameras * o.tiles_x * o.tiles_y);
+#endif
+}
+
 Gaussians check_gaussians(const char* op, const In<2>& means, const MaybeIn<2>& quats, const MaybeIn<2>& scales, const MaybeIn<2>& covars,
                           const In<1>& opacities) {
   if (covars ? quats || scales : !(quats && scales))

@@ -277,9 +277,9 @@ CORE_HD void ellipse_span(const Splat& s, float dy0, float dy1, float& left, flo
   const float turn = s.shear * s.extent_y * s.extent_y / s.extent_x;
   dy0 = max_of(dy0, -s.extent_y);
   dy1 = min_of(dy1, s.extent_y);
-  const float at_right = min_of(max_of(turn, dy0), dy1), at_left = min_of(max_of(-turn, dy0), dy1);
-  right = s.shear * at_right + sqrtf(max_of(power + s.yy * at_right * at_right, 0.f) / -s.uu);
-  left = s.shear * at_left - sqrtf(max_of(power + s.yy * at_left * at_left, 0.f) / -s.uu);
+  const float at_right = min_of(max_of(turn, dy0), dy1), at_left = min_of(max_of(-turn, dy0), dy1), over_uu = -1.f / s.uu;
+  right = s.shear * at_right + sqrtf(max_of(power + s.yy * at_right * at_right, 0.f) * over_uu);
+  left = s.shear * at_left - sqrtf(max_of(power + s.yy * at_left * at_left, 0.f) * over_uu);
 }
 
 /// The tiles of one tile row that the ellipse reaches.
@@ -325,6 +325,11 @@ struct Scalars {
 /// Throws ValueError, in the name of the operator `op`, if a scalar or a size is out of range.
 Options check_options(const char* op, std::int64_t cameras, std::int64_t gaussians, std::int64_t color_sets, const Scalars& scalars,
                       std::int64_t height, std::int64_t width);
+
+#if defined(CORE_WITH_CUDA)
+/// The size of the workspace of `rasterize_cuda`, in 4 bytes, for `total` projections.
+std::int64_t workspace_size(int device, std::int64_t total, std::int64_t tiles);
+#endif
 
 /// The arrays in one; throws ValueError unless there are either quats and scales or covars.
 Gaussians check_gaussians(const char* op, const In<2>& means, const MaybeIn<2>& quats, const MaybeIn<2>& scales, const MaybeIn<2>& covars,

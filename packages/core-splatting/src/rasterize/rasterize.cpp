@@ -226,7 +226,7 @@ void blend_tile_on_this_isa(const Frame* frame, std::int64_t tile) {
 
 void rasterize(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors, In<3> viewmats, In<3> Ks,
                MaybeIn<2> backgrounds, double near_plane, double far_plane, double radius_clip, double eps2d, double max_alpha,
-               bool antialiased, const char* camera_model, Out<4> out_colors, Out<3> out_alphas) {
+               bool antialiased, const char* camera_model, Out<4> out_colors, Out<3> out_alphas, MaybeOutWorkspace) {
   const std::int64_t cameras = viewmats.shape[0];
   const Options o = check_options("rasterize", cameras, means.shape[0], colors.shape[0],
                                   {near_plane, far_plane, radius_clip, eps2d, max_alpha, antialiased, camera_model}, out_alphas.shape[1],

@@ -1,86 +1,107 @@
-// Forward rasterisation on CUDA: blends one tile per block.
+// Forward rasterisation on CUDA: blends one tile per block, a warp on its own.
 #include <core_splatting/rasterize.hpp>
-#include <utility>
+
+#include <cstdlib>
 
 #include "device.cuh"
+#include "features.cuh"
 
 namespace core_splatting {
 namespace {
 
-/// One block per tile, one thread per pixel, one warp per patch of 8x4 pixels. Batches of 256 Gaussians go through
-/// shared memory, each with a mask of the patches that its ellipse's rows reach. Blends channels
-/// [channel, channel + channels) of at most K.
-template <int K>
-__global__ void __launch_bounds__(block, K > 16 ? 2 : 4)
-    blend(const uint2* ranges, const std::uint32_t* ids, const Splat* splats, Options o, int gaussians, core::Tensor<const float, 3> colors,
-          core::Tensor<const float, 2> backgrounds, int channel, int channels, core::Tensor<float, 4> out_colors,
-          core::Tensor<float, 3> out_alphas) {
-  constexpr int stride = K == 3 ? 4 : K;
-  __shared__ float4 shape[block];  // x, y, uu, shear
-  __shared__ float4 power[block];  // yy, log2_opacity, cut
-  __shared__ __align__(16) float color[block * stride];
-  __shared__ std::uint8_t reached[block];
+/// Blends up to four channels. A warp blends its strips of the tile: it stages 32 Gaussians of the list at a time, each with
+/// a mask of the strips that the ellipse's rows reach, while the next 32 are on their way.
+template <int K, int S>
+__global__ void __launch_bounds__(Patch<S>::threads)
+    blend(Lists lists, Options o, core::Tensor<const float, 3> colors, core::Tensor<const float, 2> backgrounds,
+          core::Tensor<float, 4> out_colors, core::Tensor<float, 3> out_alphas) {
+  __shared__ float4 shapes[Patch<S>::warps][32];  // x, y, uu, shear
+  __shared__ float4 powers[Patch<S>::warps][32];  // yy, log2_opacity, cut, mask
+  __shared__ float4 shades[Patch<S>::warps][32];
+  const Patch<S> patch(o, static_cast<int>(blockIdx.x));
+  float4 *const shape = shapes[patch.warp], *const power = powers[patch.warp], *const shade = shades[patch.warp];
+  const float px = static_cast<float>(patch.column) + 0.5f, py = static_cast<float>(patch.row) + 0.5f;
+  const int channels = static_cast<int>(colors.shape[2]);
 
-  const int tile = blockIdx.x, lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x / 32);
-  const auto [camera, tile_x, tile_y, column, row] = Pixel(o, tile, static_cast<int>(threadIdx.x));
-  const bool inside = column < o.width && row < o.height;
-  const float px = static_cast<float>(column) + 0.5f, py = static_cast<float>(row) + 0.5f;
-  const int color_set = colors.shape[0] == 1 ? 0 : camera;
-
-  float transmittance = 1.f, sum[K] = {};
-  bool done = !inside;
-  const uint2 range = ranges[tile];
-  for (std::uint32_t begin = range.x; begin < range.y; begin += block) {
-    if (__syncthreads_count(done) == block) break;
-    std::uint8_t mask = 0;
-    if (begin + threadIdx.x < range.y) {
-      const std::uint32_t id = ids[begin + threadIdx.x];
-      const Splat s = load_splat(splats, id);
-      shape[threadIdx.x] = {s.x, s.y, s.uu, s.shear};
-      power[threadIdx.x] = {s.yy, s.log2_opacity, exponent_cut(s.log2_opacity), 0.f};
-      const std::int64_t n = id - static_cast<std::uint32_t>(camera) * static_cast<std::uint32_t>(gaussians);
-      const float* source = colors.data + color_set * colors.stride[0] + n * colors.stride[1] + channel * colors.stride[2];
+  float transmittance[S], sum[S][K] = {};
+  std::uint32_t alive = 0;  // the strips with a pixel that is not finished
 #pragma unroll
-      for (int k = 0; k < K; ++k) color[threadIdx.x * stride + k] = K == 3 || k < channels ? source[k * colors.stride[2]] : 0.f;
-      mask = reached_patches(s, tile_x, tile_y);
+  for (int s = 0; s < S; ++s) {
+    // A pixel is finished when its transmittance is negative.
+    transmittance[s] = patch.column < o.width && patch.row + 4 * s < o.height ? 1.f : -1.f;
+    if (__any_sync(0xffffffffu, transmittance[s] > 0.f)) alive |= 1u << s;
+  }
+  const TileList list(lists, static_cast<int>(blockIdx.x));
+  Stream32<K> next(lists, list, colors.data + (colors.shape[0] == 1 ? 0 : patch.camera) * colors.stride[0], colors.stride[1],
+                   colors.stride[2], channels, patch.camera, patch.lane);
+  for (std::uint32_t begin = list.begin; begin < list.end && alive; begin += 32) {
+    const std::uint32_t mask = next.valid ? patch.reached(next.splat) & alive : 0;
+    std::uint32_t hits = __ballot_sync(0xffffffffu, mask != 0);
+    if (mask) {
+      const Splat& s = next.splat;
+      shape[patch.lane] = {s.x, s.y, s.uu, s.shear};
+      power[patch.lane] = {s.yy, s.log2_opacity, exponent_cut(s.log2_opacity), __uint_as_float(mask)};
+      shade[patch.lane] = {next.color[0], K > 1 ? next.color[1 % K] : 0.f, K > 2 ? next.color[2 % K] : 0.f,
+                           K > 3 ? next.color[3 % K] : 0.f};
     }
-    reached[threadIdx.x] = mask;
-    __syncthreads();
-    for (int part = 0; part < block; part += 32) {
-      std::uint32_t hits = __ballot_sync(0xffffffffu, reached[part + lane] >> warp & 1);
-      while (hits) {
-        const int j = part + __ffs(static_cast<int>(hits)) - 1;
-        hits &= hits - 1;
-        const float4 a = shape[j], b = power[j];
-        const float dy = py - a.y, u = px - a.x - a.w * dy;
+    next.fetch();
+    __syncwarp();
+    while (hits) {
+      const int j = __ffs(static_cast<int>(hits)) - 1;
+      hits &= hits - 1;
+      const float4 a = shape[j], b = power[j], c = shade[j];
+      const float from_top = py - a.y, from_left = px - a.x - a.w * from_top;
+#pragma unroll
+      for (int s = 0; s < S; ++s) {
+        if (S > 1 && !(__float_as_uint(b.w) >> s & 1)) continue;
+        const float dy = from_top + static_cast<float>(4 * s), u = from_left - a.w * static_cast<float>(4 * s);
         const float exponent = a.z * u * u + (b.x * dy * dy + b.y);
-        if (exponent < b.z || done) continue;
-        const float alpha = fminf(o.max_alpha, exp2_fast(exponent));
-        const float next = transmittance - alpha * transmittance;
-        if (next <= min_transmittance) {
-          done = true;
+        const float before = transmittance[s];
+        if (exponent < b.z || before < 0.f) continue;
+        const float weight = fminf(o.max_alpha, exp2_fast(exponent)) * before, after = before - weight;
+        if (after <= min_transmittance) {
+          transmittance[s] = -before;
           continue;
         }
-        const float weight = alpha * transmittance;
-        if constexpr (K == 3) {
-          const float4 c = reinterpret_cast<const float4*>(color)[j];
-          sum[0] += weight * c.x, sum[1] += weight * c.y, sum[2] += weight * c.z;
-        } else {
+        const float color[] = {c.x, c.y, c.z, c.w};
 #pragma unroll
-          for (int k = 0; k < K; ++k) sum[k] += weight * color[j * stride + k];
-        }
-        transmittance = next;
+        for (int k = 0; k < K; ++k) sum[s][k] += weight * color[k];
+        transmittance[s] = after;
       }
-      if (__all_sync(0xffffffffu, done)) break;
     }
-  }
-  if (!inside) return;
 #pragma unroll
-  for (int k = 0; k < K; ++k)
-    if (K == 3 || k < channels)
-      at(out_colors, camera, row, column, channel + k) =
-          sum[k] + (backgrounds.data ? transmittance * at(backgrounds, camera, channel + k) : 0.f);
-  if (channel == 0) at(out_alphas, camera, row, column) = 1.f - transmittance;
+    for (int s = 0; s < S; ++s)
+      if (!__any_sync(0xffffffffu, transmittance[s] > 0.f)) alive &= ~(1u << s);
+    __syncwarp();
+  }
+#pragma unroll
+  for (int s = 0; s < S; ++s) {
+    const int row = patch.row + 4 * s;
+    if (patch.column >= o.width || row >= o.height) continue;
+    const float left = fabsf(transmittance[s]);
+#pragma unroll
+    for (int k = 0; k < K; ++k)
+      if (k < channels)
+        at(out_colors, patch.camera, row, patch.column, k) = sum[s][k] + (backgrounds.data ? left * at(backgrounds, patch.camera, k) : 0.f);
+    at(out_alphas, patch.camera, row, patch.column) = 1.f - left;
+  }
+}
+
+int strips() {
+  static const int s = std::getenv("CORE_SPLAT_S") ? std::atoi(std::getenv("CORE_SPLAT_S")) : 2;
+  return s;
+}
+
+template <int K>
+void blend_few(const Lists& lists, const Options& o, const core::Tensor<const float, 3>& colors,
+               const core::Tensor<const float, 2>& backgrounds, const Out<4>& out_colors, const Out<3>& out_alphas, cudaStream_t stream) {
+  const auto run = [&]<int S>() {
+    blend<K, S>
+        <<<static_cast<unsigned>(lists.tiles), Patch<S>::threads, 0, stream>>>(lists, o, colors, backgrounds, out_colors, out_alphas);
+  };
+  if (strips() == 1) return run.template operator()<1>();
+  if (strips() == 4) return run.template operator()<4>();
+  run.template operator()<2>();
 }
 
 }  // namespace
@@ -88,7 +109,7 @@ __global__ void __launch_bounds__(block, K > 16 ? 2 : 4)
 void rasterize_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors, In<3> viewmats,
                     In<3> Ks, MaybeIn<2> backgrounds, double near_plane, double far_plane, double radius_clip, double eps2d,
                     double max_alpha, bool antialiased, const char* camera_model, Out<4> out_colors, Out<3> out_alphas,
-                    core::Stream queue) {
+                    MaybeOutWorkspace workspace, core::Stream queue) {
   const std::int64_t cameras = viewmats.shape[0], gaussians = means.shape[0];
   const Options o = check_options("rasterize", cameras, gaussians, colors.shape[0],
                                   {near_plane, far_plane, radius_clip, eps2d, max_alpha, antialiased, camera_model}, out_alphas.shape[1],
@@ -96,27 +117,22 @@ void rasterize_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2>
   const Scene scene{check_gaussians("rasterize", means, quats, scales, covars, opacities), viewmats, Ks};
   const std::int64_t tiles = cameras * o.tiles_x * o.tiles_y;
   if (tiles == 0) return;
-  const core::OnDevice guard("rasterize", out_alphas.device_id);
+  const int device = out_alphas.device_id;
+  const core::OnDevice guard("rasterize", device);
   const auto stream = static_cast<cudaStream_t>(queue.handle);
-  Scratch first(out_alphas.device_id, stream), second(out_alphas.device_id, stream);
-  const Binned binned = prepare(scene, o, cameras, gaussians, first, second, stream);
+  const OwnLists own(workspace, device, gaussians, cameras * gaussians, tiles, stream);
+  const Lists& lists = own.lists;
+  prepare(scene, o, lists, device, stream);
 
   const auto background = backgrounds.value_or(core::Tensor<const float, 2>{});
-  const int channels = static_cast<int>(colors.shape[2]);
-  int channel = 0;
-  do {
-    const int rest = channels - channel;
-    const auto [width, kernel] = rest == 3    ? std::pair{3, &blend<3>}
-                                 : rest <= 1  ? std::pair{1, &blend<1>}
-                                 : rest <= 4  ? std::pair{4, &blend<4>}
-                                 : rest <= 8  ? std::pair{8, &blend<8>}
-                                 : rest <= 16 ? std::pair{16, &blend<16>}
-                                              : std::pair{32, &blend<32>};
-    kernel<<<static_cast<unsigned>(tiles), block, 0, stream>>>(binned.ranges, binned.ids, binned.splats, o, static_cast<int>(gaussians),
-                                                               colors, background, channel, std::min(rest, width), out_colors, out_alphas);
-    check(cudaGetLastError(), "blending");
-    channel += width;
-  } while (channel < channels);
+  const std::int64_t channels = colors.shape[2];
+  if (channels > 4) {
+    blend_features(lists, o, colors, background, out_colors, out_alphas, stream);
+  } else {
+    const auto run = channels <= 1 ? &blend_few<1> : channels == 3 ? &blend_few<3> : &blend_few<4>;
+    run(lists, o, colors, background, out_colors, out_alphas, stream);
+  }
+  check(cudaGetLastError(), "blending");
 }
 
 }  // namespace core_splatting

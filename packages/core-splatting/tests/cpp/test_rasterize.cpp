@@ -24,7 +24,7 @@ struct Scene {
     core_splatting::rasterize(core::tensor(in(means), n, 3), core::tensor(in(quats), n, 4), core::tensor(in(scales), n, 3), std::nullopt,
                               core::tensor(in(opacities), n), core::tensor(in(colors), 1, n, 3), core::tensor(in(view), 1, 4, 4),
                               core::tensor(in(K), 1, 3, 3), std::nullopt, near_plane, 1e10, 0.0, 0.3, max_alpha, false, "pinhole",
-                              core::tensor(image.data(), 1, 16, 20, 3), core::tensor(alphas.data(), 1, 16, 20));
+                              core::tensor(image.data(), 1, 16, 20, 3), core::tensor(alphas.data(), 1, 16, 20), std::nullopt);
   }
   float alpha(int row, int column) const { return alphas[static_cast<std::size_t>(row * 20 + column)]; }
   float color(int row, int column, int channel) const { return image[static_cast<std::size_t>((row * 20 + column) * 3 + channel)]; }
@@ -94,7 +94,7 @@ CORE_TEST(the_gradient_of_one_gaussian_is_that_of_its_formula) {
                                      std::nullopt, core::tensor(in(s.opacities), 1), core::tensor(in(s.colors), 1, 1, 3),
                                      core::tensor(in(s.view), 1, 4, 4), core::tensor(in(s.K), 1, 3, 3), 0.01, 1e10, 0.0, 0.3, 0.999, false,
                                      "pinhole", core::tensor(in(s.image), 1, 16, 20, 3), core::tensor(in(s.alphas), 1, 16, 20),
-                                     core::tensor(in(v_image), 1, 16, 20, 3), core::tensor(in(v_alphas), 1, 16, 20),
+                                     core::tensor(in(v_image), 1, 16, 20, 3), core::tensor(in(v_alphas), 1, 16, 20), std::nullopt, false,
                                      core::tensor(means.data(), 1, 3), core::tensor(quats.data(), 1, 4), core::tensor(scales.data(), 1, 3),
                                      std::nullopt, core::tensor(opacities.data(), 1), core::tensor(colors.data(), 1, 1, 3),
                                      core::tensor(view.data(), 1, 4, 4), core::tensor(means2d.data(), 1, 1, 4));

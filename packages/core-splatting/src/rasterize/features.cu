@@ -1,0 +1,204 @@
+// Blending of many channels on CUDA. The weights of 16 Gaussians at a time, for the 32 pixels of a warp, times their colours
+// is a matrix product for the tensor cores: both factors are split into two bfloat16 each, high and low, and three of the
+// four products are added in float32, which leaves a relative error of about 2^-16.
+#include "features.cuh"
+
+#include <cuda_bf16.h>
+
+namespace core_splatting {
+namespace {
+
+constexpr int batch = 64;
+constexpr int depth = 16;          // Gaussians of one product
+constexpr int weight_stride = 24;  // of a pixel's weights: 48 bytes, so that eight rows lie in different banks
+
+constexpr int odd(int n) { return n | 1; }
+template <int N>
+inline constexpr int color_stride = odd(N / 8) * 8;  // in bfloat16: an odd number of 16-byte units
+
+struct Half2s {
+  std::uint32_t high, low;
+};
+
+/// (a, b) as the sum of two pairs of bfloat16.
+__device__ Half2s split(float a, float b) {
+  const __nv_bfloat162 high = __floats2bfloat162_rn(a, b);
+  const float2 rounded = __bfloat1622float2(high);
+  const __nv_bfloat162 low = __floats2bfloat162_rn(a - rounded.x, b - rounded.y);
+  return {*reinterpret_cast<const std::uint32_t*>(&high), *reinterpret_cast<const std::uint32_t*>(&low)};
+}
+
+__device__ void load_matrices(std::uint32_t (&to)[4], const __nv_bfloat16* row) {
+  const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(address)
+               : "memory");
+}
+__device__ void load_transposed(std::uint32_t (&to)[4], const __nv_bfloat16* row) {
+  const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(address)
+               : "memory");
+}
+__device__ void multiply(float (&sum)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+template <int N>
+struct Shared {
+  float4 shape[batch], power[batch];  // x, y, uu, shear; yy, log2_opacity, cut
+  std::uint8_t reached[batch];
+  __align__(16) __nv_bfloat16 colors[2][batch * color_stride<N>];  // high, low
+  __align__(16) __nv_bfloat16 weights[8][2][32 * weight_stride];   // of a warp: high, low
+};
+
+/// One block per tile, a warp for 8x4 pixels. Blends the N channels from `channel` on, as far as there are.
+template <int N>
+__global__ void __launch_bounds__(block, 2)
+    blend_channels(Lists lists, Options o, core::Tensor<const float, 3> colors, core::Tensor<const float, 2> backgrounds, int channel,
+                   core::Tensor<float, 4> out_colors, core::Tensor<float, 3> out_alphas) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  Shared<N>& shared = *reinterpret_cast<Shared<N>*>(memory);
+  const Patch<1> patch(o, static_cast<int>(blockIdx.x));
+  const int lane = patch.lane, warp = patch.warp, thread = static_cast<int>(threadIdx.x);
+  const bool inside = patch.column < o.width && patch.row < o.height;
+  const float px = static_cast<float>(patch.column) + 0.5f, py = static_cast<float>(patch.row) + 0.5f;
+  const int channels = min(static_cast<int>(colors.shape[2]) - channel, N);
+  const float* const source = colors.data + (colors.shape[0] == 1 ? 0 : patch.camera) * colors.stride[0] + channel * colors.stride[2];
+  const auto first = static_cast<std::uint32_t>(patch.camera) * static_cast<std::uint32_t>(lists.gaussians);
+  __nv_bfloat16* const weights = shared.weights[warp][0];
+
+  float transmittance = inside ? 1.f : -1.f, sum[2][N / 8][4] = {};
+  const TileList list(lists, static_cast<int>(blockIdx.x));
+  for (std::uint32_t begin = list.begin; begin < list.end; begin += batch) {
+    if (__syncthreads_count(transmittance < 0.f) == block) break;
+    const int count = static_cast<int>(min(list.end - begin, static_cast<std::uint32_t>(batch)));
+    if (thread < batch) {
+      std::uint8_t mask = 0;
+      if (thread < count) {
+        const std::uint32_t id = list.ids[begin + thread];
+        if (list.holds(lists, id, patch.camera)) {
+          const Splat s = load_splat(lists.splats, id);
+          shared.shape[thread] = {s.x, s.y, s.uu, s.shear};
+          shared.power[thread] = {s.yy, s.log2_opacity, exponent_cut(s.log2_opacity), 0.f};
+          const int left = patch.left - warp % 2 * 8, top = patch.top - warp / 2 * 4;
+          mask = static_cast<std::uint8_t>(reached_strips<4>(s, left, top) | reached_strips<4>(s, left + 8, top) << 4);
+        }
+      }
+      shared.reached[thread] = mask;
+    }
+    // Two channels a thread, neighbouring threads neighbouring channels.
+    for (int i = thread; i < count * (N / 2); i += block) {
+      const int g = i / (N / 2), k = i % (N / 2) * 2;
+      const std::uint32_t id = list.ids[begin + g];
+      const std::uint32_t n = list.all ? id % static_cast<std::uint32_t>(lists.gaussians) : id - first;
+      const float* const row = source + n * colors.stride[1];
+      const float a = k < channels ? row[k * colors.stride[2]] : 0.f, b = k + 1 < channels ? row[(k + 1) * colors.stride[2]] : 0.f;
+      const Half2s pair = split(a, b);
+      reinterpret_cast<std::uint32_t*>(shared.colors[0])[(g * color_stride<N> + k) / 2] = pair.high;
+      reinterpret_cast<std::uint32_t*>(shared.colors[1])[(g * color_stride<N> + k) / 2] = pair.low;
+    }
+    __syncthreads();
+    if (!__any_sync(0xffffffffu, transmittance > 0.f)) continue;
+    const int bit = warp % 2 * 4 + warp / 2;
+    std::uint64_t hits = __ballot_sync(0xffffffffu, shared.reached[lane] >> bit & 1) |
+                         static_cast<std::uint64_t>(__ballot_sync(0xffffffffu, shared.reached[32 + lane] >> bit & 1)) << 32;
+    while (hits) {
+      int row = __ffsll(static_cast<long long>(hits)) - 1;  // of the Gaussian whose colours this lane fetches
+      float weight[depth];
+#pragma unroll
+      for (int i = 0; i < depth; ++i) {
+        weight[i] = 0.f;
+        if (!hits) continue;
+        const int j = __ffsll(static_cast<long long>(hits)) - 1;
+        hits &= hits - 1;
+        if (lane % depth == i) row = j;
+        const float4 a = shared.shape[j], b = shared.power[j];
+        const float dy = py - a.y, u = px - a.x - a.w * dy;
+        const float exponent = a.z * u * u + (b.x * dy * dy + b.y), before = transmittance;
+        if (exponent < b.z || before < 0.f) continue;
+        const float part = fminf(o.max_alpha, exp2_fast(exponent)) * before, after = before - part;
+        transmittance = after > min_transmittance ? after : -before;
+        if (after > min_transmittance) weight[i] = part;
+      }
+      __syncwarp();
+#pragma unroll
+      for (int i = 0; i < depth; i += 8) {
+        uint4 high, low;
+        Half2s pairs[4];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) pairs[k] = split(weight[i + 2 * k], weight[i + 2 * k + 1]);
+        high = {pairs[0].high, pairs[1].high, pairs[2].high, pairs[3].high}, low = {pairs[0].low, pairs[1].low, pairs[2].low, pairs[3].low};
+        *reinterpret_cast<uint4*>(weights + lane * weight_stride + i) = high;
+        *reinterpret_cast<uint4*>(weights + 32 * weight_stride + lane * weight_stride + i) = low;
+      }
+      __syncwarp();
+      std::uint32_t a[2][2][4];  // of 16 pixels each: high, low
+#pragma unroll
+      for (int m = 0; m < 2; ++m)
+#pragma unroll
+        for (int part = 0; part < 2; ++part)
+          load_matrices(a[m][part], weights + (part * 32 + m * 16 + lane % 16) * weight_stride + lane / 16 * 8);
+      const __nv_bfloat16* const fetched = shared.colors[lane / 16] + row * color_stride<N>;
+#pragma unroll
+      for (int n = 0; n < N / 8; ++n) {
+        std::uint32_t b[4];  // high, low: of eight Gaussians and the next eight
+        load_transposed(b, fetched + 8 * n);
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          multiply(sum[m][n], a[m][0], b[0], b[1]);
+          multiply(sum[m][n], a[m][0], b[2], b[3]);
+          multiply(sum[m][n], a[m][1], b[0], b[1]);
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int m = 0; m < 2; ++m)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int pixel = m * 16 + h * 8 + lane / 4;
+      const int column = patch.left + pixel % 8, row = patch.top + pixel / 8;
+      const float left = fabsf(__shfl_sync(0xffffffffu, transmittance, pixel));
+      if (column >= o.width || row >= o.height) continue;
+#pragma unroll
+      for (int n = 0; n < N / 8; ++n)
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          const int d = 8 * n + lane % 4 * 2 + k;
+          if (d < channels)
+            at(out_colors, patch.camera, row, column, channel + d) =
+                sum[m][n][2 * h + k] + (backgrounds.data ? left * at(backgrounds, patch.camera, channel + d) : 0.f);
+        }
+    }
+  if (channel == 0 && inside) at(out_alphas, patch.camera, patch.row, patch.column) = 1.f - fabsf(transmittance);
+}
+
+template <int N>
+void run(const Lists& lists, const Options& o, const core::Tensor<const float, 3>& colors, const core::Tensor<const float, 2>& backgrounds,
+         int channel, const Out<4>& out_colors, const Out<3>& out_alphas, cudaStream_t stream) {
+  constexpr auto kernel = &blend_channels<N>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared<N>)), "asking for shared memory");
+  kernel<<<static_cast<unsigned>(lists.tiles), block, sizeof(Shared<N>), stream>>>(lists, o, colors, backgrounds, channel, out_colors,
+                                                                                   out_alphas);
+}
+
+}  // namespace
+
+void blend_features(const Lists& lists, const Options& o, const core::Tensor<const float, 3>& colors,
+                    const core::Tensor<const float, 2>& backgrounds, const Out<4>& out_colors, const Out<3>& out_alphas,
+                    cudaStream_t stream) {
+  constexpr int most = 80;
+  const int channels = static_cast<int>(colors.shape[2]), passes = (channels + most - 1) / most, width = (channels + passes - 1) / passes;
+  for (int channel = 0; channel < channels; channel += width <= 8 ? 8 : width <= 16 ? 16 : width <= 32 ? 32 : width <= 64 ? 64 : 80) {
+    const auto kernel = width <= 8 ? &run<8> : width <= 16 ? &run<16> : width <= 32 ? &run<32> : width <= 64 ? &run<64> : &run<80>;
+    kernel(lists, o, colors, backgrounds, channel, out_colors, out_alphas, stream);
+    check(cudaGetLastError(), "blending");
+  }
+}
+
+}  // namespace core_splatting
