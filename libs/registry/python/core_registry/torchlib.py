@@ -40,8 +40,46 @@ def define(
         library.impl(name, torch.library.fallthrough_kernel, "Autograd")
     torch.library.register_fake(f"{namespace}::{name}", fake, lib=library)
     if backward is not None:
-        torch.library.register_autograd(f"{namespace}::{name}", backward, setup_context=setup_context, lib=library)
+        library.impl(name, _with_gradient(overload, backward, setup_context), "Autograd", with_keyset=True)
     return overload
+
+
+def _with_gradient(
+    overload: Any, backward: Callable[..., Any], setup_context: Callable[..., None] | None
+) -> Callable[..., Any]:
+    """What torch.library.register_autograd makes, but for its question to the schema: 3 us an argument."""
+    arguments, below = overload._schema.arguments, torch._C._after_autograd_keyset
+    if any(a.kwarg_only or "Tensor[]" in str(a.type) for a in arguments):
+        raise NotImplementedError(f"{overload.name()}: a gradient with keyword-only arguments or lists of tensors")
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            *inputs, keyset = args
+            with torch._C._AutoDispatchBelowAutograd():
+                result = overload.redispatch(keyset & below, *inputs)
+            if setup_context is not None:
+                inputs += [a.default_value for a in arguments[len(inputs) :]]
+                setup_context(ctx=ctx, inputs=tuple(inputs), output=result)
+            return result
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            whole = ctx.needs_input_grad
+            ctx.needs_input_grad = whole[:-1]
+            try:
+                result = backward(ctx, *grads)
+            finally:
+                ctx.needs_input_grad = whole
+            return (*result, None) if isinstance(result, tuple) else (result, None)
+
+    def kernel(keyset: Any, *args: Any) -> Any:
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            return Function.apply(*args, keyset)
+        with torch._C._AutoDispatchBelowAutograd():
+            return overload.redispatch(keyset & below, *args)
+
+    return kernel
 
 
 def _without_gradient(function: Callable[..., Any], overload: Any) -> Callable[..., Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from core_registry import torchlib
 from torch import Tensor
@@ -35,11 +36,13 @@ def _fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _impl(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     out, alphas = _pictures(args)
-    means, size = args[0], torch.zeros(1, dtype=torch.int64)
+    means, size = args[0], 0
     if args[20] and means.is_cuda:
-        _C.rasterize_workspace(alphas.shape[0], means.shape[0], args[10], args[11], means.device.index, size)
-    workspace = means.new_empty((int(size),), dtype=torch.int32)
-    _C.rasterize(*(*args[:9], *args[12:19], out, alphas, workspace if len(workspace) else None))
+        answer = np.empty(1, np.int64)
+        _C.rasterize_workspace(out.shape[0], means.shape[0], args[10], args[11], means.device.index, answer)
+        size = int(answer[0])
+    workspace = means.new_empty((size,), dtype=torch.int32)
+    _C.rasterize(*args[:9], *args[12:19], out, alphas, workspace if size else None)
     return out, alphas, workspace
 
 
@@ -94,8 +97,8 @@ def _backward(ctx: Any, v_image: Tensor, v_alphas: Tensor, _: None) -> tuple[Ten
 
 rasterize = torchlib.define("core_splatting", _SCHEMA, _impl, _fake, _backward, _setup_context)
 """(colours (C, H, W, D), alphas (C, H, W)) of the raw operator's arguments; see `rasterization`. `means2d` (C, N, 2) is
-not read; its gradient is that by the projected centres, and `absgrad` sets its attribute of this name. The third result is
-what CUDA keeps for the backward pass with `keep`, and empty without."""
+not read; its gradient is that by the projected centres, and `absgrad` sets its attribute of this name. The third result
+is what CUDA keeps for the backward pass with `keep`, and empty without."""
 
 _HARMONICS = (
     "int degree, int time_degree, Tensor dirs, Tensor coeffs, Tensor? viewmats, Tensor? phases, Tensor? masks, "
