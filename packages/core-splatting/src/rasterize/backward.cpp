@@ -27,7 +27,7 @@ struct Pass {
   float* pairs;  // [pair - first_pair][moments + D]
 };
 
-/// The gradients of one tile; K channels, or as many as there are if K is 0. `scratch` holds (2 * 16 * 16 + 9) D floats.
+/// The gradients of one tile; K channels, or as many as there are if K is 0. `scratch` holds (16 * 16 + 9) D floats.
 template <int K>
 void gradient_tile(const Pass* pass, std::int64_t tile, float* scratch) {
   const Options& o = pass->options;
@@ -35,18 +35,18 @@ void gradient_tile(const Pass* pass, std::int64_t tile, float* scratch) {
   const int tile_x = static_cast<int>(tile % o.tiles_x) * tile_size, tile_y = static_cast<int>(tile / o.tiles_x) * tile_size;
   const int width = std::min(tile_size, o.width - tile_x), height = std::min(tile_size, o.height - tile_y);
   alignas(64) float transmittance[tile_size][groups][lanes], behind[tile_size][groups][lanes];
-  float* const v_pixels = scratch;  // [row][group][channel][lane]
-  const auto v_at = [&](int row, int g) { return v_pixels + static_cast<std::ptrdiff_t>(row * groups + g) * channels * lanes; };
+  auto* const v_pixels = reinterpret_cast<Lanes*>(scratch);  // [row][group][channel]
+  const auto v_at = [&](int row, int g) { return v_pixels + static_cast<std::ptrdiff_t>(row * groups + g) * channels; };
   for (int row = 0; row < tile_size; ++row)
     for (int column = 0; column < tile_size; ++column) {
       const int g = column / lanes, k = column % lanes;
       const bool inside = row < height && column < width;
       transmittance[row][g][k] = inside ? 1.f : -1.f;
-      float* const v = v_at(row, g) + k;
+      Lanes* const v = v_at(row, g);
       float sum = 0.f;
       for (int d = 0; d < channels; ++d) {
-        v[d * lanes] = inside ? pass->v_image(pass->camera, tile_y + row, tile_x + column, d) : 0.f;
-        sum += inside ? v[d * lanes] * pass->image(pass->camera, tile_y + row, tile_x + column, d) : 0.f;
+        v[d][k] = inside ? pass->v_image(pass->camera, tile_y + row, tile_x + column, d) : 0.f;
+        sum += inside ? v[d][k] * pass->image(pass->camera, tile_y + row, tile_x + column, d) : 0.f;
       }
       if (inside)
         sum -=
@@ -54,9 +54,10 @@ void gradient_tile(const Pass* pass, std::int64_t tile, float* scratch) {
       behind[row][g][k] = sum;
     }
   // Of a known number of channels the sums are kept in registers.
-  alignas(64) float own_color[K ? K : 1], own_v_color[K ? K : 1][lanes];
-  float* const __restrict color = K ? own_color : v_pixels + static_cast<std::ptrdiff_t>(tile_size) * tile_size * channels;
-  float* const __restrict v_color = K ? own_v_color[0] : color + channels;  // [channel][lane]
+  alignas(64) Lanes own_v_color[K ? K : 1];
+  float own_color[K ? K : 1];
+  Lanes* const __restrict v_color = K ? own_v_color : v_pixels + static_cast<std::ptrdiff_t>(tile_size) * groups * channels;
+  float* const __restrict color = K ? own_color : reinterpret_cast<float*>(v_color + channels);
 
   const std::uint32_t* const list = pass->bins->list.data();
   const std::uint32_t begin = pass->bins->begin[static_cast<std::size_t>(tile)],
@@ -72,7 +73,7 @@ void gradient_tile(const Pass* pass, std::int64_t tile, float* scratch) {
     const std::int64_t gaussian = pass->projected->index[list[at]];
     for (int d = 0; d < channels; ++d) {
       color[d] = pass->colors(pass->color_set, gaussian, d);
-      for (int k = 0; k < lanes; ++k) v_color[d * lanes + k] = 0.f;
+      v_color[d] = Lanes{};
     }
     float m[moments][lanes] = {};
     const float cut = exponent_cut(s.log2_opacity);
@@ -91,10 +92,9 @@ void gradient_tile(const Pass* pass, std::int64_t tile, float* scratch) {
       for (int g = static_cast<int>(left) / lanes; g <= static_cast<int>(right) / lanes; ++g) {
         float* const __restrict t = transmittance[row][g];
         float* const __restrict rest = behind[row][g];
-        const float* const __restrict v = v_at(row, g);
-        float weight[lanes], shade[lanes] = {};
-        for (int d = 0; d < channels; ++d)
-          for (int k = 0; k < lanes; ++k) shade[k] += color[d] * v[d * lanes + k];
+        const Lanes* const __restrict v = v_at(row, g);
+        Lanes weight, shade{};
+        for (int d = 0; d < channels; ++d) shade += v[d] * color[d];
         for (int k = 0; k < lanes; ++k) {
           const float u = static_cast<float>(g * lanes + k) - centre;
           const float exponent = constant + s.uu * u * u;
@@ -116,8 +116,7 @@ void gradient_tile(const Pass* pass, std::int64_t tile, float* scratch) {
           m[6][k] += std::abs(first_moment);
           m[7][k] += std::abs(first_moment * uu_shear - part * yy_dy);
         }
-        for (int d = 0; d < channels; ++d)
-          for (int k = 0; k < lanes; ++k) v_color[d * lanes + k] += weight[k] * v[d * lanes + k];
+        for (int d = 0; d < channels; ++d) v_color[d] += v[d] * weight;
       }
     }
     float* const out = pass->pairs + static_cast<std::ptrdiff_t>(at - pass->first_pair) * (moments + channels);
@@ -128,7 +127,7 @@ void gradient_tile(const Pass* pass, std::int64_t tile, float* scratch) {
     }
     for (int d = 0; d < channels; ++d) {
       float sum = 0.f;
-      for (int k = 0; k < lanes; ++k) sum += v_color[d * lanes + k];
+      for (int k = 0; k < lanes; ++k) sum += v_color[d][k];
       out[moments + d] = sum;
     }
   }
@@ -160,7 +159,7 @@ std::vector<float> sums_of_splats(Pass& pass) {
     pass.pairs = pairs.data();
     std::atomic<std::size_t> next{tile};
     core::parallel_for(core::num_threads(), 1, [&](std::int64_t, std::int64_t) {
-      std::vector<float> scratch(static_cast<std::size_t>(channels) * (tile_size * tile_size + 1 + lanes));
+      std::vector<float> scratch(static_cast<std::size_t>(channels) * (tile_size * tile_size + lanes + 1));
       for (std::size_t t; (t = next.fetch_add(1, std::memory_order_relaxed)) < stop;)
         gradient_tile_on_this_isa(&pass, static_cast<std::int64_t>(t), scratch.data());
     });

@@ -147,12 +147,11 @@ void blend_tile(const Frame* frame, std::int64_t tile) {
   const int width = std::min(tile_size, o.width - tile_x), height = std::min(tile_size, o.height - tile_y);
   // A pixel is finished when its transmittance is negative; those outside the image are from the start.
   alignas(64) float transmittance[tile_size][groups][lanes];
-  alignas(64) float sum[tile_size][groups][most][lanes];
+  alignas(64) Lanes sum[tile_size][groups][most];
   for (int row = 0; row < tile_size; ++row)
     for (int g = 0; g < groups; ++g) {
       for (int k = 0; k < lanes; ++k) transmittance[row][g][k] = row < height && g * lanes + k < width ? 1.f : -1.f;
-      for (int d = 0; d < channels; ++d)
-        for (int k = 0; k < lanes; ++k) sum[row][g][d][k] = 0.f;
+      for (int d = 0; d < channels; ++d) sum[row][g][d] = Lanes{};
     }
 
   const std::uint32_t* const list = frame->bins->list.data();
@@ -185,7 +184,7 @@ void blend_tile(const Frame* frame, std::int64_t tile) {
       if (left > right) continue;
       for (int g = static_cast<int>(left) / lanes; g <= static_cast<int>(right) / lanes; ++g) {
         float* const __restrict t = transmittance[row][g];
-        float weight[lanes];
+        Lanes weight;
         for (int k = 0; k < lanes; ++k) {
           const float u = static_cast<float>(g * lanes + k) - centre;
           const float exponent = constant + s.uu * u * u;
@@ -195,8 +194,7 @@ void blend_tile(const Frame* frame, std::int64_t tile) {
           t[k] = exponent >= cut ? kept : before;
           weight[k] = exponent >= cut && next > min_transmittance ? blended : 0.f;
         }
-        for (int d = 0; d < channels; ++d)
-          for (int k = 0; k < lanes; ++k) sum[row][g][d][k] += weight[k] * color[d];
+        for (int d = 0; d < channels; ++d) sum[row][g][d] += weight * color[d];
       }
     }
   }

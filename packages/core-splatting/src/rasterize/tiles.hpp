@@ -8,6 +8,8 @@
 namespace core_splatting {
 
 inline constexpr int lanes = 8, groups = tile_size / lanes;
+/// The lanes of a group of pixels. Plain loops over so few elements are unrolled first and put together again badly.
+using Lanes [[gnu::vector_size(lanes * sizeof(float)), gnu::aligned(alignof(float)), gnu::may_alias]] = float;
 
 /// The visible Gaussians of one camera in depth order.
 struct Projected {
