@@ -248,7 +248,7 @@ def test_cuda_workspace_that_is_too_small(channels: int, deterministic: bool) ->
     _C.rasterize_workspace(2, 400, 90, 70, 0, size)
     inputs, scalars = list(there.values())[:8], list(there.values())[8:15]
     found = []
-    for room in (int(size), 64 * (1 + 100 + 13 + 13 + 2)):  # the second has none for the tiles' lists
+    for room in (int(size), 64 * (1 + 1 + 100 + 13 + 13)):  # the second has none for the tiles' lists
         workspace = torch.full((room,), -1, dtype=torch.int32, device="cuda")
         image, alphas = torch.empty_like(there["image"]), torch.empty_like(there["alphas"])
         _C.rasterize(*inputs, None, *scalars, image, alphas, workspace)
@@ -290,6 +290,23 @@ def test_cuda_large_and_degenerate_gaussians() -> None:
     image, again = (rasterization(*(t.cuda() for t in x), 900, 700)[0] for _ in range(2))
     assert torch.equal(image, again)
     assert (image.cpu() - rasterization(*x, 900, 700)[0]).abs().mean() < 1e-4
+
+
+@needs_cuda
+@pytest.mark.parametrize("plane", [False, True])
+@pytest.mark.parametrize("count", [200, 700, 1500, 3000, 12000])
+def test_cuda_long_lists_and_equal_depths(count: int, plane: bool) -> None:
+    a = scene(np.random.default_rng(0), count, 20, 20, focal=20.0)
+    a["opacities"] *= 0.05
+    if plane:
+        a["means"][:, 2] = 0
+    else:
+        a["means"][::3, 2] = a["means"][1::3, 2][: len(a["means"][::3])].mean()
+    names = ("means", "quats", "scales", "opacities", "colors", "viewmats", "Ks")
+    x = [torch.from_numpy(a[k][0] if k == "colors" else a[k]) for k in names]
+    image, again = (rasterization(*(t.cuda() for t in x), 20, 20)[0] for _ in range(2))
+    assert torch.equal(image, again)
+    assert (image.cpu() - rasterization(*x, 20, 20)[0]).abs().mean() < 1e-5
 
 
 @needs_cuda

@@ -66,8 +66,8 @@ CORE_EXPORT void rasterize_backward(In<2> means, MaybeIn<2> quats, MaybeIn<2> sc
                                     MaybeOut<2> v_scales, MaybeOut<2> v_covars, Out<1> v_opacities, Out<3> v_colors, Out<3> v_viewmats,
                                     Out<3> v_means2d);
 
-/// The size that the workspace of `rasterize` should have for pictures of `width` x `height`: room for a quarter more
-/// (Gaussian, tile) pairs than such calls on the CUDA device `device` had lately. One that turns out too small costs time.
+/// The size that the workspace of `rasterize` should have for pictures of `width` x `height`: room for twice as many
+/// (Gaussian, tile) pairs as such calls on the CUDA device `device` had lately. One that turns out too small costs time.
 /// Written: out[1], in elements; 0 for device -1, the CPU, and without CUDA. Throws ValueError for sizes that `rasterize` refuses.
 CORE_EXPORT void rasterize_workspace(std::int64_t cameras, std::int64_t gaussians, std::int64_t width, std::int64_t height,
                                      std::int64_t device, core::Tensor<std::int64_t, 1> out);

@@ -58,45 +58,43 @@ struct Sums {
 };
 
 /// What a pixel passes to a Gaussian: G = alpha dL/dalpha where alpha is not clamped, and its weight; 0 if it does not
-/// contribute. Blends it; a pixel is finished when its transmittance is negative.
+/// contribute. Blends it; `finished` says that the pixel takes no more.
 struct Share {
   float g, weight;
+  bool finished;
 };
 __device__ Share share_of(float exponent, float cut, float max_alpha, float shade, float& transmittance, float& behind) {
-  const float before = transmittance;
-  if (exponent < cut || before < 0.f) return {0.f, 0.f};
-  const float full = exp2_fast(exponent), alpha = fminf(max_alpha, full), weight = alpha * before;
-  if (before - weight <= min_transmittance) {
-    transmittance = -before;
-    return {0.f, 0.f};
-  }
+  const float before = transmittance, full = exp2_fast(exponent), alpha = fminf(max_alpha, full);
+  const float blended = exponent >= cut ? alpha * before : 0.f;
+  const bool finished = before - blended <= min_transmittance;
+  const float weight = finished ? 0.f : blended;
   behind -= weight * shade;
   transmittance = before - weight;
-  return {full <= max_alpha ? full * (before * shade - __fdividef(behind, 1.f - alpha)) : 0.f, weight};
+  return {weight > 0.f && full <= max_alpha ? full * (before * shade - __fdividef(behind, 1.f - alpha)) : 0.f, weight, finished};
 }
 
-/// One block per tile; a warp for S strips, as in the forward pass.
+/// One block per tile; a warp for S strips, as in the forward pass. The moments are of U and V in place of u and dy.
 template <int K, int S>
 __global__ void __launch_bounds__(Patch<S>::threads)
     gradient_tiles(Lists lists, Options o, core::Tensor<const float, 3> colors, Images images, Sums sums) {
   constexpr int stride = K == 3 ? 4 : K;
-  __shared__ float4 shapes[Patch<S>::warps][32];  // x, y, uu, shear
-  __shared__ float4 powers[Patch<S>::warps][32];  // yy, log2_opacity, cut, mask
-  __shared__ __align__(16) float shades[Patch<S>::warps][32 * stride];
-  __shared__ std::uint32_t ids[Patch<S>::warps][32];
+  __shared__ __align__(16) Staged all_staged[Patch<S>::warps][32];
+  __shared__ __align__(16) float all_colors[Patch<S>::warps][32 * stride];
+  __shared__ uint2 all_entries[Patch<S>::warps][32];  // the Gaussian, the place in the list
   const Patch<S> patch(o, static_cast<int>(blockIdx.x));
-  float4 *const shape = shapes[patch.warp], *const power = powers[patch.warp];
-  float* const shade = shades[patch.warp];
-  const float px = static_cast<float>(patch.column) + 0.5f, py = static_cast<float>(patch.row) + 0.5f;
+  Staged* const staged = all_staged[patch.warp];
+  float* const staged_colors = all_colors[patch.warp];
+  uint2* const entries = all_entries[patch.warp];
   const int channels = static_cast<int>(colors.shape[2]), lane = patch.lane;
 
-  float v[S][K] = {}, behind[S] = {}, transmittance[S];
+  const float x = patch.x();
+  float y[S], v[S][K] = {}, behind[S] = {}, transmittance[S];  // y is NaN when the pixel is finished
   std::uint32_t alive = 0;
 #pragma unroll
   for (int s = 0; s < S; ++s) {
     const int row = patch.row + 4 * s;
-    const bool inside = patch.column < o.width && row < o.height;
-    transmittance[s] = inside ? 1.f : -1.f;
+    y[s] = patch.y(s, o), transmittance[s] = 1.f;
+    const bool inside = y[s] == y[s];
     if (inside) {
 #pragma unroll
       for (int k = 0; k < K; ++k)
@@ -112,44 +110,42 @@ __global__ void __launch_bounds__(Patch<S>::threads)
   Stream32<K> next(lists, list, colors.data + (colors.shape[0] == 1 ? 0 : patch.camera) * colors.stride[0], colors.stride[1],
                    colors.stride[2], channels, patch.camera, lane);
   for (std::uint32_t begin = list.begin; begin < list.end && alive; begin += 32) {
-    const std::uint32_t mask = next.valid ? patch.reached(next.splat) & alive : 0;
-    std::uint32_t hits = __ballot_sync(0xffffffffu, mask != 0);
+    const std::uint32_t mask = next.valid ? patch.reached(next.splat) & alive : 0, hits = __ballot_sync(0xffffffffu, mask != 0);
     if (mask) {
-      const Splat& s = next.splat;
-      shape[lane] = {s.x, s.y, s.uu, s.shear};
-      power[lane] = {s.yy, s.log2_opacity, exponent_cut(s.log2_opacity), __uint_as_float(mask)};
-      ids[patch.warp][lane] = next.id;
+      const int place = __popc(hits & ((1u << lane) - 1));
+      staged[place] = patch.stage(next.splat, mask);
+      entries[place] = {next.id, begin + static_cast<std::uint32_t>(lane)};
 #pragma unroll
-      for (int k = 0; k < K; ++k) shade[lane * stride + k] = next.color[k];
+      for (int k = 0; k < K; ++k) staged_colors[place * stride + k] = next.color[k];
     }
     next.fetch();
     __syncwarp();
-    while (hits) {
-      const int j = __ffs(static_cast<int>(hits)) - 1;
-      hits &= hits - 1;
-      const float4 a = shape[j], b = power[j];
-      const float from_top = py - a.y, from_left = px - a.x - a.w * from_top;
-      float color[K], c[power_of_two(K)] = {}, m[moments] = {};
+    for (int j = 0, count = __popc(hits); j < count; ++j) {
+      const Staged of = staged[j];
+      const float across = of.p * x + of.u;
+      float color[K], c[power_of_two(K)] = {}, m[moments] = {}, any = 0.f;
 #pragma unroll
-      for (int k = 0; k < K; ++k) color[k] = shade[j * stride + k];
-      float any = 0.f;
+      for (int k = 0; k < K; ++k) color[k] = staged_colors[j * stride + k];
 #pragma unroll
       for (int s = 0; s < S; ++s) {
-        if (S > 1 && !(__float_as_uint(b.w) >> s & 1)) continue;
-        const float dy = from_top + static_cast<float>(4 * s), u = from_left - a.w * static_cast<float>(4 * s);
-        float of_pixel = 0.f;
+        if (S > 1 && !(of.mask >> s & 1)) continue;
+        const float dy = of.q * y[s] + of.v, u = of.sheared * y[s] + across;
+        float shade = 0.f;
 #pragma unroll
-        for (int k = 0; k < K; ++k) of_pixel += color[k] * v[s][k];
-        const auto [g, weight] = share_of(a.z * u * u + (b.x * dy * dy + b.y), b.z, o.max_alpha, of_pixel, transmittance[s], behind[s]);
-        const float gu = g * u;
+        for (int k = 0; k < K; ++k) shade += color[k] * v[s][k];
+        const auto [g, weight, finished] = share_of(of.power - dy * dy - u * u, of.cut, o.max_alpha, shade, transmittance[s], behind[s]);
+        // Where the pixel is finished g is 0, but u is not a number.
+        const float gu = weight > 0.f ? g * u : 0.f, gdy = weight > 0.f ? g * dy : 0.f;
         any += weight;
-        m[0] += g, m[1] += gu, m[2] += gu * u, m[3] += g * dy, m[4] += gu * dy, m[5] += g * dy * dy;
-        m[6] += fabsf(gu), m[7] += fabsf(gu * a.z * a.w - g * b.x * dy);
+        m[0] += g, m[1] += gu, m[3] += gdy;
+        if (weight > 0.f) m[2] += gu * u, m[4] += gu * dy, m[5] += gdy * dy;
+        m[6] += fabsf(gu), m[7] += fabsf(gu * of.sheared + gdy * of.q);
 #pragma unroll
         for (int k = 0; k < K; ++k) c[k] += weight * v[s][k];
+        y[s] = finished ? not_a_number() : y[s];
       }
       if (!__any_sync(0xffffffffu, any > 0.f)) continue;
-      float* const to = sums.of(ids[patch.warp][j], begin + static_cast<std::uint32_t>(j), patch.warp);
+      float* const to = sums.of(entries[j].x, entries[j].y, patch.warp);
       constexpr int wide = power_of_two(K), step = 32 / wide;
       if constexpr (K <= 4) {  // moments and colours in one
         float all[16] = {};
@@ -168,7 +164,7 @@ __global__ void __launch_bounds__(Patch<S>::threads)
     }
 #pragma unroll
     for (int s = 0; s < S; ++s)
-      if (!__any_sync(0xffffffffu, transmittance[s] > 0.f)) alive &= ~(1u << s);
+      if (!__any_sync(0xffffffffu, y[s] == y[s])) alive &= ~(1u << s);
     __syncwarp();
   }
 }
@@ -183,7 +179,8 @@ __global__ void __launch_bounds__(32)
   const int column = left + lane % 8, row = top + lane / 8, channels = static_cast<int>(colors.shape[2]);
   const float px = static_cast<float>(column) + 0.5f, py = static_cast<float>(row) + 0.5f;
   const bool inside = column < o.width && row < o.height;
-  float behind = 0.f, transmittance = inside ? 1.f : -1.f;
+  float behind = 0.f, transmittance = 1.f;
+  bool done = !inside;
   for (int k = 0; k < channels; ++k) {
     const float of_channel = inside ? at(images.v_image, camera, row, column, k) : 0.f;
     v[k * 32 + lane] = of_channel;
@@ -193,7 +190,7 @@ __global__ void __launch_bounds__(32)
   const TileList list(lists, tile);
   const float* const of_camera = colors.data + (colors.shape[0] == 1 ? 0 : camera) * colors.stride[0];
   for (std::uint32_t begin = list.begin; begin < list.end; begin += 32) {
-    if (!__any_sync(0xffffffffu, transmittance > 0.f)) break;
+    if (__all_sync(0xffffffffu, done)) break;
     std::uint32_t own = 0;
     bool reached = false;
     if (begin + static_cast<std::uint32_t>(lane) < list.end) {
@@ -204,16 +201,17 @@ __global__ void __launch_bounds__(32)
       const int j = __ffs(static_cast<int>(hits)) - 1;
       const std::uint32_t id = __shfl_sync(0xffffffffu, own, j);
       const Splat s = load_splat(lists.splats, id);
-      const float dy = py - s.y, u = px - s.x - s.shear * dy, exponent = s.uu * u * u + (s.yy * dy * dy + s.log2_opacity);
-      const float cut = exponent_cut(s.log2_opacity);
-      if (!__any_sync(0xffffffffu, exponent >= cut && transmittance > 0.f)) continue;
+      const float p = sqrtf(-s.uu), q = sqrtf(-s.yy), dy = q * (py - s.y), u = p * (px - s.x - s.shear * (py - s.y));
+      const float exponent = done ? -INFINITY : s.log2_opacity - dy * dy - u * u, cut = exponent_cut(s.log2_opacity);
+      if (!__any_sync(0xffffffffu, exponent >= cut)) continue;
       const float* const color =
           of_camera + (id - static_cast<std::uint32_t>(camera) * static_cast<std::uint32_t>(lists.gaussians)) * colors.stride[1];
       float shade = 0.f;
       for (int k = 0; k < channels; ++k) shade += color[k * colors.stride[2]] * v[k * 32 + lane];
-      const auto [g, weight] = share_of(exponent, cut, o.max_alpha, shade, transmittance, behind);
+      const auto [g, weight, finished] = share_of(exponent, cut, o.max_alpha, shade, transmittance, behind);
+      done |= finished;
       const float gu = g * u;
-      float m[moments] = {g, gu, gu * u, g * dy, gu * dy, g * dy * dy, fabsf(gu), fabsf(gu * s.uu * s.shear - g * s.yy * dy)};
+      float m[moments] = {g, gu, gu * u, g * dy, gu * dy, g * dy * dy, fabsf(gu), fabsf(g * dy * q - gu * p * s.shear)};
       float* const to = sums.of(id, begin + static_cast<std::uint32_t>(j), part);
       const float moment = sum_of_warp(m, lane);
       if (lane % (32 / moments) == 0) sums.add(to + lane / (32 / moments), moment);
@@ -272,10 +270,19 @@ __global__ void __launch_bounds__(block) gradient_gaussians(Scene in, Options o,
     GaussianGradient g{};
     if (n < gaussians) {
       const std::int64_t i = std::int64_t{c} * gaussians + n;
-      const float* const m = sums + i * (moments + channels);
+      const float* const of_splat = sums + i * (moments + channels);
       float centre[4] = {};
       if (lists.depths[i] != culled) {
         const Splat s = load_splat(lists.splats, static_cast<std::uint32_t>(i));
+        const float over_p = rsqrtf(-s.uu), over_q = rsqrtf(-s.yy);
+        const float m[moments] = {of_splat[0],
+                                  of_splat[1] * over_p,
+                                  of_splat[2] * over_p * over_p,
+                                  of_splat[3] * over_q,
+                                  of_splat[4] * over_p * over_q,
+                                  of_splat[5] * over_q * over_q,
+                                  of_splat[6] * over_p,
+                                  of_splat[7]};
         const SplatGradient v = splat_gradient(s, m);
         g = project_backward(load_camera(in, c), o, load_gaussian(in.gaussians, n), v);
         centre[0] = v.x, centre[1] = v.y, centre[2] = -2.f / log2e * s.uu * m[6], centre[3] = 2.f / log2e * m[7];
@@ -287,7 +294,7 @@ __global__ void __launch_bounds__(block) gradient_gaussians(Scene in, Options o,
       total.opacity += g.opacity;
       for (int d = 0; d < channels; ++d) {
         float& to = at(out.colors, one_set ? 0 : c, n, d);
-        to = m[moments + d] + (one_set && c ? to : 0.f);
+        to = of_splat[moments + d] + (one_set && c ? to : 0.f);
       }
     }
     float of_camera[16] = {};

@@ -73,10 +73,10 @@ __device__ inline float exp2_fast(float x) {
 /// a tile's list is that of all Gaussians of all cameras in depth order: right, but slow.
 struct Lists {
   unsigned long long* pairs;  // the number of pairs
+  std::uint32_t* begins;      // of the tiles in ids, and the end
   Splat* splats;              // nothing where culled
   std::uint32_t* depths;      // the bits of the depth, or `culled`
-  std::uint32_t* order;       // by depth
-  std::uint32_t* begins;      // of the tiles in ids, and the end
+  std::uint32_t* order;       // all by depth, if there was no room for the lists
   std::uint32_t* ids;
   std::uint32_t capacity;
   int gaussians, total, tiles;
@@ -145,6 +145,19 @@ __device__ std::uint32_t reached_strips(const Splat& s, int left, int top) {
   return mask;
 }
 
+/// A Gaussian as the pixels around a point see it: with x and y counted from there, the exponent of its alpha is
+/// power - U^2 - V^2 with U = p x + sheared y + u, V = q y + v.
+struct __align__(16) Staged {
+  float p, q, sheared, power;
+  float u, v, cut;
+  std::uint32_t mask;  // of strips
+};
+__device__ inline Staged stage_at(int column, int row, const Splat& s, std::uint32_t mask) {
+  const float p = sqrtf(-s.uu), q = sqrtf(-s.yy), x = static_cast<float>(column) - s.x, y = static_cast<float>(row) - s.y;
+  return {p, q, -p * s.shear, s.log2_opacity, p * (x - s.shear * y), q * y, exponent_cut(s.log2_opacity), mask};
+}
+__device__ inline float not_a_number() { return __int_as_float(0x7fffffff); }
+
 /// The part of a tile of 16x16 pixels that a warp blends: S strips of 8x4 pixels, one below the other; a lane has one
 /// pixel of each. A block is a tile.
 template <int S>
@@ -157,7 +170,13 @@ struct Patch {
     left = in_camera % o.tiles_x * tile_size + warp % 2 * 8, top = in_camera / o.tiles_x * tile_size + warp / 2 * (4 * S);
     column = left + lane % 8, row = top + lane / 8;
   }
+  /// Of the lane's pixel in a strip, from the patch's middle; NaN, which no alpha survives, outside the picture.
+  __device__ float x() const { return static_cast<float>(lane % 8) - 3.5f; }
+  __device__ float y(int strip, const Options& o) const {
+    return column < o.width && row + 4 * strip < o.height ? static_cast<float>(lane / 8 + 4 * strip - 2 * S) + 0.5f : not_a_number();
+  }
   __device__ std::uint32_t reached(const Splat& s) const { return reached_strips<S>(s, left, top); }
+  __device__ Staged stage(const Splat& s, std::uint32_t mask) const { return stage_at(left + 4, top + 2 * S, s, mask); }
 };
 
 /// Batches of 32 entries of a tile's list, fetched ahead by a warp: the splat and up to four channels of its colour.

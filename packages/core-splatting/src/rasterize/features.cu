@@ -8,7 +8,7 @@
 namespace core_splatting {
 namespace {
 
-constexpr int batch = 64;
+constexpr int batch = 128;
 constexpr int depth = 16;          // Gaussians of one product
 constexpr int weight_stride = 24;  // of a pixel's weights: 48 bytes, so that eight rows lie in different banks
 
@@ -50,48 +50,51 @@ __device__ void multiply(float (&sum)[4], const std::uint32_t (&a)[4], std::uint
 
 template <int N>
 struct Shared {
-  float4 shape[batch], power[batch];  // x, y, uu, shear; yy, log2_opacity, cut
-  std::uint8_t reached[batch];
+  Staged staged[batch];
+  std::uint8_t reached[batch];                                     // the patches, a bit for each warp
+  std::uint8_t hits[8][batch];                                     // of a warp: the places in the batch that reach it
   __align__(16) __nv_bfloat16 colors[2][batch * color_stride<N>];  // high, low
   __align__(16) __nv_bfloat16 weights[8][2][32 * weight_stride];   // of a warp: high, low
 };
 
 /// One block per tile, a warp for 8x4 pixels. Blends the N channels from `channel` on, as far as there are.
 template <int N>
-__global__ void __launch_bounds__(block, 2)
+__global__ void __launch_bounds__(block, N <= 32 ? 3 : 2)
     blend_channels(Lists lists, Options o, core::Tensor<const float, 3> colors, core::Tensor<const float, 2> backgrounds, int channel,
                    core::Tensor<float, 4> out_colors, core::Tensor<float, 3> out_alphas) {
   extern __shared__ __align__(16) unsigned char memory[];
   Shared<N>& shared = *reinterpret_cast<Shared<N>*>(memory);
   const Patch<1> patch(o, static_cast<int>(blockIdx.x));
   const int lane = patch.lane, warp = patch.warp, thread = static_cast<int>(threadIdx.x);
+  const int left = patch.left - warp % 2 * 8, top = patch.top - warp / 2 * 4;  // of the tile
   const bool inside = patch.column < o.width && patch.row < o.height;
-  const float px = static_cast<float>(patch.column) + 0.5f, py = static_cast<float>(patch.row) + 0.5f;
+  const float x = static_cast<float>(patch.column - left - 8) + 0.5f;
+  float y = inside ? static_cast<float>(patch.row - top - 8) + 0.5f : not_a_number();  // NaN when the pixel is finished
   const int channels = min(static_cast<int>(colors.shape[2]) - channel, N);
   const float* const source = colors.data + (colors.shape[0] == 1 ? 0 : patch.camera) * colors.stride[0] + channel * colors.stride[2];
   const auto first = static_cast<std::uint32_t>(patch.camera) * static_cast<std::uint32_t>(lists.gaussians);
   __nv_bfloat16* const weights = shared.weights[warp][0];
+  std::uint8_t* const hits = shared.hits[warp];
 
-  float transmittance = inside ? 1.f : -1.f, sum[2][N / 8][4] = {};
+  float transmittance = 1.f, sum[2][N / 8][4] = {};
   const TileList list(lists, static_cast<int>(blockIdx.x));
   for (std::uint32_t begin = list.begin; begin < list.end; begin += batch) {
-    if (__syncthreads_count(transmittance < 0.f) == block) break;
+    if (__syncthreads_count(y != y) == block) break;
     const int count = static_cast<int>(min(list.end - begin, static_cast<std::uint32_t>(batch)));
     if (thread < batch) {
-      std::uint8_t mask = 0;
+      std::uint32_t mask = 0;
       if (thread < count) {
         const std::uint32_t id = list.ids[begin + thread];
         if (list.holds(lists, id, patch.camera)) {
           const Splat s = load_splat(lists.splats, id);
-          shared.shape[thread] = {s.x, s.y, s.uu, s.shear};
-          shared.power[thread] = {s.yy, s.log2_opacity, exponent_cut(s.log2_opacity), 0.f};
-          const int left = patch.left - warp % 2 * 8, top = patch.top - warp / 2 * 4;
-          mask = static_cast<std::uint8_t>(reached_strips<4>(s, left, top) | reached_strips<4>(s, left + 8, top) << 4);
+          shared.staged[thread] = stage_at(left + 8, top + 8, s, 0);
+          mask = reached_strips<4>(s, left, top) | reached_strips<4>(s, left + 8, top) << 4;
         }
       }
-      shared.reached[thread] = mask;
+      shared.reached[thread] = static_cast<std::uint8_t>(mask);
     }
     // Two channels a thread, neighbouring threads neighbouring channels.
+#pragma unroll 4
     for (int i = thread; i < count * (N / 2); i += block) {
       const int g = i / (N / 2), k = i % (N / 2) * 2;
       const std::uint32_t id = list.ids[begin + g];
@@ -103,38 +106,37 @@ __global__ void __launch_bounds__(block, 2)
       reinterpret_cast<std::uint32_t*>(shared.colors[1])[(g * color_stride<N> + k) / 2] = pair.low;
     }
     __syncthreads();
-    if (!__any_sync(0xffffffffu, transmittance > 0.f)) continue;
-    const int bit = warp % 2 * 4 + warp / 2;
-    std::uint64_t hits = __ballot_sync(0xffffffffu, shared.reached[lane] >> bit & 1) |
-                         static_cast<std::uint64_t>(__ballot_sync(0xffffffffu, shared.reached[32 + lane] >> bit & 1)) << 32;
-    while (hits) {
-      int row = __ffsll(static_cast<long long>(hits)) - 1;  // of the Gaussian whose colours this lane fetches
+    if (__all_sync(0xffffffffu, y != y)) continue;
+    int found = 0;
+    for (int part = 0; part < count; part += 32) {
+      const bool hit = part + lane < count && (shared.reached[part + lane] >> (warp % 2 * 4 + warp / 2) & 1);
+      const std::uint32_t all = __ballot_sync(0xffffffffu, hit);
+      if (hit) hits[found + __popc(all & ((1u << lane) - 1))] = static_cast<std::uint8_t>(part + lane);
+      found += __popc(all);
+    }
+    __syncwarp();
+    for (int from = 0; from < found; from += depth) {
       float weight[depth];
 #pragma unroll
       for (int i = 0; i < depth; ++i) {
         weight[i] = 0.f;
-        if (!hits) continue;
-        const int j = __ffsll(static_cast<long long>(hits)) - 1;
-        hits &= hits - 1;
-        if (lane % depth == i) row = j;
-        const float4 a = shared.shape[j], b = shared.power[j];
-        const float dy = py - a.y, u = px - a.x - a.w * dy;
-        const float exponent = a.z * u * u + (b.x * dy * dy + b.y), before = transmittance;
-        if (exponent < b.z || before < 0.f) continue;
-        const float part = fminf(o.max_alpha, exp2_fast(exponent)) * before, after = before - part;
-        transmittance = after > min_transmittance ? after : -before;
-        if (after > min_transmittance) weight[i] = part;
+        if (from + i >= found) continue;
+        const Staged g = shared.staged[hits[from + i]];
+        const float v = g.q * y + g.v, u = g.sheared * y + (g.p * x + g.u), exponent = g.power - v * v - u * u;
+        const float alpha = fminf(o.max_alpha, exp2_fast(exponent)), blended = exponent >= g.cut ? alpha * transmittance : 0.f;
+        const bool finished = transmittance - blended <= min_transmittance;
+        weight[i] = finished ? 0.f : blended;
+        y = finished ? not_a_number() : y;
+        transmittance -= weight[i];
       }
       __syncwarp();
 #pragma unroll
       for (int i = 0; i < depth; i += 8) {
-        uint4 high, low;
         Half2s pairs[4];
 #pragma unroll
         for (int k = 0; k < 4; ++k) pairs[k] = split(weight[i + 2 * k], weight[i + 2 * k + 1]);
-        high = {pairs[0].high, pairs[1].high, pairs[2].high, pairs[3].high}, low = {pairs[0].low, pairs[1].low, pairs[2].low, pairs[3].low};
-        *reinterpret_cast<uint4*>(weights + lane * weight_stride + i) = high;
-        *reinterpret_cast<uint4*>(weights + 32 * weight_stride + lane * weight_stride + i) = low;
+        *reinterpret_cast<uint4*>(weights + lane * weight_stride + i) = {pairs[0].high, pairs[1].high, pairs[2].high, pairs[3].high};
+        *reinterpret_cast<uint4*>(weights + (32 + lane) * weight_stride + i) = {pairs[0].low, pairs[1].low, pairs[2].low, pairs[3].low};
       }
       __syncwarp();
       std::uint32_t a[2][2][4];  // of 16 pixels each: high, low
@@ -143,6 +145,7 @@ __global__ void __launch_bounds__(block, 2)
 #pragma unroll
         for (int part = 0; part < 2; ++part)
           load_matrices(a[m][part], weights + (part * 32 + m * 16 + lane % 16) * weight_stride + lane / 16 * 8);
+      const int row = hits[min(from + lane % depth, found - 1)];  // of the Gaussian whose colours this lane fetches
       const __nv_bfloat16* const fetched = shared.colors[lane / 16] + row * color_stride<N>;
 #pragma unroll
       for (int n = 0; n < N / 8; ++n) {
@@ -163,7 +166,7 @@ __global__ void __launch_bounds__(block, 2)
     for (int h = 0; h < 2; ++h) {
       const int pixel = m * 16 + h * 8 + lane / 4;
       const int column = patch.left + pixel % 8, row = patch.top + pixel / 8;
-      const float left = fabsf(__shfl_sync(0xffffffffu, transmittance, pixel));
+      const float rest = __shfl_sync(0xffffffffu, transmittance, pixel);
       if (column >= o.width || row >= o.height) continue;
 #pragma unroll
       for (int n = 0; n < N / 8; ++n)
@@ -172,10 +175,10 @@ __global__ void __launch_bounds__(block, 2)
           const int d = 8 * n + lane % 4 * 2 + k;
           if (d < channels)
             at(out_colors, patch.camera, row, column, channel + d) =
-                sum[m][n][2 * h + k] + (backgrounds.data ? left * at(backgrounds, patch.camera, channel + d) : 0.f);
+                sum[m][n][2 * h + k] + (backgrounds.data ? rest * at(backgrounds, patch.camera, channel + d) : 0.f);
         }
     }
-  if (channel == 0 && inside) at(out_alphas, patch.camera, patch.row, patch.column) = 1.f - fabsf(transmittance);
+  if (channel == 0 && inside) at(out_alphas, patch.camera, patch.row, patch.column) = 1.f - transmittance;
 }
 
 template <int N>

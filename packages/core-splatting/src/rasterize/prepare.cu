@@ -1,11 +1,9 @@
-// Projection on CUDA: project and count tiles, sort the Gaussians by depth, write their (tile, Gaussian) pairs in that
-// order, sort the pairs stably by tile. How many pairs there are only the device knows: room is made for as many as
-// earlier calls had, so that the host need not wait.
-#include <thrust/iterator/transform_iterator.h>
-
+// Projection on CUDA: project, count the Gaussians of each tile, write them to the tile's place as they come, sort each tile
+// by depth in shared memory. How many (tile, Gaussian) pairs there are only the device knows: room is made for twice as
+// many as earlier calls had, so that the host need not wait.
 #include <algorithm>
-#include <cub/device/device_radix_sort.cuh>
-#include <cub/device/device_scan.cuh>
+#include <cub/block/block_radix_sort.cuh>
+#include <cub/block/block_scan.cuh>
 #include <limits>
 #include <mutex>
 #include <string>
@@ -17,34 +15,63 @@
 namespace core_splatting {
 namespace {
 
-/// One thread per (camera, Gaussian): the splat, its depth, its number of tiles; and their sum.
-__global__ void __launch_bounds__(block) project_all(Scene in, Options o, Lists lists, std::uint32_t* ids, std::uint32_t* counts) {
-  const int gaussians = lists.gaussians;
+/// Depth and index: a tile's list is sorted by this.
+using Key = unsigned long long;
+
+/// Calls visit(i, depth, tile) for every tile that the ellipse of the lane's Gaussian reaches, if it has one; returns how
+/// many these are. The whole warp goes over the tiles of a large one, a tile row per lane.
+template <class Visit>
+__device__ std::uint32_t visit_tiles(bool some, const Splat& s, std::uint32_t i, std::uint32_t depth, const Options& o, int gaussians,
+                                     Visit visit) {
+  constexpr float large = 48;
+  const auto visit_row = [&](const Splat& splat, std::uint32_t g, std::uint32_t d, int row) {
+    const Range columns = tile_columns(splat, o, row);
+    const int first = (static_cast<int>(g) / gaussians * o.tiles_y + row) * o.tiles_x;
+    for (int column = columns.first; column <= columns.last; ++column) visit(g, d, first + column);
+    return static_cast<std::uint32_t>(max(columns.last - columns.first + 1, 0));
+  };
+  const Range rows = some ? tile_rows(s, o) : Range{0, -1};
+  const bool is_large = static_cast<float>(rows.last - rows.first + 1) * (2.f * s.extent_x / tile_size + 1.f) >= large && some;
+  std::uint32_t count = 0;
+  if (!is_large)
+    for (int row = rows.first; row <= rows.last; ++row) count += visit_row(s, i, depth, row);
+  const int lane = static_cast<int>(threadIdx.x & 31);
+  for (std::uint32_t rest = __ballot_sync(0xffffffffu, is_large); rest; rest &= rest - 1) {
+    const int owner = __ffs(static_cast<int>(rest)) - 1;
+    const auto of_owner = [&](auto v) { return __shfl_sync(0xffffffffu, v, owner); };
+    const Splat wide{of_owner(s.x),        of_owner(s.y),       of_owner(s.uu), of_owner(s.shear), of_owner(s.yy), of_owner(s.log2_opacity),
+                     of_owner(s.extent_x), of_owner(s.extent_y)};
+    const std::uint32_t g = of_owner(i), d = of_owner(depth);
+    std::uint32_t of_lane = 0;
+    for (int row = of_owner(rows.first) + lane, last = of_owner(rows.last); row <= last; row += 32) of_lane += visit_row(wide, g, d, row);
+    const std::uint32_t all = __reduce_add_sync(0xffffffffu, of_lane);
+    if (lane == owner) count = all;
+  }
+  return count;
+}
+
+/// One thread per (camera, Gaussian): the splat and its depth; how many there are in each tile (counts[1 + tile]), and in all.
+__global__ void __launch_bounds__(block) project_all(Scene in, Options o, Lists lists) {
   __shared__ unsigned long long block_sum;
   if (threadIdx.x == 0) block_sum = 0;
   __syncthreads();
   const int i = blockIdx.x * block + static_cast<int>(threadIdx.x);
-  std::uint32_t count = 0;
+  Splat s{};
+  float depth = 0.f;
+  bool seen = false;
   if (i < lists.total) {
-    const int c = i / gaussians, n = i - c * gaussians;
-    const Camera cam = load_camera(in, c);
-    float depth;
-    Splat s;
-    if (project(cam, o, load_gaussian(in.gaussians, n), s, depth)) {
-      const Range rows = tile_rows(s, o);
-      for (int row = rows.first; row <= rows.last; ++row) {
-        const Range columns = tile_columns(s, o, row);
-        count += static_cast<std::uint32_t>(columns.last >= columns.first ? columns.last - columns.first + 1 : 0);
-      }
-    }
+    const int c = i / lists.gaussians, n = i - c * lists.gaussians;
+    seen = project(load_camera(in, c), o, load_gaussian(in.gaussians, n), s, depth);
+  }
+  const std::uint32_t count = visit_tiles(seen, s, static_cast<std::uint32_t>(i), 0, o, lists.gaussians,
+                                          [&](std::uint32_t, std::uint32_t, int tile) { atomicAdd(lists.begins + tile, 1); });
+  if (i < lists.total) {
     if (count) {
       float4* out = reinterpret_cast<float4*>(lists.splats + i);
       out[0] = {s.x, s.y, s.uu, s.shear};
       out[1] = {s.yy, s.log2_opacity, s.extent_x, s.extent_y};
     }
     lists.depths[i] = count ? __float_as_uint(depth) : culled;
-    ids[i] = static_cast<std::uint32_t>(i);
-    counts[i] = count;
   }
   const std::uint32_t warp_sum = __reduce_add_sync(0xffffffffu, count);
   if ((threadIdx.x & 31) == 0 && warp_sum) atomicAdd(&block_sum, static_cast<unsigned long long>(warp_sum));
@@ -52,74 +79,158 @@ __global__ void __launch_bounds__(block) project_all(Scene in, Options o, Lists 
   if (threadIdx.x == 0 && block_sum) atomicAdd(lists.pairs, block_sum);
 }
 
-/// One thread per Gaussian in depth order writes its (tile, Gaussian) pairs; a whole warp writes a large one's,
-/// one tile row per lane.
-template <class Key>
-__global__ void __launch_bounds__(block)
-    write_pairs(Lists lists, Options o, const std::uint32_t* counts, const std::uint32_t* offsets, Key* tiles, std::uint32_t* ids) {
+/// One block: the tiles' counts become the places where they begin, in `next` too; `seen` gets the pairs per Gaussian.
+__global__ void __launch_bounds__(1024) find_begins(Lists lists, std::uint32_t* next, float* seen) {
+  constexpr int items = 8;
+  using Scan = cub::BlockScan<std::uint32_t, 1024>;
+  __shared__ Scan::TempStorage memory;
+  std::uint32_t before = 0;
+  for (int first = 0; first <= lists.tiles; first += 1024 * items) {
+    std::uint32_t counts[items], sum;
+    const int at = first + static_cast<int>(threadIdx.x) * items;
+    for (int k = 0; k < items; ++k) counts[k] = at + k < lists.tiles ? lists.begins[at + k] : 0;
+    Scan(memory).ExclusiveSum(counts, counts, sum);
+    for (int k = 0; k < items; ++k)
+      if (at + k <= lists.tiles) lists.begins[at + k] = next[at + k] = before + counts[k];
+    before += sum;
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) *seen = static_cast<float>(*lists.pairs) / static_cast<float>(lists.total);
+}
+
+/// One thread per (camera, Gaussian) writes its keys to the places of its tiles.
+__global__ void __launch_bounds__(block) write_pairs(Lists lists, Options o, std::uint32_t* next, Key* keys) {
   if (*lists.pairs > lists.capacity) return;
-  const int gaussians = lists.gaussians;
-  constexpr std::uint32_t large = 48;
-  const int i = blockIdx.x * block + static_cast<int>(threadIdx.x), lane = static_cast<int>(threadIdx.x & 31);
-  std::uint32_t id = 0, count = 0, offset = 0;
-  if (i < lists.total) {
-    id = lists.order[i];
-    count = counts[id];
-    offset = offsets[i];
-  }
-  const auto write_row = [&](std::uint32_t g, int row, Range columns, std::uint32_t to) {
-    const int first = (static_cast<int>(g) / gaussians * o.tiles_y + row) * o.tiles_x;
-    for (int column = columns.first; column <= columns.last; ++column, ++to) {
-      tiles[to] = static_cast<Key>(first + column);
-      ids[to] = g;
-    }
+  const auto i = blockIdx.x * block + threadIdx.x;
+  const std::uint32_t depth = i < static_cast<std::uint32_t>(lists.total) ? lists.depths[i] : culled;
+  const Splat s = depth != culled ? load_splat(lists.splats, i) : Splat{};
+  visit_tiles(depth != culled, s, i, depth, o, lists.gaussians,
+              [&](std::uint32_t g, std::uint32_t d, int tile) { keys[atomicAdd(next + tile, 1)] = Key{d} << 32 | g; });
+}
+
+/// Sorts by one block, in place: the bitonic network in which every comparison puts the smaller first.
+__device__ void sort_in_place(Key* keys, std::uint32_t n) {
+  const auto compare = [&](std::uint32_t low, std::uint32_t high) {
+    if (high >= n) return;
+    const Key a = keys[low], b = keys[high];
+    if (b < a) keys[low] = b, keys[high] = a;
   };
-  if (count && count < large) {
-    const Splat s = load_splat(lists.splats, id);
-    const Range rows = tile_rows(s, o);
-    for (int row = rows.first; row <= rows.last; ++row) {
-      const Range columns = tile_columns(s, o, row);
-      write_row(id, row, columns, offset);
-      offset += static_cast<std::uint32_t>(max(columns.last - columns.first + 1, 0));
+  for (std::uint64_t size = 2; size < 2 * std::uint64_t{n}; size *= 2) {
+    for (std::uint64_t i = threadIdx.x; i < (std::uint64_t{n} + size - 1) / size * (size / 2); i += blockDim.x) {
+      const std::uint64_t in_run = i % (size / 2), run = i / (size / 2) * size;
+      if (run + in_run < n)
+        compare(static_cast<std::uint32_t>(run + in_run), static_cast<std::uint32_t>(min(run + size - 1 - in_run, std::uint64_t{n})));
     }
-  }
-  for (std::uint32_t rest = __ballot_sync(0xffffffffu, count >= large); rest; rest &= rest - 1) {
-    const int owner = __ffs(static_cast<int>(rest)) - 1;
-    const std::uint32_t g = __shfl_sync(0xffffffffu, id, owner);
-    std::uint32_t base = __shfl_sync(0xffffffffu, offset, owner);
-    const Splat s = load_splat(lists.splats, g);
-    const Range rows = tile_rows(s, o);
-    for (int first = rows.first; first <= rows.last; first += 32) {
-      const int row = first + lane;
-      const Range columns = row <= rows.last ? tile_columns(s, o, row) : Range{0, -1};
-      const std::uint32_t n = static_cast<std::uint32_t>(max(columns.last - columns.first + 1, 0));
-      std::uint32_t upto = n;
-      for (int step = 1; step < 32; step *= 2) {
-        const std::uint32_t below = __shfl_up_sync(0xffffffffu, upto, step);
-        if (lane >= step) upto += below;
+    __syncthreads();
+    for (std::uint64_t step = size / 4; step >= 1; step /= 2) {
+      for (std::uint64_t i = threadIdx.x; i < (std::uint64_t{n} + 2 * step - 1) / (2 * step) * step; i += blockDim.x) {
+        const std::uint64_t low = i / step * 2 * step + i % step;
+        if (low < n) compare(static_cast<std::uint32_t>(low), static_cast<std::uint32_t>(min(low + step, std::uint64_t{n})));
       }
-      write_row(g, row, columns, base + upto - n);
-      base += __shfl_sync(0xffffffffu, upto, 31);
+      __syncthreads();
     }
   }
 }
 
-/// Where each tile's pairs begin in the sorted list, of which the unused end holds keys above all tiles; and how many there
-/// were for each Gaussian.
-template <class Key>
-__global__ void __launch_bounds__(block) find_begins(const Key* keys, Lists lists, float* seen) {
-  const int tile = blockIdx.x * block + static_cast<int>(threadIdx.x);
-  if (tile == 0) *seen = static_cast<float>(*lists.pairs) / static_cast<float>(lists.total);
-  if (tile > lists.tiles) return;
-  std::uint32_t low = 0, high = lists.capacity;
-  while (low < high) {
-    const std::uint32_t middle = low + (high - low) / 2;
-    if (keys[middle] < static_cast<std::uint32_t>(tile))
-      low = middle + 1;
-    else
-      high = middle;
+template <int Items>
+using BlockSort = cub::BlockRadixSort<std::uint32_t, block, Items, std::uint32_t>;
+
+/// Puts runs of equal depth, of a list sorted by depth, in the order of the indices; false if one is too long.
+__device__ bool sort_runs(Key* keys, std::uint32_t n) {
+  constexpr std::uint32_t most = 8;
+  bool long_run = false;
+  for (std::uint32_t i = threadIdx.x; i + 1 < n; i += block) {
+    const auto depth = keys[i] >> 32;
+    if (keys[i + 1] >> 32 != depth || (i > 0 && keys[i - 1] >> 32 == depth)) continue;
+    std::uint32_t end = i + 2;
+    while (end < n && end <= i + most && keys[end] >> 32 == depth) ++end;
+    long_run |= end > i + most;
+    for (std::uint32_t k = i + 1; k < end; ++k)
+      for (std::uint32_t at = k; at > i && keys[at] < keys[at - 1]; --at) {
+        const Key key = keys[at];
+        keys[at] = keys[at - 1], keys[at - 1] = key;
+      }
   }
-  lists.begins[tile] = low;
+  return !__syncthreads_or(long_run);
+}
+
+/// Sorts at most 256 Items keys into `ids`; false if that needs another way.
+template <int Items>
+__device__ bool sort_in_registers(Key* keys, std::uint32_t n, std::uint32_t* ids, void* memory, std::uint32_t* firsts) {
+  __shared__ std::uint32_t least, most;
+  if (threadIdx.x == 0) least = culled, most = 0;
+  __syncthreads();
+  std::uint32_t depths[Items], values[Items], low = culled, high = 0;
+#pragma unroll
+  for (int k = 0; k < Items; ++k) {
+    const std::uint32_t at = static_cast<std::uint32_t>(k) * block + threadIdx.x;
+    const Key key = at < n ? keys[at] : ~Key{0};
+    depths[k] = static_cast<std::uint32_t>(key >> 32), values[k] = static_cast<std::uint32_t>(key);
+    if (at < n) low = min(low, depths[k]), high = max(high, depths[k]);
+  }
+  low = __reduce_min_sync(0xffffffffu, low), high = __reduce_max_sync(0xffffffffu, high);
+  if (threadIdx.x % 32 == 0) atomicMin(&least, low), atomicMax(&most, high);
+  __syncthreads();
+  // Of the depths only the bits that differ are sorted; the rest of the places gets all ones, which is more than any.
+  const std::uint32_t base = least;
+#pragma unroll
+  for (int k = 0; k < Items; ++k)
+    if (static_cast<std::uint32_t>(k) * block + threadIdx.x < n) depths[k] -= base;
+  BlockSort<Items>(*static_cast<typename BlockSort<Items>::TempStorage*>(memory)).Sort(depths, values, 0, 32 - __clz(most - base + 1));
+  bool equal = false;
+#pragma unroll
+  for (int k = 0; k < Items; ++k) {
+    const std::uint32_t at = threadIdx.x * Items + static_cast<std::uint32_t>(k);
+    if (at < n) ids[at] = values[k];
+    if (k > 0) equal |= at < n && depths[k] == depths[k - 1];
+  }
+  firsts[threadIdx.x] = depths[0];
+  __syncthreads();
+  equal |= (threadIdx.x + 1) * Items < n && firsts[(threadIdx.x + 1) % block] == depths[Items - 1];
+  if (!__syncthreads_or(equal)) return true;
+#pragma unroll
+  for (int k = 0; k < Items; ++k) {
+    const std::uint32_t at = threadIdx.x * Items + static_cast<std::uint32_t>(k);
+    if (at < n) keys[at] = Key{depths[k] + base} << 32 | values[k];
+  }
+  __syncthreads();
+  if (!sort_runs(keys, n)) return false;
+  for (std::uint32_t i = threadIdx.x; i < n; i += block) ids[i] = static_cast<std::uint32_t>(keys[i]);
+  return true;
+}
+
+/// One block per tile sorts its list; `Large`: those of more than 1024 Gaussians, else the others. If there was no room for
+/// the lists, one block sorts all Gaussians.
+template <bool Large>
+__global__ void __launch_bounds__(block, Large ? 3 : 5) sort_tiles(Lists lists, Key* keys) {
+  __shared__ union {
+    typename BlockSort<Large ? 8 : 1>::TempStorage a;
+    typename BlockSort<Large ? 16 : 2>::TempStorage b;
+    typename BlockSort<Large ? 16 : 4>::TempStorage c;
+  } memory;
+  __shared__ std::uint32_t firsts[block];
+  std::uint32_t begin = lists.begins[blockIdx.x], n = lists.begins[blockIdx.x + 1] - begin, *ids = lists.ids;
+  if (*lists.pairs > lists.capacity) {
+    if (!Large || blockIdx.x) return;
+    begin = 0, n = static_cast<std::uint32_t>(lists.total), ids = lists.order;
+    for (std::uint32_t i = threadIdx.x; i < n; i += block) keys[i] = Key{lists.depths[i]} << 32 | i;
+    __syncthreads();
+  } else {
+    if (Large ? n <= 1024 : n == 0 || n > 1024) return;
+    Key* const own = keys + begin;
+    if constexpr (Large) {
+      if (n <= 2048 ? sort_in_registers<8>(own, n, ids + begin, &memory, firsts)
+                    : n <= 4096 && sort_in_registers<16>(own, n, ids + begin, &memory, firsts))
+        return;
+    } else {
+      if (n <= 256   ? sort_in_registers<1>(own, n, ids + begin, &memory, firsts)
+          : n <= 512 ? sort_in_registers<2>(own, n, ids + begin, &memory, firsts)
+                     : sort_in_registers<4>(own, n, ids + begin, &memory, firsts))
+        return;
+    }
+  }
+  sort_in_place(keys + begin, n);
+  for (std::uint32_t i = threadIdx.x; i < n; i += block) ids[begin + i] = static_cast<std::uint32_t>(keys[begin + i]);
 }
 
 __global__ void __launch_bounds__(block) project_only(Scene in, Options o, int gaussians, int total, ProjectionOutputs out) {
@@ -127,11 +238,6 @@ __global__ void __launch_bounds__(block) project_only(Scene in, Options o, int g
   if (i < total)
     write_projection(out, load_camera(in, i / gaussians), o, load_gaussian(in.gaussians, i % gaussians), i / gaussians, i % gaussians);
 }
-
-struct CountOf {
-  const std::uint32_t* counts;
-  __host__ __device__ std::uint32_t operator()(std::uint32_t id) const { return counts[id]; }
-};
 
 /// What is known of calls of a size: how many pairs there were lately for each Gaussian. The device writes what it saw into
 /// pinned memory; a call reads what earlier ones left there.
@@ -158,68 +264,19 @@ Expectation expect(int device, std::int64_t tiles) {
       found = known.begin() + static_cast<std::ptrdiff_t>(next++ % most);
       *found = {device, tiles, found->seen, 0.f};
     }
-    *found->seen = 3.2f;
+    *found->seen = 4.f;
   }
   const float seen = *static_cast<volatile float*>(found->seen);
   found->ratio = std::max(0.99f * found->ratio, seen);
   return *found;
 }
 
-int bits_for(std::int64_t values) {
-  int bits = 1;
-  while (std::int64_t{1} << bits < values) ++bits;
-  return bits;
-}
-
 constexpr std::int64_t aligned(std::int64_t ints) { return (ints + 63) / 64 * 64; }
-
-template <class Key>
-void prepare_with(const Scene& in, const Options& o, const Lists& lists, int device, cudaStream_t stream) {
-  const int total = lists.total, bits = bits_for(std::int64_t{lists.tiles} + 1);
-  const std::uint32_t capacity = lists.capacity;
-  const auto count_in_order = [&](const std::uint32_t* counts) {
-    return thrust::make_transform_iterator(static_cast<const std::uint32_t*>(lists.order), CountOf{counts});
-  };
-  constexpr std::uint32_t* none = nullptr;
-  std::size_t sort_bytes = 0, scan_bytes = 0, bin_bytes = 0;
-  check(cub::DeviceRadixSort::SortPairs(nullptr, sort_bytes, lists.depths, none, none, lists.order, total, 0, 32, stream),
-        "sizing the depth sort");
-  check(cub::DeviceScan::ExclusiveSum(nullptr, scan_bytes, count_in_order(nullptr), none, total, stream), "sizing the scan");
-  check(cub::DeviceRadixSort::SortPairs(nullptr, bin_bytes, static_cast<Key*>(nullptr), static_cast<Key*>(nullptr), none, lists.ids,
-                                        capacity, 0, bits, stream),
-        "sizing the tile sort");
-  Scratch scratch(device, stream);
-  const auto at_counts = scratch.part<std::uint32_t>(total), at_offsets = scratch.part<std::uint32_t>(total);
-  const auto at_given = scratch.part<std::uint32_t>(std::max(std::int64_t{total}, std::int64_t{capacity}));
-  const auto at_sorted = scratch.part<std::uint32_t>(total);
-  const auto at_keys = scratch.part<Key>(capacity), at_sorted_keys = scratch.part<Key>(capacity);
-  const auto at_temp = scratch.part<char>(static_cast<std::int64_t>(std::max({sort_bytes, scan_bytes, bin_bytes})));
-  scratch.allocate();
-  auto *counts = scratch.at<std::uint32_t>(at_counts), *offsets = scratch.at<std::uint32_t>(at_offsets);
-  auto* given = scratch.at<std::uint32_t>(at_given);
-  Key *keys = scratch.at<Key>(at_keys), *sorted_keys = scratch.at<Key>(at_sorted_keys);
-  char* const temp = scratch.at<char>(at_temp);
-
-  check(cudaMemsetAsync(lists.pairs, 0, sizeof *lists.pairs, stream), "clearing a counter");
-  check(cudaMemsetAsync(keys, 0xff, capacity * sizeof(Key), stream), "clearing the keys");
-  project_all<<<blocks_for(total), block, 0, stream>>>(in, o, lists, given, counts);
-  check(cudaGetLastError(), "projecting");
-  check(cub::DeviceRadixSort::SortPairs(temp, sort_bytes, lists.depths, scratch.at<std::uint32_t>(at_sorted), given, lists.order, total, 0,
-                                        32, stream),
-        "sorting by depth");
-  check(cub::DeviceScan::ExclusiveSum(temp, scan_bytes, count_in_order(counts), offsets, total, stream), "counting the tiles");
-  write_pairs<Key><<<blocks_for(total), block, 0, stream>>>(lists, o, counts, offsets, keys, given);
-  check(cudaGetLastError(), "writing the tiles");
-  check(cub::DeviceRadixSort::SortPairs(temp, bin_bytes, keys, sorted_keys, given, lists.ids, capacity, 0, bits, stream),
-        "sorting by tile");
-  find_begins<Key><<<blocks_for(std::int64_t{lists.tiles} + 1), block, 0, stream>>>(sorted_keys, lists, expect(device, lists.tiles).seen);
-  check(cudaGetLastError(), "finding the tiles");
-}
 
 }  // namespace
 
 std::int64_t Lists::size_without_ids(std::int64_t total, std::int64_t tiles) {
-  return 64 + aligned(8 * total) + 2 * aligned(total) + aligned(tiles + 1);
+  return 64 + aligned(tiles + 1) + aligned(8 * total) + 2 * aligned(total);
 }
 
 Lists::Lists(std::int32_t* memory, std::int64_t size, std::int64_t gaussians_, std::int64_t total_, std::int64_t tiles_)
@@ -230,30 +287,38 @@ Lists::Lists(std::int32_t* memory, std::int64_t size, std::int64_t gaussians_, s
                                         " elements, got " + std::to_string(size));
   const auto part = [&](std::int64_t ints) { return std::exchange(memory, memory + aligned(ints)); };
   pairs = reinterpret_cast<unsigned long long*>(part(2));
+  begins = reinterpret_cast<std::uint32_t*>(part(tiles_ + 1));
   splats = reinterpret_cast<Splat*>(part(8 * total_));
   depths = reinterpret_cast<std::uint32_t*>(part(total));
   order = reinterpret_cast<std::uint32_t*>(part(total));
-  begins = reinterpret_cast<std::uint32_t*>(part(tiles_ + 1));
   ids = reinterpret_cast<std::uint32_t*>(memory);
   capacity = static_cast<std::uint32_t>(std::min<std::int64_t>(size - fixed, std::numeric_limits<std::int32_t>::max()));
 }
 
 std::int64_t workspace_size(int device, std::int64_t total, std::int64_t tiles) {
-  const double expected = 1.25 * static_cast<double>(expect(device, tiles).ratio) * static_cast<double>(total);
+  const double expected = 2.0 * static_cast<double>(expect(device, tiles).ratio) * static_cast<double>(total);
   const auto pairs = static_cast<std::int64_t>(std::min(expected, 2147483647.0 - (1 << 20))) + (1 << 18);
   return Lists::size_without_ids(total, tiles) + (pairs + 65535) / 65536 * 65536;
 }
 
 void prepare(const Scene& in, const Options& o, const Lists& lists, int device, cudaStream_t stream) {
-  if (lists.total == 0) {
-    check(cudaMemsetAsync(lists.pairs, 0, sizeof *lists.pairs, stream), "clearing a counter");
-    check(cudaMemsetAsync(lists.begins, 0, (static_cast<std::size_t>(lists.tiles) + 1) * sizeof *lists.begins, stream),
-          "clearing the tiles");
-  } else if (lists.tiles < 65535) {
-    prepare_with<std::uint16_t>(in, o, lists, device, stream);
-  } else {
-    prepare_with<std::uint32_t>(in, o, lists, device, stream);
+  const std::size_t counters = 64 + static_cast<std::size_t>(lists.tiles) + 1;  // the pairs, and the tiles' counts behind
+  check(cudaMemsetAsync(lists.pairs, 0, counters * sizeof(std::uint32_t), stream), "clearing the counters");
+  if (lists.total == 0) return;
+  Scratch scratch(device, stream);
+  const auto at_next = scratch.part<std::uint32_t>(std::int64_t{lists.tiles} + 1);
+  const auto at_keys = scratch.part<Key>(std::max(std::int64_t{lists.total}, std::int64_t{lists.capacity}));
+  scratch.allocate();
+  auto* const next = scratch.at<std::uint32_t>(at_next);
+  Key* const keys = scratch.at<Key>(at_keys);
+  project_all<<<blocks_for(lists.total), block, 0, stream>>>(in, o, lists);
+  find_begins<<<1, 1024, 0, stream>>>(lists, next, expect(device, lists.tiles).seen);
+  if (lists.tiles) {
+    write_pairs<<<blocks_for(lists.total), block, 0, stream>>>(lists, o, next, keys);
+    sort_tiles<false><<<static_cast<unsigned>(lists.tiles), block, 0, stream>>>(lists, keys);
+    sort_tiles<true><<<static_cast<unsigned>(lists.tiles), block, 0, stream>>>(lists, keys);
   }
+  check(cudaGetLastError(), "projecting");
 }
 
 void project_gaussians_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> viewmats, In<3> Ks,

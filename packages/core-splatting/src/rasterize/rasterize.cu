@@ -15,75 +15,67 @@ template <int K, int S>
 __global__ void __launch_bounds__(Patch<S>::threads)
     blend(Lists lists, Options o, core::Tensor<const float, 3> colors, core::Tensor<const float, 2> backgrounds,
           core::Tensor<float, 4> out_colors, core::Tensor<float, 3> out_alphas) {
-  __shared__ float4 shapes[Patch<S>::warps][32];  // x, y, uu, shear
-  __shared__ float4 powers[Patch<S>::warps][32];  // yy, log2_opacity, cut, mask
-  __shared__ float4 shades[Patch<S>::warps][32];
+  __shared__ __align__(16) Staged all_staged[Patch<S>::warps][32];
+  __shared__ float4 all_colors[Patch<S>::warps][32];
   const Patch<S> patch(o, static_cast<int>(blockIdx.x));
-  float4 *const shape = shapes[patch.warp], *const power = powers[patch.warp], *const shade = shades[patch.warp];
-  const float px = static_cast<float>(patch.column) + 0.5f, py = static_cast<float>(patch.row) + 0.5f;
+  Staged* const staged = all_staged[patch.warp];
+  float4* const staged_colors = all_colors[patch.warp];
   const int channels = static_cast<int>(colors.shape[2]);
 
-  float transmittance[S], sum[S][K] = {};
-  std::uint32_t alive = 0;  // the strips with a pixel that is not finished
+  const float x = patch.x();
+  float y[S], transmittance[S], sum[S][K] = {};  // y is NaN when the pixel is finished
+  std::uint32_t alive = 0;                       // the strips with a pixel that is not
 #pragma unroll
   for (int s = 0; s < S; ++s) {
-    // A pixel is finished when its transmittance is negative.
-    transmittance[s] = patch.column < o.width && patch.row + 4 * s < o.height ? 1.f : -1.f;
-    if (__any_sync(0xffffffffu, transmittance[s] > 0.f)) alive |= 1u << s;
+    y[s] = patch.y(s, o), transmittance[s] = 1.f;
+    if (__any_sync(0xffffffffu, y[s] == y[s])) alive |= 1u << s;
   }
   const TileList list(lists, static_cast<int>(blockIdx.x));
   Stream32<K> next(lists, list, colors.data + (colors.shape[0] == 1 ? 0 : patch.camera) * colors.stride[0], colors.stride[1],
                    colors.stride[2], channels, patch.camera, patch.lane);
   for (std::uint32_t begin = list.begin; begin < list.end && alive; begin += 32) {
-    const std::uint32_t mask = next.valid ? patch.reached(next.splat) & alive : 0;
-    std::uint32_t hits = __ballot_sync(0xffffffffu, mask != 0);
+    const std::uint32_t mask = next.valid ? patch.reached(next.splat) & alive : 0, hits = __ballot_sync(0xffffffffu, mask != 0);
     if (mask) {
-      const Splat& s = next.splat;
-      shape[patch.lane] = {s.x, s.y, s.uu, s.shear};
-      power[patch.lane] = {s.yy, s.log2_opacity, exponent_cut(s.log2_opacity), __uint_as_float(mask)};
-      shade[patch.lane] = {next.color[0], K > 1 ? next.color[1 % K] : 0.f, K > 2 ? next.color[2 % K] : 0.f,
-                           K > 3 ? next.color[3 % K] : 0.f};
+      const int place = __popc(hits & ((1u << patch.lane) - 1));
+      staged[place] = patch.stage(next.splat, mask);
+      staged_colors[place] = {next.color[0], K > 1 ? next.color[1 % K] : 0.f, K > 2 ? next.color[2 % K] : 0.f,
+                              K > 3 ? next.color[3 % K] : 0.f};
     }
     next.fetch();
     __syncwarp();
-    while (hits) {
-      const int j = __ffs(static_cast<int>(hits)) - 1;
-      hits &= hits - 1;
-      const float4 a = shape[j], b = power[j], c = shade[j];
-      const float from_top = py - a.y, from_left = px - a.x - a.w * from_top;
+#pragma unroll 2
+    for (int j = 0, count = __popc(hits); j < count; ++j) {
+      const Staged g = staged[j];
+      const float4 c = staged_colors[j];
+      const float color[] = {c.x, c.y, c.z, c.w}, across = g.p * x + g.u;
 #pragma unroll
       for (int s = 0; s < S; ++s) {
-        if (S > 1 && !(__float_as_uint(b.w) >> s & 1)) continue;
-        const float dy = from_top + static_cast<float>(4 * s), u = from_left - a.w * static_cast<float>(4 * s);
-        const float exponent = a.z * u * u + (b.x * dy * dy + b.y);
-        const float before = transmittance[s];
-        if (exponent < b.z || before < 0.f) continue;
-        const float weight = fminf(o.max_alpha, exp2_fast(exponent)) * before, after = before - weight;
-        if (after <= min_transmittance) {
-          transmittance[s] = -before;
-          continue;
-        }
-        const float color[] = {c.x, c.y, c.z, c.w};
+        if (S > 1 && !(g.mask >> s & 1)) continue;
+        const float v = g.q * y[s] + g.v, u = g.sheared * y[s] + across, exponent = g.power - v * v - u * u;
+        const float alpha = fminf(o.max_alpha, exp2_fast(exponent)), blended = exponent >= g.cut ? alpha * transmittance[s] : 0.f;
+        const bool finished = transmittance[s] - blended <= min_transmittance;
+        const float weight = finished ? 0.f : blended;
+        y[s] = finished ? not_a_number() : y[s];
+        transmittance[s] -= weight;
 #pragma unroll
         for (int k = 0; k < K; ++k) sum[s][k] += weight * color[k];
-        transmittance[s] = after;
       }
     }
 #pragma unroll
     for (int s = 0; s < S; ++s)
-      if (!__any_sync(0xffffffffu, transmittance[s] > 0.f)) alive &= ~(1u << s);
+      if (!__any_sync(0xffffffffu, y[s] == y[s])) alive &= ~(1u << s);
     __syncwarp();
   }
 #pragma unroll
   for (int s = 0; s < S; ++s) {
     const int row = patch.row + 4 * s;
     if (patch.column >= o.width || row >= o.height) continue;
-    const float left = fabsf(transmittance[s]);
 #pragma unroll
     for (int k = 0; k < K; ++k)
       if (k < channels)
-        at(out_colors, patch.camera, row, patch.column, k) = sum[s][k] + (backgrounds.data ? left * at(backgrounds, patch.camera, k) : 0.f);
-    at(out_alphas, patch.camera, row, patch.column) = 1.f - left;
+        at(out_colors, patch.camera, row, patch.column, k) =
+            sum[s][k] + (backgrounds.data ? transmittance[s] * at(backgrounds, patch.camera, k) : 0.f);
+    at(out_alphas, patch.camera, row, patch.column) = 1.f - transmittance[s];
   }
 }
 
