@@ -292,10 +292,15 @@ __global__ void __launch_bounds__(block) gradient_gaussians(Scene in, Options o,
       for (int k = 0; k < 4; ++k) total.quat[k] += g.quat[k];
       for (int k = 0; k < 6; ++k) total.covar[k] += g.covar[k];
       total.opacity += g.opacity;
-      for (int d = 0; d < channels; ++d) {
-        float& to = at(out.colors, one_set ? 0 : c, n, d);
-        to = of_splat[moments + d] + (one_set && c ? to : 0.f);
-      }
+    }
+    // The colours' by the block together, neighbouring threads neighbouring channels.
+    const auto first = static_cast<std::uint32_t>(blockIdx.x) * block, width = static_cast<std::uint32_t>(channels);
+    for (std::uint32_t at_color = threadIdx.x, end = min(static_cast<std::uint32_t>(gaussians) - first, std::uint32_t{block}) * width;
+         at_color < end; at_color += block) {
+      const std::uint32_t of = first + at_color / width, d = at_color % width;
+      float& to = at(out.colors, one_set ? 0 : c, of, d);
+      to = sums[(static_cast<std::size_t>(c) * static_cast<std::size_t>(gaussians) + of) * (moments + width) + moments + d] +
+           (one_set && c ? to : 0.f);
     }
     float of_camera[16] = {};
     for (int k = 0; k < 12; ++k) of_camera[k] = k % 4 == 3 ? g.t[k / 4] : g.r[k / 4 * 3 + k % 4];
