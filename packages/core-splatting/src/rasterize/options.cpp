@@ -52,7 +52,7 @@ Options check_options(const char* op, std::int64_t cameras, std::int64_t gaussia
 
 void rasterize_workspace(std::int64_t cameras, std::int64_t gaussians, std::int64_t width, std::int64_t height,
                          [[maybe_unused]] std::int64_t device, core::Tensor<std::int64_t, 1> out) {
-  const Options o =
+  [[maybe_unused]] const Options o =
       check_options("rasterize_workspace", cameras, gaussians, 1, {1e-2, 1e10, 0., 0.3, 0.5, false, "pinhole"}, height, width);
   out(0) = 0;
 #if defined(CORE_WITH_CUDA)
