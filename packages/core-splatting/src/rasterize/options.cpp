@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 #include <string_view>
+#include <utility>
 
 #include "tiles.hpp"
 
@@ -52,6 +53,10 @@ Options check_options(const char* op, std::int64_t cameras, std::int64_t gaussia
 
 void rasterize_workspace(std::int64_t cameras, std::int64_t gaussians, std::int64_t width, std::int64_t height,
                          [[maybe_unused]] std::int64_t device, core::Tensor<std::int64_t, 1> out) {
+  for (const auto& [name, size] : {std::pair{"cameras", cameras}, {"gaussians", gaussians}, {"width", width}, {"height", height}})
+    if (size < 0)
+      throw core::Error("ValueError",
+                        std::string("rasterize_workspace: argument '") + name + "' must not be negative, got " + std::to_string(size));
   [[maybe_unused]] const Options o =
       check_options("rasterize_workspace", cameras, gaussians, 1, {1e-2, 1e10, 0., 0.3, 0.5, false, "pinhole"}, height, width);
   out(0) = 0;
