@@ -161,6 +161,13 @@ def test_refusals(change: dict[str, Any], error: type[Exception], says: str) -> 
         facade(small(), **change)
 
 
+@pytest.mark.parametrize("name", ["cameras", "gaussians", "width", "height"])
+def test_workspace_of_a_negative_size(name: str) -> None:
+    sizes = {"cameras": 1, "gaussians": 1, "width": 1, "height": 1} | {name: -1}
+    with pytest.raises(ValueError, match=f"argument '{name}'"):
+        _C.rasterize_workspace(**sizes, device=-1, out=np.zeros(1, np.int64))
+
+
 def test_bad_cameras() -> None:
     a = small()
     a["Ks"][0, 0, 0] = -1
