@@ -69,7 +69,6 @@ void gradient_tile(const Pass* pass, std::int64_t tile, float* scratch) {
       for (int i = 0; i < tile_size * tile_size; ++i) best = max_of(best, (&transmittance[0][0][0])[i]);
       if (best < 0) break;
     }
-    fetch_ahead(*pass->projected, pass->colors, pass->color_set, list, at, end);
     const Splat s = pass->projected->splats[list[at]];
     const std::int64_t gaussian = pass->projected->index[list[at]];
     for (int d = 0; d < channels; ++d) {

@@ -164,7 +164,6 @@ void blend_tile(const Frame* frame, std::int64_t tile) {
       for (int i = 0; i < tile_size * tile_size; ++i) best = max_of(best, (&transmittance[0][0][0])[i]);
       if (best < 0) break;
     }
-    fetch_ahead(*frame->projected, frame->colors, frame->color_set, list, at, end);
     const Splat s = frame->projected->splats[list[at]];
     const float* const source = frame->colors.data + frame->color_set * frame->colors.stride[0] +
                                 static_cast<std::int64_t>(frame->projected->index[list[at]]) * frame->colors.stride[1] +

@@ -29,15 +29,6 @@ Projected project_sorted(const Camera& cam, const Options& o, const Gaussians& g
 
 Bins bin(const std::vector<Splat>& splats, const Options& o);
 
-/// Asks for the splat and the colour that a tile's list needs eight entries later: they lie anywhere in memory.
-inline void fetch_ahead(const Projected& p, const core::Tensor<const float, 3>& colors, std::int64_t color_set, const std::uint32_t* list,
-                        std::uint32_t at, std::uint32_t end) {
-  if (end - at <= 8) return;
-  const std::uint32_t later = list[at + 8];
-  __builtin_prefetch(&p.splats[later]);
-  __builtin_prefetch(colors.data + color_set * colors.stride[0] + p.index[later] * colors.stride[1]);
-}
-
 /// 2^x for x in [-126, 0], relative error below 3e-7.
 inline float exp2_of(float x) {
   const int whole = static_cast<int>(x - 0.5f);
