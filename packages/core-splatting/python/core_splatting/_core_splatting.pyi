@@ -20,6 +20,7 @@ def rasterize(
     camera_model: str,
     out_colors: Any,  # out float32[C,H,W,D]
     out_alphas: Any,  # out float32[C,H,W]
+    workspace: Any | None,  # out int32[S]
 ) -> None:
     """Renders 3D Gaussians into cameras: projection, exact tile culling, one sort by depth, blending front to back."""
 
@@ -43,6 +44,8 @@ def rasterize_backward(
     alphas: Any,  # float32[C,H,W]
     v_image: Any,  # float32[C,H,W,D]
     v_alphas: Any,  # float32[C,H,W]
+    workspace: Any | None,  # int32[S]
+    deterministic: bool,
     v_means: Any,  # out float32[N,3]
     v_quats: Any | None,  # out float32[N,4]
     v_scales: Any | None,  # out float32[N,3]
@@ -53,6 +56,16 @@ def rasterize_backward(
     v_means2d: Any,  # out float32[C,N,4]
 ) -> None:
     """The gradient of rasterize by Gaussians, colours, cameras and projected centres."""
+
+def rasterize_workspace(
+    cameras: SupportsIndex,
+    gaussians: SupportsIndex,
+    width: SupportsIndex,
+    height: SupportsIndex,
+    device: SupportsIndex,
+    out: Any,  # out int64[1]
+) -> None:
+    """The size that the workspace of rasterize should have."""
 
 def project_gaussians(
     means: Any,  # float32[N,3]

@@ -42,7 +42,7 @@ def _impl(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         _C.rasterize_workspace(out.shape[0], means.shape[0], args[10], args[11], means.device.index, answer)
         size = int(answer[0])
     workspace = means.new_empty((size,), dtype=torch.int32)
-    _C.rasterize(*args[:9], *args[12:19], out, alphas, workspace if size else None)
+    _C.rasterize(*(*args[:9], *args[12:19], out, alphas, workspace if size else None))
     return out, alphas, workspace
 
 

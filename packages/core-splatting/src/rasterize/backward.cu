@@ -2,7 +2,7 @@
 // that lies behind shrinks; a warp adds up its pixels' shares of a Gaussian in registers and adds them to its sums.
 #include <core_splatting/rasterize.hpp>
 
-#include <cstdlib>
+#include <cmath>
 #include <limits>
 #include <string>
 
@@ -353,10 +353,8 @@ void sum_tiles(const Lists& lists, const Options& o, const core::Tensor<const fl
     const auto run = [&]<int K, int S>() {
       gradient_tiles<K, S><<<static_cast<unsigned>(lists.tiles), Patch<S>::threads, 0, stream>>>(lists, o, colors, images, sums);
     };
-    static const int strips = std::getenv("CORE_SPLAT_SB") ? std::atoi(std::getenv("CORE_SPLAT_SB")) : 2;
     const auto few = [&]<int K>() {
-      if (sums.warps || strips == 4) return run.template operator()<K, 4>();
-      if (strips == 1) return run.template operator()<K, 1>();
+      if (sums.warps) return run.template operator()<K, 4>();
       run.template operator()<K, 2>();
     };
     const auto many = [&]<int K>() {

@@ -1,8 +1,6 @@
 // Forward rasterisation on CUDA: blends one tile per block, a warp on its own.
 #include <core_splatting/rasterize.hpp>
 
-#include <cstdlib>
-
 #include "device.cuh"
 #include "features.cuh"
 
@@ -79,21 +77,12 @@ __global__ void __launch_bounds__(Patch<S>::threads)
   }
 }
 
-int strips() {
-  static const int s = std::getenv("CORE_SPLAT_S") ? std::atoi(std::getenv("CORE_SPLAT_S")) : 2;
-  return s;
-}
-
 template <int K>
 void blend_few(const Lists& lists, const Options& o, const core::Tensor<const float, 3>& colors,
                const core::Tensor<const float, 2>& backgrounds, const Out<4>& out_colors, const Out<3>& out_alphas, cudaStream_t stream) {
-  const auto run = [&]<int S>() {
-    blend<K, S>
-        <<<static_cast<unsigned>(lists.tiles), Patch<S>::threads, 0, stream>>>(lists, o, colors, backgrounds, out_colors, out_alphas);
-  };
-  if (strips() == 1) return run.template operator()<1>();
-  if (strips() == 4) return run.template operator()<4>();
-  run.template operator()<2>();
+  constexpr int strips = 2;
+  blend<K, strips>
+      <<<static_cast<unsigned>(lists.tiles), Patch<strips>::threads, 0, stream>>>(lists, o, colors, backgrounds, out_colors, out_alphas);
 }
 
 }  // namespace
