@@ -52,7 +52,7 @@ def _with_gradient(
     if any(a.kwarg_only or "Tensor[]" in str(a.type) for a in arguments):
         raise NotImplementedError(f"{overload.name()}: a gradient with keyword-only arguments or lists of tensors")
 
-    class Function(torch.autograd.Function):
+    class Function(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:
             *inputs, keyset = args
