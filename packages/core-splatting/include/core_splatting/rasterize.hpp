@@ -47,7 +47,7 @@ using MaybeOutWorkspace = std::optional<core::Tensor<std::int32_t, 1>>;
 CORE_EXPORT void rasterize(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors,
                            In<3> viewmats, In<3> Ks, MaybeIn<2> backgrounds, double near_plane, double far_plane, double radius_clip,
                            double eps2d, double max_alpha, bool antialiased, const char* camera_model, Out<4> out_colors, Out<3> out_alphas,
-                           MaybeOutWorkspace workspace);
+                           MaybeOutWorkspace workspace = std::nullopt);
 
 /// The gradient of `rasterize`: what a loss gains by each input, given what it gains by each pixel.
 ///
