@@ -3,7 +3,7 @@
 python benchmarks/gpu_relational.py [--out FILE.json]
 
 CUDA events, median of 50 runs after 10, the host's time left out. Ours beside the decomposed layer under torch.compile,
-once over lists of edges and once over molecules padded to the largest, with every pair's query, key and value in memory;
+once over lists of edges and once over molecules padded to the largest, each pair's query, key and value in memory;
 the ratio is to the faster. Exits 1 if the answers or the gradients differ.
 """
 
