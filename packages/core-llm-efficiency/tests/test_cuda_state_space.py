@@ -87,6 +87,84 @@ def test_selective_scan(dtype, d, n, g, l, initial):  # noqa: E741
     assert relative(last, want[1]) < 3e-6
 
 
+GRADIENT = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
+
+
+def check_gradients(call, reference_call, inputs, dtype):
+    """Those of a random weighting of both results, against the step-by-step gradients in float64."""
+    leaves = [x.clone().requires_grad_() if x is not None and x.is_floating_point() else x for x in inputs]
+    out, last = call(*leaves)
+    of_out = torch.randn_like(out.float()).to(out.dtype)
+    of_last = torch.randn_like(last)
+    torch.autograd.backward([out, last], [of_out, of_last])
+    there = [None if x is None else x.detach().cpu().double().numpy() for x in inputs]
+    want = reference_call(*there, of_out.double().cpu().numpy(), of_last.double().cpu().numpy())
+    floats = [x for x in leaves if x is not None and x.is_floating_point()]
+    for x, exact in zip(floats, want, strict=False):
+        assert x.grad.dtype == x.dtype
+        assert relative(x.grad, exact) < GRADIENT[dtype], (tuple(x.shape), relative(x.grad, exact))
+    first = [x.grad.clone() for x in floats]
+    for x in floats:
+        x.grad = None
+    torch.autograd.backward(list(call(*leaves)), [of_out, of_last])
+    assert all(torch.equal(x.grad, y) for x, y in zip(floats, first, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sizes", SSD)
+def test_ssd_gradients(dtype, sizes):
+    if dtype != torch.bfloat16 and sizes.get("n", 0) > 128:
+        pytest.skip("at most 128 states")
+    x, dt, A, B, C, state, seq = ssd(dtype, **sizes)
+
+    def call(x, dt, A, B, C, state=None):
+        options = {"initial_states": state, "seq_idx": seq, "return_final_states": True}
+        return core.mamba_chunk_scan_combined(x, dt, A, B, C, **options)
+
+    def exact(x, dt, A, B, C, *rest):
+        *state, of_out, of_last = rest
+        index = None if seq is None else seq.cpu().numpy()
+        return reference.ssd_scan_backward(x, dt, A, B, C, *(state or [None]), index, of_out, of_last)
+
+    inputs = [x, dt, A, B, C] + ([] if state is None else [state])
+    check_gradients(call, exact, inputs, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("d", "n", "g", "l"), [(64, 16, 1, 300), (48, 5, 2, 33), (33, 64, 1, 77), (8, 200, 1, 1), (96, 17, 3, 64)]
+)
+def test_selective_scan_gradients(dtype, d, n, g, l):  # noqa: E741
+    rng = np.random.default_rng()
+    drawn = (rng.standard_normal(s) for s in ((2, d, l), (2, g, n, l), (2, g, n, l)))
+    u, B, C = (torch.from_numpy(x).cuda().to(dtype) for x in drawn)
+    delta = torch.from_numpy(rng.uniform(0.002, 0.2, (2, d, l))).cuda().float()
+    A = -torch.from_numpy(rng.uniform(0.5, 8, (d, n))).cuda().float()
+    state = torch.from_numpy(rng.standard_normal((2, d, n))).cuda().float()
+
+    def call(u, delta, A, B, C, state):
+        return core.selective_scan_fn(u, delta, A, B, C, initial_state=state, return_last_state=True)
+
+    check_gradients(call, reference.selective_scan_backward, [u, delta, A, B, C, state], dtype)
+
+
+def test_gradients_of_a_cut_sequence():
+    """The gradients of two calls in a row are those of one."""
+    inputs = [x.detach().requires_grad_() for x in ssd(torch.float32, l=133, initial=False)[:5]]
+
+    def halves(x, dt, A, B, C):
+        first, state = core.mamba_chunk_scan_combined(
+            x[:, :70], dt[:, :70], A, B[:, :70], C[:, :70], return_final_states=True
+        )
+        rest = core.mamba_chunk_scan_combined(x[:, 70:], dt[:, 70:], A, B[:, 70:], C[:, 70:], initial_states=state)
+        return torch.cat([first, rest], 1)
+
+    weight = torch.randn(2, 133, 4, 64, device="cuda")
+    whole = torch.autograd.grad((core.mamba_chunk_scan_combined(*inputs) * weight).sum(), inputs)
+    for x, y in zip(torch.autograd.grad((halves(*inputs) * weight).sum(), inputs), whole, strict=True):
+        assert relative(x, y.double().cpu().numpy()) < 1e-4
+
+
 def test_options_and_refusals():
     x, dt, A, B, C, _, _ = ssd(torch.bfloat16)
     out = core.mamba_chunk_scan_combined(x, dt, A, B, C, D=torch.ones(4, device="cuda"), z=x, dt_softplus=True)

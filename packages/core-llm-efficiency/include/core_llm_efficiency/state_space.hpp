@@ -51,8 +51,9 @@ CORE_EXPORT void ssd_scan_backward(core::Tensor<const float, 4> x, core::Tensor<
 #if defined(CORE_WITH_CUDA)
 // On CUDA (compute capability 8.0 and above) u or x, B, C and out are float32, float16 or bfloat16, all else is float32; at
 // most 256 states. ssd_scan's products take bfloat16 operands, which with bfloat16 arrays rounds the weights and the carried
-// state before they are read; with float32 and float16 each is two bfloat16 numbers, to a relative error near 1e-5. Work is
-// queued on `stream` and the host does not wait.
+// state before they are read; with float32 and float16 each is two bfloat16 numbers, to a relative error near 1e-5. Gradients
+// have the dtypes of what they are of; ssd_scan_backward takes at most 128 states but in bfloat16. Work is queued on `stream`
+// and the host does not wait.
 CORE_EXPORT void selective_scan_fp32(core::Tensor<const float, 3> u, core::Tensor<const float, 3> delta, core::Tensor<const float, 2> A,
                                      core::Tensor<const float, 4> B, core::Tensor<const float, 4> C,
                                      std::optional<core::Tensor<const float, 3>> initial_state, core::Tensor<float, 3> out,
@@ -80,6 +81,55 @@ CORE_EXPORT void ssd_scan_bf16(core::Tensor<const core::bfloat16, 4> x, core::Te
                                std::optional<core::Tensor<const float, 4>> initial_states,
                                std::optional<core::Tensor<const std::int32_t, 2>> seq_idx, core::Tensor<core::bfloat16, 4> out,
                                core::Tensor<float, 4> final_states, core::Stream stream);
+CORE_EXPORT void selective_scan_backward_fp32(core::Tensor<const float, 3> u, core::Tensor<const float, 3> delta,
+                                              core::Tensor<const float, 2> A, core::Tensor<const float, 4> B,
+                                              core::Tensor<const float, 4> C, std::optional<core::Tensor<const float, 3>> initial_state,
+                                              core::Tensor<const float, 3> grad_out,
+                                              std::optional<core::Tensor<const float, 3>> grad_last_state, core::Tensor<float, 3> grad_u,
+                                              core::Tensor<float, 3> grad_delta, core::Tensor<float, 2> grad_A,
+                                              core::Tensor<float, 4> grad_B, core::Tensor<float, 4> grad_C,
+                                              core::Tensor<float, 3> grad_initial_state, core::Stream stream);
+CORE_EXPORT void ssd_scan_backward_fp32(core::Tensor<const float, 4> x, core::Tensor<const float, 3> dt, core::Tensor<const float, 1> A,
+                                        core::Tensor<const float, 4> B, core::Tensor<const float, 4> C,
+                                        std::optional<core::Tensor<const float, 4>> initial_states,
+                                        std::optional<core::Tensor<const std::int32_t, 2>> seq_idx, core::Tensor<const float, 4> grad_out,
+                                        std::optional<core::Tensor<const float, 4>> grad_final_states, core::Tensor<float, 4> grad_x,
+                                        core::Tensor<float, 3> grad_dt, core::Tensor<float, 1> grad_A, core::Tensor<float, 4> grad_B,
+                                        core::Tensor<float, 4> grad_C, core::Tensor<float, 4> grad_initial_states, core::Stream stream);
+CORE_EXPORT void selective_scan_backward_fp16(
+    core::Tensor<const core::float16, 3> u, core::Tensor<const float, 3> delta, core::Tensor<const float, 2> A,
+    core::Tensor<const core::float16, 4> B, core::Tensor<const core::float16, 4> C,
+    std::optional<core::Tensor<const float, 3>> initial_state, core::Tensor<const core::float16, 3> grad_out,
+    std::optional<core::Tensor<const float, 3>> grad_last_state, core::Tensor<core::float16, 3> grad_u, core::Tensor<float, 3> grad_delta,
+    core::Tensor<float, 2> grad_A, core::Tensor<core::float16, 4> grad_B, core::Tensor<core::float16, 4> grad_C,
+    core::Tensor<float, 3> grad_initial_state, core::Stream stream);
+CORE_EXPORT void ssd_scan_backward_fp16(core::Tensor<const core::float16, 4> x, core::Tensor<const float, 3> dt,
+                                        core::Tensor<const float, 1> A, core::Tensor<const core::float16, 4> B,
+                                        core::Tensor<const core::float16, 4> C, std::optional<core::Tensor<const float, 4>> initial_states,
+                                        std::optional<core::Tensor<const std::int32_t, 2>> seq_idx,
+                                        core::Tensor<const core::float16, 4> grad_out,
+                                        std::optional<core::Tensor<const float, 4>> grad_final_states,
+                                        core::Tensor<core::float16, 4> grad_x, core::Tensor<float, 3> grad_dt,
+                                        core::Tensor<float, 1> grad_A, core::Tensor<core::float16, 4> grad_B,
+                                        core::Tensor<core::float16, 4> grad_C, core::Tensor<float, 4> grad_initial_states,
+                                        core::Stream stream);
+CORE_EXPORT void selective_scan_backward_bf16(
+    core::Tensor<const core::bfloat16, 3> u, core::Tensor<const float, 3> delta, core::Tensor<const float, 2> A,
+    core::Tensor<const core::bfloat16, 4> B, core::Tensor<const core::bfloat16, 4> C,
+    std::optional<core::Tensor<const float, 3>> initial_state, core::Tensor<const core::bfloat16, 3> grad_out,
+    std::optional<core::Tensor<const float, 3>> grad_last_state, core::Tensor<core::bfloat16, 3> grad_u, core::Tensor<float, 3> grad_delta,
+    core::Tensor<float, 2> grad_A, core::Tensor<core::bfloat16, 4> grad_B, core::Tensor<core::bfloat16, 4> grad_C,
+    core::Tensor<float, 3> grad_initial_state, core::Stream stream);
+CORE_EXPORT void ssd_scan_backward_bf16(core::Tensor<const core::bfloat16, 4> x, core::Tensor<const float, 3> dt,
+                                        core::Tensor<const float, 1> A, core::Tensor<const core::bfloat16, 4> B,
+                                        core::Tensor<const core::bfloat16, 4> C, std::optional<core::Tensor<const float, 4>> initial_states,
+                                        std::optional<core::Tensor<const std::int32_t, 2>> seq_idx,
+                                        core::Tensor<const core::bfloat16, 4> grad_out,
+                                        std::optional<core::Tensor<const float, 4>> grad_final_states,
+                                        core::Tensor<core::bfloat16, 4> grad_x, core::Tensor<float, 3> grad_dt,
+                                        core::Tensor<float, 1> grad_A, core::Tensor<core::bfloat16, 4> grad_B,
+                                        core::Tensor<core::bfloat16, 4> grad_C, core::Tensor<float, 4> grad_initial_states,
+                                        core::Stream stream);
 #endif
 
 }  // namespace core_llm_efficiency

@@ -119,6 +119,7 @@ cases: list[Case] = [
         make=make_scan_backward,
         reference=_reference(reference.selective_scan_backward, 8),
         tolerance={f"grad_{name}": (1e-3, 1e-3) for name in _SCAN},
+        devices=("cpu", "cuda"),
         work=lambda a: (sum(float(v.nbytes) for v in a.values()), 25.0 * _elements(a, "u", "initial_state")),
         torch_call=_torch_call("_scan_backward", 8),
     ),
@@ -143,6 +144,7 @@ cases: list[Case] = [
         make=make_ssd_backward,
         reference=_reference(reference.ssd_scan_backward, 9),
         tolerance={f"grad_{name}": (1e-3, 2e-3) for name in _SSD},
+        devices=("cpu", "cuda"),
         work=lambda a: (
             sum(float(v.nbytes) for v in a.values() if v is not None),
             12.0 * _elements(a, "x", "initial_states"),

@@ -1,5 +1,6 @@
-// The product of the antidiagonal estimate for sm_90a, head dimension 128: tiles of 128 rows by 256 columns. One warp
-// feeds the operands through the copy engine, two warpgroups of 64 rows multiply; the feeding runs ahead of the tile.
+// The product of the antidiagonal estimate for sm_90a, head dimension 128: tiles of 192 rows by 256 columns. One warp
+// feeds the operands through the copy engine, three warpgroups of 64 rows multiply; the feeding runs ahead of the tile. What
+// bounds it is bringing operands from the second-level cache: the larger the tile, the fewer.
 #pragma once
 #include <algorithm>
 
@@ -8,14 +9,13 @@
 
 namespace core_llm_efficiency {
 namespace {
-constexpr int rows_of_tile = 128, columns_of_tile = 256;
+constexpr int multipliers = 3, rows_of_tile = 64 * multipliers, columns_of_tile = 256;
+constexpr int piece_width = 64, stages = 4;  // channels of a stage
 
-/// Piece: channels of a stage.
-template <class T, int Piece>
+template <class T>
 struct Shared {
-  static constexpr int stages = 256 / Piece;
-  alignas(1024) T q[stages][rows_of_tile * Piece];
-  T k[stages][columns_of_tile * Piece];
+  alignas(1024) T q[stages][rows_of_tile * piece_width];
+  T k[stages][columns_of_tile * piece_width];
   hopper::Barrier full[stages], empty[stages];
 };
 
@@ -73,18 +73,18 @@ __device__ inline void reduce(const Estimate& e, float (&c)[64], int pair, int r
   }
 }
 
-template <class T, int Eights, int Piece>
-__global__ void __launch_bounds__(384, 1) estimate_tiles(const __grid_constant__ Maps maps, const Estimate e, int pairs, float* partial) {
+template <class T, int Eights>
+__global__ void __launch_bounds__(128 * (1 + multipliers), 1)
+    estimate_tiles(const __grid_constant__ Maps maps, const Estimate e, int pairs, float* partial) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ char memory[];
-  using S = Shared<T, Piece>;
-  constexpr int stages = S::stages, per_row = 128 / Piece;
-  auto& s = *reinterpret_cast<S*>(memory + (1024 - shared_address(memory) % 1024) % 1024);
+  constexpr int per_row = 128 / piece_width;
+  auto& s = *reinterpret_cast<Shared<T>*>(memory + (1024 - shared_address(memory) % 1024) % 1024);
   const int tall = (e.rows + rows_of_tile - 1) / rows_of_tile, wide = (e.columns + columns_of_tile - 1) / columns_of_tile;
   const int depth = e.stride * per_row, fours = (tall + 3) / 4;
   const std::int64_t tiles = std::int64_t{fours} * 4 * wide * pairs;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < stages; ++i) hopper::init(&s.full[i], 1), hopper::init(&s.empty[i], 8);
+    for (int i = 0; i < stages; ++i) hopper::init(&s.full[i], 1), hopper::init(&s.empty[i], 4 * multipliers);
     asm volatile("fence.mbarrier_init.release.cluster;\n fence.proxy.async.shared::cta;" ::: "memory");
   }
   __syncthreads();
@@ -97,15 +97,15 @@ __global__ void __launch_bounds__(384, 1) estimate_tiles(const __grid_constant__
       if (!p.seen) continue;
       const int pair = e.first_head + p.pair, b = pair / e.heads, h = pair % e.heads;
       for (int piece = 0; piece < depth; ++piece, ++i) {
-        const int stage = i % stages, r = piece / per_row, x = piece % per_row * Piece;
+        const int stage = i % stages, r = piece / per_row, x = piece % per_row * piece_width;
         hopper::wait(&s.empty[stage], i / stages % 2 ^ 1);
-        hopper::expect(&s.full[stage], (rows_of_tile + columns_of_tile) * Piece * 2);
+        hopper::expect(&s.full[stage], (rows_of_tile + columns_of_tile) * piece_width * 2);
         hopper::copy(s.q[stage], &maps.q, &s.full[stage], x, e.stride - 1 - r, p.row, h, b);
         hopper::copy(s.k[stage], &maps.k, &s.full[stage], x, r, p.column, h / e.share, b);
       }
     }
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
     const int lane = static_cast<int>(threadIdx.x) % 32, group = static_cast<int>(threadIdx.x) / 128 - 1;
     const int within = group * 64 + static_cast<int>(threadIdx.x) / 32 % 4 * 16 + lane / 4;
     for (std::int64_t t = blockIdx.x; t < tiles; t += gridDim.x) {
@@ -119,11 +119,10 @@ __global__ void __launch_bounds__(384, 1) estimate_tiles(const __grid_constant__
         hopper::hold(right);
         hopper::begin_products();
 #pragma unroll
-        for (int x = 0; x < Piece / 16; ++x) {
-          const auto matrix = [](const T* m) { return Piece == 64 ? hopper::matrix(m) : hopper::narrow_matrix(m); };
-          const std::uint64_t a = matrix(s.q[stage] + group * 64 * Piece + x * 16);
-          hopper::product_of_rows<T>(left, a, matrix(s.k[stage] + x * 16), piece + x > 0);
-          hopper::product_of_rows<T>(right, a, matrix(s.k[stage] + 128 * Piece + x * 16), piece + x > 0);
+        for (int x = 0; x < piece_width; x += 16) {
+          const std::uint64_t a = hopper::matrix(s.q[stage] + group * 64 * piece_width + x);
+          hopper::product_of_rows<T>(left, a, hopper::matrix(s.k[stage] + x), piece + x > 0);
+          hopper::product_of_rows<T>(right, a, hopper::matrix(s.k[stage] + 128 * piece_width + x), piece + x > 0);
         }
         hopper::commit();
         hopper::wait_products<1>();
@@ -140,15 +139,15 @@ __global__ void __launch_bounds__(384, 1) estimate_tiles(const __grid_constant__
 #endif
 }
 
-template <class T, int Eights, int Piece>
+template <class T, int Eights>
 void launch(const Maps& maps, const Estimate& e, int pairs, int device, float* partial, cudaStream_t stream) {
   const char* op = "antidiagonal_scores";
-  constexpr int bytes = static_cast<int>(sizeof(Shared<T, Piece>)) + 1024;
+  constexpr int bytes = static_cast<int>(sizeof(Shared<T>)) + 1024;
   int processors = 0;
   check_cuda(op, cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "asking for the device");
-  check_cuda(op, cudaFuncSetAttribute(estimate_tiles<T, Eights, Piece>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+  check_cuda(op, cudaFuncSetAttribute(estimate_tiles<T, Eights>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
              "asking for shared memory");
-  estimate_tiles<T, Eights, Piece><<<static_cast<unsigned>(processors), 384, bytes, stream>>>(maps, e, pairs, partial);
+  estimate_tiles<T, Eights><<<static_cast<unsigned>(processors), 128 * (1 + multipliers), bytes, stream>>>(maps, e, pairs, partial);
   check_cuda(op, cudaGetLastError(), "estimating");
 }
 }  // namespace
@@ -159,18 +158,17 @@ bool estimate_hopper(const View<const T>& q, const View<const T>& k, const Estim
   int major = 0;
   check_cuda("antidiagonal_scores", cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "asking for the device");
   if (major != 9 || e.dim != 128 || e.n % e.stride || e.m % e.stride || (e.per != 8 && e.per != 16 && e.per != 32)) return false;
-  constexpr int piece = 64;
   const auto describe = [&](CUtensorMap* map, const View<const T>& x, std::int64_t heads, std::int64_t tiles, cuuint32_t box) {
     return x.wide && hopper::describe<T, 5>(map, x.data, {128, e.stride, tiles, heads, batch},
-                                            {1, x.row, x.row * e.stride, x.head, x.batch}, {piece, 1, box, 1, 1});
+                                            {1, x.row, x.row * e.stride, x.head, x.batch}, {piece_width, 1, box, 1, 1});
   };
   Maps maps{};
   if (!describe(&maps.q, q, e.heads, e.rows, rows_of_tile) || !describe(&maps.k, k, e.heads / e.share, e.columns, columns_of_tile))
     return false;
   maps.together = pairs % e.share || e.first_head % e.share ? 1 : e.share;
-  if (e.per == 8) launch<T, 1, piece>(maps, e, pairs, device, partial, stream);
-  if (e.per == 16) launch<T, 2, piece>(maps, e, pairs, device, partial, stream);
-  if (e.per == 32) launch<T, 4, piece>(maps, e, pairs, device, partial, stream);
+  if (e.per == 8) launch<T, 1>(maps, e, pairs, device, partial, stream);
+  if (e.per == 16) launch<T, 2>(maps, e, pairs, device, partial, stream);
+  if (e.per == 32) launch<T, 4>(maps, e, pairs, device, partial, stream);
   return true;
 }
 }  // namespace core_llm_efficiency

@@ -7,7 +7,7 @@
 namespace core_llm_efficiency::hopper {
 
 /// Tells the copy engine how an operand lies in memory: `size` and, but for the first, `step` in elements of each
-/// dimension, boxes of 64 or 32 columns, swizzled over their 128 or 64 bytes. False if it cannot be told so.
+/// dimension, boxes of 64 columns, swizzled over their 128 bytes. False if it cannot be told so.
 template <class T, std::size_t Rank>
 bool describe(CUtensorMap* map, const T* data, const std::array<std::int64_t, Rank>& size, const std::array<std::int64_t, Rank>& step,
               const std::array<cuuint32_t, Rank>& box) {
@@ -31,8 +31,7 @@ bool describe(CUtensorMap* map, const T* data, const std::array<std::int64_t, Ra
   }
   return encode(map, std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
                 static_cast<cuuint32_t>(Rank), const_cast<T*>(data), sizes, bytes + 1, box.data(), every, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                box[0] == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+                CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
 using Barrier = std::uint64_t;
@@ -69,11 +68,6 @@ __device__ inline void copy(void* to, const CUtensorMap* map, Barrier* b, int co
       : "memory");
 }
 
-/// A matrix in shared memory, of rows of 64 swizzled bytes.
-__device__ inline std::uint64_t narrow_matrix(const void* p) {
-  return static_cast<std::uint64_t>((shared_address(p) & 0x3ffff) >> 4) | std::uint64_t{1} << 16 | std::uint64_t{512 >> 4} << 32 |
-         std::uint64_t{2} << 62;
-}
 /// A matrix in shared memory, of rows of 128 swizzled bytes. leading: bytes between pieces of 64 columns, where those run
 /// along the product's free dimension.
 __device__ inline std::uint64_t matrix(const void* p, int leading = 16) {

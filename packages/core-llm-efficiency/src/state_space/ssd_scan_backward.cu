@@ -1,0 +1,581 @@
+// The gradients of Mamba-2's scan on CUDA. Chunks first write what they add to the state and, backwards, to its gradient; a
+// pass over them turns that into the state before and the gradient after every chunk; then all chunks are worked on at once,
+// the heads that share B and C one after another in one thread block, so that nothing has to be summed across blocks. The
+// products are those of ssd_scan.cpp; where it adds (dW . between) B for every head, the heads' sum is multiplied once.
+#include <algorithm>
+
+#include "ssd_scan.cuh"
+
+namespace core_llm_efficiency {
+namespace {
+using namespace ssd;
+constexpr int slice = 64, pad_p = slice + 8;  // channels that are worked on at once
+
+struct Backward {
+  Scan scan;  // its `slices`: of 64 channels
+  Steps grad_out, grad_x, grad_B, grad_C;
+  States grad_final, grad_initial;
+  float* grad_dt;
+  std::int64_t grad_dt_batch, grad_dt_step, grad_dt_head;
+  int chunks, first, groups;  // first: the first pair of batch and group that is worked on
+  void *before, *after;       // [pair, head][chunk][channel][state]: the state before a chunk, the gradient after it
+  float *whole, *of_A;        // [pair, head][chunk], [batch, head][chunk]
+};
+
+/// States16: sixteens of states, a multiple of 4. Warps: of 16 steps or channels, and of 64 states.
+template <int States16, bool Exact>
+struct Layout {
+  static constexpr int states = 16 * States16, pad_n = states + 8, quarters = States16 / 4, warps = 4 * quarters, threads = 32 * warps;
+  static constexpr int parts = Exact ? 2 : 1, series = chunk * pad_n, rows = chunk * pad_p, share = slice / quarters;
+  static constexpr int of_states = 2 * parts * (rows + series);             // bytes that writing states takes
+  static constexpr int of_gradients = 2 * parts * (4 * series + 3 * rows);  // bytes that the gradients take
+  static constexpr std::int64_t of_slice = std::int64_t{slice} * states;
+  using Element = std::conditional_t<Exact, float, Bf16>;  // of stored states
+};
+
+/// The decay from a step to the chunk's end, and from its start to a step.
+__device__ inline float to_end(const Decays& d, int t) { return t >= d.begin[chunk - 1] ? exp2_fast(d.sum[chunk - 1] - d.sum[t]) : 0.f; }
+__device__ inline float since_start(const Decays& d, int t) { return d.begin[t] < 0 ? exp2_fast(d.sum[t]) : 0.f; }
+__device__ inline float whole_of(const Decays& d) { return since_start(d, chunk - 1); }
+__device__ inline float between(const Decays& d, int t, int j) { return j <= t && j >= d.begin[t] ? exp2_fast(d.sum[t] - d.sum[j]) : 0.f; }
+
+template <bool Exact>
+__device__ inline Pair pair_at(Bf16*& memory, int size) {
+  const Pair p{memory, memory + (Exact ? size : 0)};
+  memory += Exact ? 2 * size : size;
+  return p;
+}
+/// Two neighbouring numbers.
+template <bool Exact>
+__device__ inline float2 two(const Pair& m, int at) {
+  const std::uint32_t high = *reinterpret_cast<const std::uint32_t*>(m.high + at);
+  float2 x{low_half(high), high_half(high)};
+  if constexpr (Exact) {
+    const std::uint32_t low = *reinterpret_cast<const std::uint32_t*>(m.low + at);
+    x.x += low_half(low), x.y += high_half(low);
+  }
+  return x;
+}
+template <bool Exact>
+__device__ inline void put_two(const Pair& m, int at, float x, float y) {
+  std::uint32_t high, low;
+  split(x, y, high, low);
+  *reinterpret_cast<std::uint32_t*>(m.high + at) = high;
+  if constexpr (Exact) *reinterpret_cast<std::uint32_t*>(m.low + at) = low;
+}
+/// Scales register r of a fragment.
+template <bool Exact>
+__device__ inline void scale(Fragment<Exact>& f, int r, float x, float y) {
+  float v[2] = {low_half(f.high[r]), high_half(f.high[r])};
+  if constexpr (Exact) v[0] += low_half(f.low[r]), v[1] += high_half(f.low[r]);
+  std::uint32_t low;
+  split(v[0] * x, v[1] * y, f.high[r], low);
+  if constexpr (Exact) f.low[r] = low;
+}
+
+/// Left operands: rows from `row` on, depth from `k` on, of m[row][depth] or, turned, of m[depth][row].
+template <bool Exact>
+__device__ inline void left(Fragment<Exact>& f, const Pair& m, int pad, int row, int k, int lane) {
+  load_fragment<Exact, false>(f, m, (row + lane % 16) * pad + k + lane / 16 * 8);
+}
+template <bool Exact>
+__device__ inline void left_turned(Fragment<Exact>& f, const Pair& m, int pad, int row, int k, int lane) {
+  load_fragment<Exact, true>(f, m, (k + lane / 16 * 8 + lane % 8) * pad + row + lane / 8 % 2 * 8);
+}
+/// Right operands of 16 columns from `column` on: of m[column][depth] or, turned, of m[depth][column].
+template <bool Exact>
+__device__ inline void right(Fragment<Exact>& f, const Pair& m, int pad, int column, int k, int lane) {
+  load_fragment<Exact, false>(f, m, (column + lane / 16 * 8 + lane % 8) * pad + k + lane / 8 % 2 * 8);
+}
+template <bool Exact>
+__device__ inline void right_turned(Fragment<Exact>& f, const Pair& m, int pad, int column, int k, int lane) {
+  load_fragment<Exact, true>(f, m, (k + lane % 16) * pad + column + lane / 16 * 8);
+}
+/// c[j], c[j + 1] += a times the two halves of b.
+template <bool Exact, int N>
+__device__ inline void add_both(float (&c)[N][4], int j, const Fragment<Exact>& a, const Fragment<Exact>& b) {
+  add_product<Exact>(c[j], a, b, 0);
+  add_product<Exact>(c[j + 1], a, b, 1);
+}
+
+/// What a chunk adds to the state, or to the gradient of the state before it.
+template <int States16, bool Exact>
+__global__ void __launch_bounds__(Layout<States16, Exact>::threads) write_states(const __grid_constant__ Backward g, bool gradient) {
+  using L = Layout<States16, Exact>;
+  extern __shared__ __align__(16) char shared[];
+  __shared__ Decays d;
+  auto* memory = reinterpret_cast<Bf16*>(shared);
+  const Pair x = pair_at<Exact>(memory, L::rows), series = pair_at<Exact>(memory, L::series);
+  const Scan& s = g.scan;
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int c = static_cast<int>(blockIdx.x) % g.chunks, part = static_cast<int>(blockIdx.x) / g.chunks % s.slices;
+  const int at = static_cast<int>(blockIdx.x) / g.chunks / s.slices, pair = g.first + at / s.share, b = pair / g.groups,
+            of = pair % g.groups;
+  const int h = of * s.share + at % s.share, step = c * chunk;
+  fetch<slice, pad_p, Exact>(x, gradient ? g.grad_out : s.x, s.kind, b, h, step, s.steps, part * slice, s.p);
+  fetch<L::states, L::pad_n, Exact>(series, gradient ? s.C : s.B, s.kind, b, of, step, s.steps, 0, s.n);
+  if (warp == 0) find_decays(s, b, h, step, d);
+  commit_copies();
+  wait_copies();
+  __syncthreads();
+  const int of_p = warp % 4 * 16, of_n = warp / 4 * 64;
+  float sum[8][4] = {};
+#pragma unroll
+  for (int k = 0; k < chunk; k += 16) {
+    Fragment<Exact> a, z;
+    left_turned<Exact>(a, x, pad_p, of_p, k, lane);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int t = k + i * 8 + lane % 4 * 2;
+      float by[2];
+#pragma unroll
+      for (int u = 0; u < 2; ++u) by[u] = gradient ? since_start(d, t + u) : to_end(d, t + u) * d.dt[t + u];
+      scale<Exact>(a, 2 * i, by[0], by[1]);
+      scale<Exact>(a, 2 * i + 1, by[0], by[1]);
+    }
+#pragma unroll
+    for (int j = 0; j < 8; j += 2) {
+      right_turned<Exact>(z, series, L::pad_n, of_n + j * 8, k, lane);
+      add_both<Exact>(sum, j, a, z);
+    }
+  }
+  const std::int64_t place = std::int64_t{at} * g.chunks + c;
+  auto* to = static_cast<typename L::Element*>(gradient ? g.after : g.before) + (place * s.slices + part) * L::of_slice;
+#pragma unroll
+  for (int j = 0; j < 8; ++j)
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      auto* row = to + (of_p + lane / 4 + r * 8) * L::states + of_n + j * 8 + lane % 4 * 2;
+      if constexpr (Exact)
+        *reinterpret_cast<float2*>(row) = {sum[j][2 * r], sum[j][2 * r + 1]};
+      else
+        *reinterpret_cast<std::uint32_t*>(row) = pack<Bf16>(sum[j][2 * r], sum[j][2 * r + 1]);
+    }
+  if (threadIdx.x == 0 && part == 0) g.whole[place] = whole_of(d);
+}
+
+/// What chunks add becomes the state before, or with Reverse the gradient after, each of them. A thread has two states.
+template <class Element, bool Reverse>
+__global__ void __launch_bounds__(256) pass_states(const __grid_constant__ Backward g, int states, std::int64_t all) {
+  const std::int64_t i = (blockIdx.x * std::int64_t{256} + threadIdx.x) * 2;
+  if (i >= all) return;
+  const Scan& s = g.scan;
+  const std::int64_t size = std::int64_t{s.slices} * slice * states, at = i / size;
+  const int p = static_cast<int>(i % size / states), n = static_cast<int>(i % states), pair = g.first + static_cast<int>(at) / s.share;
+  const int b = pair / g.groups, h = pair % g.groups * s.share + static_cast<int>(at) % s.share;
+  Element* const from = static_cast<Element*>(Reverse ? g.after : g.before) + at * g.chunks * size + i % size;
+  const float* const whole = g.whole + at * g.chunks;
+  const States& first = Reverse ? g.grad_final : s.initial;
+  float x[2] = {};
+  const auto state = [&](const States& m, int k) -> float& { return m.data[b * m.batch + h * m.head + p * m.row + (n + k) * m.col]; };
+#pragma unroll
+  for (int k = 0; k < 2; ++k)
+    if (first.data && p < s.p && n + k < s.n) x[k] = state(first, k);
+#pragma unroll 8
+  for (int j = 0; j < g.chunks; ++j) {
+    const int c = Reverse ? g.chunks - 1 - j : j;
+    Element* const here = from + c * size;
+    float add[2];
+    if constexpr (std::is_same_v<Element, float>) {
+      const float2 y = *reinterpret_cast<const float2*>(here);
+      add[0] = y.x, add[1] = y.y;
+      *reinterpret_cast<float2*>(here) = {x[0], x[1]};
+    } else {
+      const std::uint32_t y = *reinterpret_cast<const std::uint32_t*>(here);
+      add[0] = low_half(y), add[1] = high_half(y);
+      *reinterpret_cast<std::uint32_t*>(here) = pack<Bf16>(x[0], x[1]);
+    }
+    x[0] = whole[c] * x[0] + add[0], x[1] = whole[c] * x[1] + add[1];
+  }
+  if (Reverse)
+#pragma unroll
+    for (int k = 0; k < 2; ++k)
+      if (p < s.p && n + k < s.n) state(g.grad_initial, k) = x[k];
+}
+
+/// A slice of stored states to shared memory.
+template <class L, bool Exact>
+__device__ void fetch_states(const Pair& to, const void* from, std::int64_t place) {
+  if constexpr (Exact) {
+    const float2* source = reinterpret_cast<const float2*>(static_cast<const float*>(from) + place * L::of_slice);
+    for (int i = static_cast<int>(threadIdx.x); i < L::of_slice / 2; i += L::threads) {
+      const float2 x = source[i];
+      put_two<true>(to, i * 2 / L::states * L::pad_n + i * 2 % L::states, x.x, x.y);
+    }
+  } else {
+    const Bf16* source = static_cast<const Bf16*>(from) + place * L::of_slice;
+    for (int i = static_cast<int>(threadIdx.x) * 8; i < L::of_slice; i += L::threads * 8)
+      copy_piece(to.high + i / L::states * L::pad_n + i % L::states, source + i, true);
+  }
+}
+
+/// What a head's steps gather from the warps: [quarter or row of warps][step].
+template <int Quarters>
+struct Sums {
+  float rows[Quarters][chunk], ends[Quarters][chunk], of_x[Quarters][chunk], columns[4][chunk], inner[4 * Quarters];
+};
+
+/// One warp: the gradients of dt, and of A from this chunk.
+template <int Quarters>
+__device__ void finish_head(const Backward& g, const Decays& d, const Sums<Quarters>& sums, int b, int h, int c) {
+  const Scan& s = g.scan;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  float of_sum[2] = {}, direct[2] = {}, of_end = 0, inner = lane < 4 * Quarters ? sums.inner[lane] : 0.f;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int t = 2 * lane + i;
+#pragma unroll
+    for (int q = 0; q < Quarters; ++q) {
+      of_sum[i] += sums.rows[q][t] - sums.ends[q][t];
+      direct[i] += sums.of_x[q][t];
+      of_end += sums.ends[q][t];
+    }
+#pragma unroll
+    for (int w = 0; w < 4; ++w) of_sum[i] -= sums.columns[w][t];
+  }
+  for (int o = 16; o; o /= 2) of_end += __shfl_xor_sync(~0u, of_end, o), inner += __shfl_xor_sync(~0u, inner, o);
+  if (lane == 31) of_sum[1] += of_end + whole_of(d) * inner;
+  float rest = of_sum[0] + of_sum[1];
+#pragma unroll
+  for (int o = 1; o < 32; o *= 2) {
+    const float later = __shfl_down_sync(~0u, rest, o);
+    if (lane + o < 32) rest += later;
+  }
+  const float of_step[2] = {rest, rest - of_sum[0]}, A = s.A[h * s.A_head];
+  float of_A = d.dt[2 * lane] * of_step[0] + d.dt[2 * lane + 1] * of_step[1];
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+    if (const int t = c * chunk + 2 * lane + i; t < s.steps)
+      g.grad_dt[b * g.grad_dt_batch + t * g.grad_dt_step + h * g.grad_dt_head] = A * of_step[i] + direct[i];
+  for (int o = 16; o; o /= 2) of_A += __shfl_xor_sync(~0u, of_A, o);
+  if (lane == 0) g.of_A[(std::int64_t{b} * s.heads + h) * g.chunks + c] = of_A;
+}
+
+/// One thread block for a chunk of a group. Warp: 16 steps, and a quarter's share of states, channels or other steps.
+template <int States16, bool Exact>
+__global__ void __launch_bounds__(Layout<States16, Exact>::threads, 1) find_gradients(const __grid_constant__ Backward g) {
+  using L = Layout<States16, Exact>;
+  constexpr int eights = L::share / 8;  // of a warp's channels, or other steps
+  extern __shared__ __align__(16) char shared[];
+  __shared__ Decays d;
+  __shared__ Sums<L::quarters> sums;
+  auto* memory = reinterpret_cast<Bf16*>(shared);
+  const Pair B = pair_at<Exact>(memory, L::series), C = pair_at<Exact>(memory, L::series), before = pair_at<Exact>(memory, L::series),
+             after = pair_at<Exact>(memory, L::series), x = pair_at<Exact>(memory, L::rows), dy = pair_at<Exact>(memory, L::rows),
+             square = pair_at<Exact>(memory, L::rows);
+  const Scan& s = g.scan;
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int c = static_cast<int>(blockIdx.x) % g.chunks, local = static_cast<int>(blockIdx.x) / g.chunks, pair = g.first + local;
+  const int b = pair / g.groups, of = pair % g.groups, step = c * chunk;
+  const int rows = warp % 4 * 16, quarter = warp / 4, columns = quarter * L::share, of_n = quarter * 64;
+  const int row[2] = {rows + lane / 4, rows + lane / 4 + 8}, column = columns + lane % 4 * 2;
+  fetch<L::states, L::pad_n, Exact>(B, s.B, s.kind, b, of, step, s.steps, 0, s.n);
+  fetch<L::states, L::pad_n, Exact>(C, s.C, s.kind, b, of, step, s.steps, 0, s.n);
+  commit_copies();
+  wait_copies();
+  __syncthreads();
+  float scores[eights][4] = {}, mixed[eights][4] = {}, of_B[8][4] = {}, of_C[8][4] = {};
+#pragma unroll 2
+  for (int k = 0; k < L::states; k += 16) {
+    Fragment<Exact> a, z;
+    left<Exact>(a, C, L::pad_n, rows, k, lane);
+#pragma unroll
+    for (int j = 0; j < eights; j += 2) {
+      right<Exact>(z, B, L::pad_n, columns + j * 8, k, lane);
+      add_both<Exact>(scores, j, a, z);
+    }
+  }
+
+#pragma unroll 1
+  for (int of_group = 0; of_group < s.share; ++of_group) {
+    const int h = of * s.share + of_group;
+    float dW[eights][4] = {}, of_row[2] = {}, of_end[2] = {}, of_x[2] = {}, inner = 0;
+#pragma unroll 1
+    for (int part = 0; part < s.slices; ++part) {
+      const std::int64_t place = ((std::int64_t{local} * s.share + of_group) * g.chunks + c) * s.slices + part;
+      fetch<slice, pad_p, Exact>(x, s.x, s.kind, b, h, step, s.steps, part * slice, s.p);
+      fetch<slice, pad_p, Exact>(dy, g.grad_out, s.kind, b, h, step, s.steps, part * slice, s.p);
+      fetch_states<L, Exact>(before, g.before, place);
+      fetch_states<L, Exact>(after, g.after, place);
+      if (warp == 0 && part == 0) find_decays(s, b, h, step, d);
+      commit_copies();
+      wait_copies();
+      __syncthreads();
+      if (part == 0) {
+#pragma unroll
+        for (int j = 0; j < eights; ++j)
+#pragma unroll
+          for (int r = 0; r < 2; ++r) {
+            const int to = column + j * 8;
+            put_two<Exact>(square, row[r] * pad_p + to, scores[j][2 * r] * between(d, row[r], to),
+                           scores[j][2 * r + 1] * between(d, row[r], to + 1));
+          }
+      }
+      float since[2], until[2];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) since[r] = since_start(d, row[r]), until[r] = to_end(d, row[r]);
+
+      float from_state[8][4] = {};  // dy S, then x dS
+#pragma unroll
+      for (int k = 0; k < slice; k += 16) {
+        Fragment<Exact> a, z;
+        left<Exact>(a, dy, pad_p, rows, k, lane);
+#pragma unroll
+        for (int j = 0; j < eights; j += 2)
+          if (columns + j * 8 <= rows) {
+            right<Exact>(z, x, pad_p, columns + j * 8, k, lane);
+            add_both<Exact>(dW, j, a, z);
+          }
+#pragma unroll
+        for (int j = 0; j < 8; j += 2) {
+          right_turned<Exact>(z, before, L::pad_n, of_n + j * 8, k, lane);
+          add_both<Exact>(from_state, j, a, z);
+        }
+        left<Exact>(a, x, pad_p, rows, k, lane);
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+          const float by = until[r % 2] * d.dt[row[r % 2]];
+          scale<Exact>(a, r, by, by);
+        }
+#pragma unroll
+        for (int j = 0; j < 8; j += 2) {
+          right_turned<Exact>(z, after, L::pad_n, of_n + j * 8, k, lane);
+          add_both<Exact>(of_B, j, a, z);
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < 8; ++j)
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const float2 y = two<Exact>(C, row[r] * L::pad_n + of_n + j * 8 + lane % 4 * 2);
+          const float u = from_state[j][2 * r] * since[r], v = from_state[j][2 * r + 1] * since[r];
+          of_C[j][2 * r] += u, of_C[j][2 * r + 1] += v;
+          of_row[r] += u * y.x + v * y.y;
+        }
+      for (int i = static_cast<int>(threadIdx.x) * 2; i < L::of_slice; i += L::threads * 2) {
+        const int at = i / L::states * L::pad_n + i % L::states;
+        const float2 u = two<Exact>(before, at), v = two<Exact>(after, at);
+        inner += u.x * v.x + u.y * v.y;
+      }
+
+      float dx[eights][4] = {};
+#pragma unroll 2
+      for (int k = 0; k < L::states; k += 16) {
+        Fragment<Exact> a, z;
+        left<Exact>(a, B, L::pad_n, rows, k, lane);
+#pragma unroll
+        for (int j = 0; j < eights; j += 2) {
+          right<Exact>(z, after, L::pad_n, columns + j * 8, k, lane);
+          add_both<Exact>(dx, j, a, z);
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < eights; ++j)
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const float2 y = two<Exact>(x, row[r] * pad_p + column + j * 8);
+          dx[j][2 * r] *= until[r], dx[j][2 * r + 1] *= until[r];
+          of_end[r] += d.dt[row[r]] * (dx[j][2 * r] * y.x + dx[j][2 * r + 1] * y.y);
+        }
+      if (part == 0) __syncthreads();  // the weights
+#pragma unroll
+      for (int k = 0; k < chunk; k += 16)
+        if (k >= rows) {
+          Fragment<Exact> a, z;
+          left_turned<Exact>(a, square, pad_p, rows, k, lane);
+#pragma unroll
+          for (int j = 0; j < eights; j += 2) {
+            right_turned<Exact>(z, dy, pad_p, columns + j * 8, k, lane);
+            add_both<Exact>(dx, j, a, z);
+          }
+        }
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const std::int64_t to = b * g.grad_x.batch + std::int64_t{step + row[r]} * g.grad_x.step + h * g.grad_x.head;
+        const float by = d.dt[row[r]];
+#pragma unroll
+        for (int j = 0; j < eights; ++j) {
+          const float2 y = two<Exact>(x, row[r] * pad_p + column + j * 8);
+          of_x[r] += dx[j][2 * r] * y.x + dx[j][2 * r + 1] * y.y;
+#pragma unroll
+          for (int i = 0; i < 2; ++i)
+            if (const int p = part * slice + column + j * 8 + i; p < s.p && step + row[r] < s.steps)
+              store(g.grad_x.data, to + p * g.grad_x.col, s.kind, dx[j][2 * r + i] * by);
+        }
+      }
+      __syncthreads();
+    }
+
+#pragma unroll
+    for (int j = 0; j < eights; ++j)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int to = column + j * 8 + i;
+        float down = 0;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const float by = between(d, row[r], to), x_of = by != 0 ? dW[j][2 * r + i] * d.dt[to] * by : 0.f;
+          const float of_decay = x_of * scores[j][2 * r + i];
+          mixed[j][2 * r + i] += x_of;
+          of_row[r] += of_decay, down += of_decay;
+        }
+#pragma unroll
+        for (int o = 4; o < 32; o *= 2) down += __shfl_xor_sync(~0u, down, o);
+        if (lane < 4) sums.columns[warp % 4][to] = down;
+      }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      of_row[r] = quad_sum(of_row[r]), of_end[r] = quad_sum(of_end[r]), of_x[r] = quad_sum(of_x[r]);
+      if (lane % 4 == 0)
+        sums.rows[quarter][row[r]] = of_row[r], sums.ends[quarter][row[r]] = of_end[r], sums.of_x[quarter][row[r]] = of_x[r];
+    }
+#pragma unroll
+    for (int o = 16; o; o /= 2) inner += __shfl_xor_sync(~0u, inner, o);
+    if (lane == 0) sums.inner[warp] = inner;
+    __syncthreads();
+    if (warp == 0) finish_head(g, d, sums, b, h, c);
+    __syncthreads();
+  }
+
+#pragma unroll
+  for (int j = 0; j < eights; ++j)
+#pragma unroll
+    for (int r = 0; r < 2; ++r) put_two<Exact>(square, row[r] * pad_p + column + j * 8, mixed[j][2 * r], mixed[j][2 * r + 1]);
+  __syncthreads();
+#pragma unroll
+  for (int k = 0; k < chunk; k += 16) {
+    Fragment<Exact> a, z;
+    if (k <= rows) {
+      left<Exact>(a, square, pad_p, rows, k, lane);
+#pragma unroll
+      for (int j = 0; j < 8; j += 2) {
+        right_turned<Exact>(z, B, L::pad_n, of_n + j * 8, k, lane);
+        add_both<Exact>(of_C, j, a, z);
+      }
+    }
+    if (k >= rows) {
+      left_turned<Exact>(a, square, pad_p, rows, k, lane);
+#pragma unroll
+      for (int j = 0; j < 8; j += 2) {
+        right_turned<Exact>(z, C, L::pad_n, of_n + j * 8, k, lane);
+        add_both<Exact>(of_B, j, a, z);
+      }
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+#pragma unroll
+    for (int j = 0; j < 8; ++j)
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        if (const int n = of_n + j * 8 + lane % 4 * 2 + i; n < s.n && step + row[r] < s.steps) {
+          const auto put = [&](const Steps& m, float y) {
+            store(m.data, b * m.batch + std::int64_t{step + row[r]} * m.step + of * m.head + n * m.col, s.kind, y);
+          };
+          put(g.grad_B, of_B[j][2 * r + i]);
+          put(g.grad_C, of_C[j][2 * r + i]);
+        }
+}
+
+/// One warp for a head: the sum over batches and chunks.
+__global__ void __launch_bounds__(32) sum_A(const float* parts, int batch, int heads, int chunks, float* A, std::int64_t A_head) {
+  double sum = 0;
+  for (int b = 0; b < batch; ++b)
+    for (int c = static_cast<int>(threadIdx.x); c < chunks; c += 32) sum += parts[(std::int64_t{b} * heads + blockIdx.x) * chunks + c];
+  for (int o = 16; o; o /= 2) sum += __shfl_xor_sync(~0u, sum, o);
+  if (threadIdx.x == 0) A[blockIdx.x * A_head] = static_cast<float>(sum);
+}
+
+constexpr const char* op = "ssd_scan_backward";
+
+template <class Kernel, class... Args>
+void launch(Kernel kernel, std::int64_t blocks, int threads, int bytes, cudaStream_t stream, const char* what, Args... args) {
+  if (blocks > INT32_MAX) refuse(op, "x", "of fewer batches, heads and steps on CUDA");
+  check_cuda(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");
+  kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), static_cast<std::size_t>(bytes), stream>>>(args...);
+  check_cuda(op, cudaGetLastError(), what);
+}
+
+/// The gradients of some pairs of batch and group at a time, so that what is stored stays below a gigabyte or so.
+template <int States16, bool Exact, class Finish>
+void run(Backward g, std::int64_t batch, int device, cudaStream_t stream, Finish finish) {
+  using L = Layout<States16, Exact>;
+  using Element = typename L::Element;
+  const Scan& s = g.scan;
+  const char* what = "ssd_scan_backward: scratch";
+  const std::int64_t pairs = batch * g.groups, places = core::checked_mul(s.share, g.chunks, what),
+                     of_pair = core::checked_mul(places, s.slices * L::of_slice, what), most = std::int64_t{1} << 29;
+  const std::int64_t at_once =
+      std::clamp<std::int64_t>(most / std::max<std::int64_t>(1, of_pair * std::int64_t{sizeof(Element)}), 1, pairs);
+  const std::int64_t stored = core::checked_mul(of_pair, at_once * std::int64_t{sizeof(Element)}, what);
+  const std::int64_t floats = core::checked_mul(places, at_once, what) + core::checked_mul(batch * s.heads, g.chunks, what);
+  const DeviceScratch scratch(op, device, stream, core::checked_mul(stored, 2, what) + 4 * floats);
+  auto* const memory = scratch.template get<char>();
+  g.before = memory, g.after = memory + stored;
+  g.whole = reinterpret_cast<float*>(memory + 2 * stored), g.of_A = g.whole + places * at_once;
+  for (std::int64_t first = 0; first < pairs; first += at_once) {
+    const std::int64_t count = std::min(at_once, pairs - first), heads = count * s.share, all = heads * s.slices * L::of_slice;
+    g.first = static_cast<int>(first);
+    for (const bool gradient : {false, true})
+      if (g.chunks)
+        launch(&write_states<States16, Exact>, heads * s.slices * g.chunks, L::threads, L::of_states, stream, "writing states", g,
+               gradient);
+    launch(&pass_states<Element, false>, ceil_div(all, 512), 256, 0, stream, "passing states", g, L::states, all);
+    launch(&pass_states<Element, true>, ceil_div(all, 512), 256, 0, stream, "passing gradients", g, L::states, all);
+    if (g.chunks) launch(&find_gradients<States16, Exact>, count * g.chunks, L::threads, L::of_gradients, stream, "finding gradients", g);
+  }
+  finish(g.of_A);
+}
+
+template <class T>
+void back_on(core::Tensor<const T, 4> x, core::Tensor<const float, 3> dt, core::Tensor<const float, 1> A, core::Tensor<const T, 4> B,
+             core::Tensor<const T, 4> C, std::optional<core::Tensor<const float, 4>> initial,
+             std::optional<core::Tensor<const std::int32_t, 2>> seq, core::Tensor<const T, 4> grad_out,
+             std::optional<core::Tensor<const float, 4>> grad_final, core::Tensor<T, 4> grad_x, core::Tensor<float, 3> grad_dt,
+             core::Tensor<float, 1> grad_A, core::Tensor<T, 4> grad_B, core::Tensor<T, 4> grad_C, core::Tensor<float, 4> grad_initial,
+             core::Stream queue) {
+  constexpr bool exact = !std::is_same_v<T, core::bfloat16>;
+  const auto [batch, steps, heads, p] = x.shape;
+  const std::int64_t groups = B.shape[2], n = B.shape[3];
+  Backward g{};
+  g.scan = describe(op, x, dt, A, B, C, initial, seq);
+  if (exact && n > 128) refuse(op, "B", "of at most 128 states on CUDA but in bfloat16, got " + std::to_string(n));
+  const OnDevice on(op, x.device_id);
+  const auto stream = static_cast<cudaStream_t>(queue.handle);
+  g.grad_out = steps_of(grad_out), g.grad_x = steps_of(grad_x), g.grad_B = steps_of(grad_B), g.grad_C = steps_of(grad_C);
+  if (grad_final) g.grad_final = states_of(*grad_final);
+  g.grad_initial = states_of(grad_initial);
+  g.grad_dt = grad_dt.data, g.grad_dt_batch = grad_dt.stride[0], g.grad_dt_step = grad_dt.stride[1], g.grad_dt_head = grad_dt.stride[2];
+  g.chunks = static_cast<int>(ceil_div(steps, chunk)), g.groups = static_cast<int>(groups);
+  g.scan.slices = static_cast<int>(std::max<std::int64_t>(1, ceil_div(p, slice)));
+  const auto finish = [&](const float* parts) {
+    if (heads == 0) return;
+    sum_A<<<static_cast<unsigned>(heads), 32, 0, stream>>>(parts, static_cast<int>(batch), static_cast<int>(heads), g.chunks, grad_A.data,
+                                                           grad_A.stride[0]);
+    check_cuda(op, cudaGetLastError(), "summing");
+  };
+  if (batch == 0 || heads == 0) return finish(nullptr);
+  const auto go = [&]<int States16>(std::integral_constant<int, States16>) {
+    if constexpr (!exact || States16 < 16) run<States16, exact>(g, batch, x.device_id, stream, finish);
+  };
+  if (n <= 64) return go(std::integral_constant<int, 4>{});
+  if (n <= 128) return go(std::integral_constant<int, 8>{});
+  go(std::integral_constant<int, 16>{});
+}
+}  // namespace
+
+#define CORE_SSD_SCAN_BACKWARD(name, T)                                                                                               \
+  void name(core::Tensor<const T, 4> x, core::Tensor<const float, 3> dt, core::Tensor<const float, 1> A, core::Tensor<const T, 4> B,  \
+            core::Tensor<const T, 4> C, std::optional<core::Tensor<const float, 4>> initial_states,                                   \
+            std::optional<core::Tensor<const std::int32_t, 2>> seq_idx, core::Tensor<const T, 4> grad_out,                            \
+            std::optional<core::Tensor<const float, 4>> grad_final_states, core::Tensor<T, 4> grad_x, core::Tensor<float, 3> grad_dt, \
+            core::Tensor<float, 1> grad_A, core::Tensor<T, 4> grad_B, core::Tensor<T, 4> grad_C,                                      \
+            core::Tensor<float, 4> grad_initial_states, core::Stream stream) {                                                        \
+    back_on(x, dt, A, B, C, initial_states, seq_idx, grad_out, grad_final_states, grad_x, grad_dt, grad_A, grad_B, grad_C,            \
+            grad_initial_states, stream);                                                                                             \
+  }
+CORE_SSD_SCAN_BACKWARD(ssd_scan_backward_fp32, float)
+CORE_SSD_SCAN_BACKWARD(ssd_scan_backward_fp16, core::float16)
+CORE_SSD_SCAN_BACKWARD(ssd_scan_backward_bf16, core::bfloat16)
+#undef CORE_SSD_SCAN_BACKWARD
+}  // namespace core_llm_efficiency
