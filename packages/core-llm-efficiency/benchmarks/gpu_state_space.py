@@ -5,7 +5,8 @@ python benchmarks/gpu_state_space.py [-o FILE.json]
 Mamba-2: (1, 32768, 128 heads of 64, 8 groups, 128 states), beside the same chunked products in torch (as transformers'
 model computes them, chunks of 256, bfloat16 products) and, where it is installed, flash-linear-attention's Triton
 kernel for one decay a head (`fla.ops.simple_gla`). Mamba-1: (1, 4096 channels, 32768, 16 states). A single step: 64
-sequences. Medians of 20 with CUDA events. Exits 1 if the answers differ by more than 1 %.
+sequences. Backward: torch.autograd.grad alone, beside that of the same torch code. Medians of 20 with CUDA events.
+Exits 1 if the answers differ by more than 1 %.
 """
 
 from __future__ import annotations
@@ -97,6 +98,31 @@ def measure_ssd(
     return row
 
 
+def measure_ssd_backward(
+    steps: int = 32768, heads: int = 128, width: int = 64, groups: int = 8, states: int = 128
+) -> Row:
+    """The gradients alone, beside those of the torch code."""
+    bf16 = {"device": "cuda", "dtype": torch.bfloat16}
+    x = torch.randn(1, steps, heads, width, **bf16)
+    B, C = (torch.randn(1, steps, groups, states, **bf16) / states**0.5 for _ in range(2))
+    dt, A = torch.rand(1, steps, heads, device="cuda") / 10, -torch.rand(heads, device="cuda") * 8 - 0.5
+    inputs = [v.requires_grad_() for v in (x, dt, A, B, C)]
+    flops = 2.0 * steps * heads * width * (2 * 64 + 5 * states)
+    row: Row = {"what": "Mamba-2, backward", "length": steps, "peer": "torch, chunks"}
+    row["floor_ms"] = floor_ms(flops, 2.0 * (3 * x.numel() + 2 * B.numel() + 2 * C.numel()) + 8.0 * dt.numel())
+    weight = torch.randn_like(x)
+    with torch.enable_grad():
+        out = core.mamba_chunk_scan_combined(*inputs)
+        ours = torch.autograd.grad(out, inputs, weight, retain_graph=True)
+        row["ours_ms"] = median_ms(lambda: torch.autograd.grad(out, inputs, weight, retain_graph=True), 10)
+        theirs = chunked(*inputs)
+        exact = torch.autograd.grad(theirs, inputs, weight, retain_graph=True)
+        row["peer_ms"] = median_ms(lambda: torch.autograd.grad(theirs, inputs, weight, retain_graph=True), 5)
+    row["difference"] = float((ours[0].float() - exact[0].float()).norm() / exact[0].float().norm())
+    row["ratio"] = row["peer_ms"] / row["ours_ms"] if row["difference"] < 1e-2 else "answers differ"
+    return row
+
+
 def measure_step(batch: int = 64, heads: int = 128, width: int = 64, groups: int = 8, states: int = 128) -> Row:
     """One decoding step of many sequences; the floor reads and writes the states."""
     bf16 = {"device": "cuda", "dtype": torch.bfloat16}
@@ -132,6 +158,32 @@ def measure_mamba1(channels: int = 4096, steps: int = 32768, states: int = 16) -
     return row
 
 
+def measure_mamba1_backward(channels: int = 4096, steps: int = 32768, states: int = 16) -> Row:
+    """The gradients alone, and how they compare with torch's on the last 64 steps of some channels."""
+    bf16 = {"device": "cuda", "dtype": torch.bfloat16}
+    u = torch.randn(1, channels, steps, **bf16)
+    B, C = (torch.randn(1, states, steps, **bf16) for _ in range(2))
+    delta, A = torch.rand(1, channels, steps, device="cuda") / 10, -torch.rand(channels, states, device="cuda") * 8
+    inputs = [v.requires_grad_() for v in (u, delta, A, B, C)]
+    row: Row = {"what": "Mamba-1, backward", "length": steps, "peer": "", "peer_ms": "", "ratio": ""}
+    row["floor_ms"] = floor_ms(0, 2.0 * (3 * u.numel() + 4 * B.numel()) + 8.0 * delta.numel())
+    weight = torch.randn_like(u)
+    with torch.enable_grad():
+        out = core.selective_scan_fn(*inputs)
+        of_u, *_ = torch.autograd.grad(out, inputs, weight, retain_graph=True)
+        row["ours_ms"] = median_ms(lambda: torch.autograd.grad(out, inputs, weight, retain_graph=True), 10)
+    last = steps - 64
+    dy, d = weight[0, :64, last:].double(), delta[0, :64, last:].detach().double()
+    carried, worst = torch.zeros(64, states, dtype=torch.float64, device="cuda"), []
+    for t in reversed(range(64)):
+        carried = carried + dy[:, t, None] * C[0, :, last + t].detach().double()
+        worst.append(d[:, t] * (carried * B[0, :, last + t].detach().double()).sum(-1))
+        carried = carried * (d[:, t, None] * A[:64].detach().double()).exp()
+    exact = torch.stack(worst[::-1], -1)
+    row["difference"] = float((of_u[0, :64, last:].double() - exact).norm() / exact.norm())
+    return row
+
+
 def main() -> int:
     """Measures, prints, writes; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -139,7 +191,8 @@ def main() -> int:
     chosen = parser.parse_args()
     torch.manual_seed(0)
     rows: list[Row] = []
-    measurements: list[Callable[[], Row]] = [lambda: measure_ssd(False), measure_step, measure_mamba1]
+    measurements: list[Callable[[], Row]] = [lambda: measure_ssd(False), measure_ssd_backward, measure_step]
+    measurements += [measure_mamba1, measure_mamba1_backward]
     if importlib.util.find_spec("fla"):
         measurements.append(lambda: measure_ssd(True))
     for measurement in measurements:

@@ -22,7 +22,7 @@ import core_llm_efficiency as core
 import numpy as np
 import torch
 import torch.nn.functional as F
-from core_llm_efficiency.xattention import _antidiagonal_scores
+from core_llm_efficiency.xattention import DENSE_UP_TO, _antidiagonal_scores
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
@@ -125,13 +125,13 @@ def dense_ms(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> dict[str, flo
 def measure_chain(length: int, threshold: float) -> list[Row]:
     """Estimate, select and attend, and the first two alone; the error is that of leaving blocks out."""
     q, k, v = operands(length)
-    options = {"threshold": threshold, "stride": STRIDE, "block_size": BLOCK}
+    options: dict[str, Any] = {"threshold": threshold, "stride": STRIDE, "block_size": BLOCK}
     row: Row = {"what": "all", "length": length, "threshold": threshold}
     _, mask = core.xattn_estimate(q, k, **options)
     row["density"] = core.block_density(mask, q_len=length, k_len=length, block_size=BLOCK)
     tiles = (length / STRIDE) ** 2 / 2 * STRIDE * DIM * 2 * HEADS
     row["floor_ms"] = floor_ms(tiles + products(mask), 2.0 * (3 * q.numel() + 2 * k.numel() + v.numel()))
-    row["ours_ms"] = median_ms(lambda: core.xattention(q, k, v, **options))
+    row["ours_ms"] = median_ms(lambda: core.xattention(q, k, v, dense_up_to=0, **options))
     row["scores_ms"] = median_ms(lambda: _antidiagonal_scores(q, k, STRIDE, BLOCK, None, True))
     row["attend_ms"] = median_ms(lambda: core.block_sparse_attention(q, k, v, mask))
     times = dense_ms(q, k, v)
@@ -141,7 +141,7 @@ def measure_chain(length: int, threshold: float) -> list[Row]:
     row["ratio"] = row["peer_ms"] / row["ours_ms"]
     exact = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     row["difference_to_dense"] = float(
-        (core.xattention(q, k, v, **options).float() - exact.float()).norm() / exact.float().norm()
+        (core.xattention(q, k, v, dense_up_to=0, **options).float() - exact.float()).norm() / exact.float().norm()
     )
     estimate: Row = {
         "what": "estimate, select",
@@ -153,7 +153,10 @@ def measure_chain(length: int, threshold: float) -> list[Row]:
     }
     estimate["floor_ms"] = floor_ms(tiles, 2.0 * (q.numel() + k.numel()) + 4.0 * mask.numel())
     estimate["ours_ms"] = median_ms(lambda: core.xattn_estimate(q, k, **options))
-    return [estimate, row]
+    default = row | {"what": "default", "density": 1.0 if length <= DENSE_UP_TO else row["density"]}
+    default["ours_ms"] = median_ms(lambda: core.xattention(q, k, v, **options))
+    default["ratio"] = row["peer_ms"] / default["ours_ms"]
+    return [estimate, row, *([default] if length <= DENSE_UP_TO else [])]
 
 
 def main() -> int:

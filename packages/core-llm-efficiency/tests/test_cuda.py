@@ -137,18 +137,18 @@ def test_selection_keeps_all_of_an_invalid_row():
 
 def test_whole_chain_with_threshold_one_is_dense():
     (q, k, v), _ = inputs(torch.bfloat16, 1, 4, 2, 700, 700)
-    out = core.xattention(q, k, v, threshold=1.0, stride=16)
+    out = core.xattention(q, k, v, threshold=1.0, stride=16, dense_up_to=0)
     want = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     assert relative(out.double().cpu().numpy(), want.double().cpu().numpy()) < 8e-3
 
 
 def test_another_stream():
     (q, k, v), _ = inputs(torch.bfloat16)
-    want = core.xattention(q, k, v)
+    want = core.xattention(q, k, v, dense_up_to=0)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        out = core.xattention(q, k, v)
+        out = core.xattention(q, k, v, dense_up_to=0)
     torch.cuda.current_stream().wait_stream(stream)
     assert torch.equal(out, want)
 
@@ -177,6 +177,6 @@ def test_transformers_attend_sparsely_to_long_prompts_only():
     with torch.no_grad():
         sparse, _ = forward(module, q, k, v, None, scaling=128**-0.5)
         short, _ = forward(module, q[:, :, :512], k[:, :, :512], v[:, :, :512], None, scaling=128**-0.5)
-    assert torch.equal(sparse.transpose(1, 2), core.xattention(q, k, v, stride=16))
+    assert torch.equal(sparse.transpose(1, 2), core.xattention(q, k, v, stride=16, dense_up_to=0))
     dense = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[:, :, :512]
     assert relative(short.transpose(1, 2).double().cpu().numpy(), dense.double().cpu().numpy()) < 8e-3

@@ -1,10 +1,11 @@
 """The scans of Mamba-1 (arXiv 2312.00752) and Mamba-2 (SSD, arXiv 2405.21060), with the calls of the package mamba_ssm.
 
-All arrays float32, numpy or torch; in torch differentiable with respect to every float argument. On CUDA u or x, B and
-C may also be float16 or bfloat16 (all of one dtype, the result's; states are float32) and n is at most 256 (128 for
-gradients of Mamba-2's scan but in bfloat16). The state is carried: a sequence cut anywhere gives the same result if the second call
-starts from the first one's last state, and a decoding step is a call of length 1. `register_transformers_scans`
-(core_llm_efficiency.transformers_scans) puts them into transformers' Mamba, Mamba-2, Bamba, Jamba and Nemotron-H.
+All arrays float32, numpy or torch; in torch differentiable with respect to every float argument. On CUDA u or x, B
+and C may also be float16 or bfloat16 (all of one dtype, the result's; states are float32) and n is at most 256 (128
+for gradients of Mamba-2's scan but in bfloat16). The state is carried: a sequence cut anywhere gives the same result
+if the second call starts from the first one's last state, and a decoding step is a call of length 1.
+`register_transformers_scans` (core_llm_efficiency.transformers_scans) puts them into transformers' Mamba, Mamba-2,
+Bamba, Jamba and Nemotron-H.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from .xattention import xattention
+from .xattention import DENSE_UP_TO, xattention
 
 
 def register_transformers(
@@ -37,7 +37,7 @@ def register_transformers(
         if cpu and query.dtype == torch.float32:
             return 256 if dense_up_to is None else dense_up_to
         if query.device.type == "cuda" and half and not (trains and torch.is_grad_enabled()):
-            return 8192 if dense_up_to is None else dense_up_to
+            return DENSE_UP_TO if dense_up_to is None else dense_up_to
         return float("inf")
 
     def forward(
@@ -69,7 +69,9 @@ def register_transformers(
         if above is None:
             above = 0.75 if torch.is_grad_enabled() and query.requires_grad else 1.0
         counted = densities is not None
-        out = xattention(query, key, value, scale=scaling, dense_above=above, return_density=counted, **options)
+        out = xattention(
+            query, key, value, scale=scaling, dense_up_to=0, dense_above=above, return_density=counted, **options
+        )
         if densities is not None:
             out, density = out
             densities.append(density)

@@ -18,6 +18,8 @@ from core_registry.arrays import as_array, empty, is_torch
 
 from . import _core_llm_efficiency as _C
 
+DENSE_UP_TO = 8192  # keys on CUDA
+
 
 def _torch_ops() -> ModuleType:
     from . import torch_ops
@@ -36,9 +38,12 @@ def _check_rank(x: Any, name: str, rank: int = 4) -> None:
         raise ValueError(f"argument '{name}' must have {rank} dimensions, got shape {tuple(x.shape)}")
 
 
+def _on_gpu(query: Any) -> bool:
+    return is_torch(query) and query.device.type == "cuda" and str(query.dtype) in ("torch.bfloat16", "torch.float16")
+
+
 def _operand(x: Any, name: str, query: Any) -> Any:
-    half = is_torch(query) and query.device.type == "cuda" and str(query.dtype) in ("torch.bfloat16", "torch.float16")
-    return as_array(x, str(query.dtype).removeprefix("torch.") if half else "float32", name, query)
+    return as_array(x, str(query.dtype).removeprefix("torch.") if _on_gpu(query) else "float32", name, query)
 
 
 def _scale(scale: float | None, head_dim: int) -> float:
@@ -162,13 +167,25 @@ def block_density(mask: Any, *, q_len: int, k_len: int, block_size: int = 128, i
     return float(mask.sum()) / total if total else 1.0
 
 
+def dense_attention(query: Any, key: Any, value: Any, *, is_causal: bool = True, scale: float | None = None) -> Any:
+    """torch's attention (B, H, N, E), on CUDA by cuDNN where it can; `is_causal` as in torch, query heads grouped."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention
+
+    grouped = query.shape[1] != key.shape[1]
+    if not _on_gpu(query):
+        return scaled_dot_product_attention(query, key, value, is_causal=is_causal, scale=scale, enable_gqa=grouped)
+    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    with sdpa_kernel(order, set_priority=True):
+        return scaled_dot_product_attention(query, key, value, is_causal=is_causal, scale=scale, enable_gqa=grouped)
+
+
 def _dense(query: Any, key: Any, value: Any, block_size: int, is_causal: bool, scale: float | None) -> Any:
     """Attention over all blocks: torch's, where it aligns queries and keys as this module does, else this module's."""
     if is_torch(query) and (not is_causal or query.shape[2] == key.shape[2]) and key.shape[2] > 0:
-        from torch.nn.functional import scaled_dot_product_attention
-
-        grouped = query.shape[1] != key.shape[1]
-        return scaled_dot_product_attention(query, key, value, is_causal=is_causal, scale=scale, enable_gqa=grouped)
+        for x, name in ((query, "query"), (key, "key"), (value, "value")):
+            _check_rank(_operand(x, name, query), name)
+        return dense_attention(query, key, value, is_causal=is_causal, scale=scale)
     shape = *query.shape[:2], _blocks(query.shape[2], block_size), _blocks(key.shape[2], block_size)
     mask = empty(shape, "bool", query)
     mask[...] = True
@@ -185,7 +202,7 @@ def xattention(
     block_size: int = 128,
     is_causal: bool = True,
     scale: float | None = None,
-    dense_up_to: int = 0,
+    dense_up_to: int | None = None,
     dense_above: float = 1.0,
     return_density: bool = False,
 ) -> Any:
@@ -194,11 +211,14 @@ def xattention(
     threshold: a number >= 0 or one for each head; the paper's models use 0.9 to 0.95, and 1 is dense attention.
     stride: 4, 8 or 16 (any divisor of block_size); block_size: a multiple of 16 in [16, 4096]; scale: 1/sqrt(D) if
     None. All blocks are read, by torch's own attention where it can, if there are at most `dense_up_to` keys, for which
-    no estimate is made, or if more than a share `dense_above` of the visible blocks was chosen.
+    no estimate is made (None: 8192 on CUDA, below which leaving blocks out may cost more than it saves; 0 on the CPU),
+    or if more than a share `dense_above` of the visible blocks was chosen.
     With return_density also the share of visible blocks that were read, as `(out, density)`.
     Raises ValueError on sizes that do not fit, TypeError on another dtype.
     """
     out, density = None, 1.0
+    if dense_up_to is None:
+        dense_up_to = DENSE_UP_TO if _on_gpu(query) else 0
     if key.shape[2] > dense_up_to:
         common: dict[str, Any] = {"block_size": block_size, "is_causal": is_causal}
         _, mask = xattn_estimate(query, key, threshold=threshold, stride=stride, scale=scale, **common)

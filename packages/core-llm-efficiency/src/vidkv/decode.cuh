@@ -6,7 +6,7 @@
 #include "checks.hpp"
 
 namespace core_llm_efficiency::decode {
-constexpr int warps = 8, threads = 32 * warps, stages = 4;
+constexpr int stages = 4;
 constexpr int tile_heads = 4;       // query heads of a thread block
 constexpr int tile_bytes = 32;      // of a token's packed values that a thread block reads, in pairs
 constexpr int recent_tokens = 64;   // of a thread block
@@ -189,9 +189,10 @@ struct Query {
   float factor[tile_heads];  // what brings a product to a logit in powers of two
 };
 
+template <int Warps>
 __device__ inline void load_query(const Operands& p, int d, int b, int first_head, int count, Query& q) {
 #pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x); i < tile_heads * d; i += threads) {
+  for (int i = static_cast<int>(threadIdx.x); i < tile_heads * d; i += 32 * Warps) {
     const int h = i / d, x = i % d;
     q.plain[h][x] = h < count ? load(p.q, b * p.q_batch + (first_head + h) * p.q_head + x * p.q_col, p.kind) : 0.f;
   }
@@ -199,9 +200,10 @@ __device__ inline void load_query(const Operands& p, int d, int b, int first_hea
 }
 
 /// The Fourier transform of the channels [c, d), all scaled by a power of two to at most 1.
-template <class Shape>
+template <int Warps, class Shape>
 __device__ inline void transform_query(const Operands& p, const Shape& s, int b, Query& q) {
   __shared__ float cosine[most_channels], sine[most_channels], ordered[tile_heads][most_channels];
+  constexpr int threads = 32 * Warps;
   const int thread = static_cast<int>(threadIdx.x), n = s.d - s.c;
 #pragma unroll 1
   for (int m = thread; m < n; m += threads) sincospif(2.f * static_cast<float>(m) / static_cast<float>(n), &sine[m], &cosine[m]);
@@ -218,22 +220,23 @@ __device__ inline void transform_query(const Operands& p, const Shape& s, int b,
     q.packed[h][x] = x < s.c ? ordered[h][x] : 0.f;
   }
 #pragma unroll 1
-  for (int i = thread; i < tile_heads * s.signs; i += threads) {
-    const int h = i / s.signs, f = i % s.signs;
+  for (int i = thread; i < 2 * tile_heads * s.signs; i += threads) {  // two threads a coefficient: every other channel
+    const int h = i / 2 / s.signs, f = i / 2 % s.signs;
     float y = 0;
     if (f < n) {
       const float* const wave = f % 2 || f == 0 ? cosine : sine;
-      const int step = (f + 1) / 2;
-      int turn = 0;
-#pragma unroll 4
-      for (int j = 0; j < n; ++j) {
+      const int once = (f + 1) / 2, step = 2 * once % n;
+      int turn = i % 2 ? once % n : 0;
+#pragma unroll 8
+      for (int j = i % 2; j < n; j += 2) {
         y += ordered[h][s.c + j] * wave[turn];
         turn += step;
         turn -= turn >= n ? n : 0;
       }
       y *= sqrtf((f == 0 || (f == n - 1 && n % 2 == 0) ? 1.f : 2.f) / static_cast<float>(n));
     }
-    q.packed[h][s.wide + f] = y;
+    y += __shfl_xor_sync(~0u, y, 1);
+    if (i % 2 == 0) q.packed[h][s.wide + f] = y;
   }
   __syncthreads();
   if (const int h = thread / 32, positions = s.wide + s.signs; h < tile_heads) {

@@ -38,7 +38,7 @@ __device__ inline void add_bits(float (&c)[4], const Lane& l, std::uint32_t firs
   multiply_add<__half>(c, a, b0, b1);
 }
 
-/// A query's four channels of a lane, each in its half of a register.
+/// Four channels of a lane, each in its half of a register.
 __device__ inline void spread(const Lane& l, uint2 x, std::uint32_t (&y)[4]) {
   y[0] = __byte_perm(x.x, 0, l.select[0]), y[1] = __byte_perm(x.x, 0, l.select[1]);
   y[2] = __byte_perm(x.y, 0, l.select[0]), y[3] = __byte_perm(x.y, 0, l.select[1]);
@@ -53,7 +53,7 @@ class KeyProduct {
   __device__ KeyProduct(const Lane& l, const Shape& s, const Query& q) : l_(l), s_(s), q_(q) {
     if constexpr (held) {
 #pragma unroll
-      for (int j = 0; j < s.d / 16; ++j) spread(l, *from(0, j * 16), held_[j]);
+      for (int j = 0; j < s.d / 16; ++j) held_[j] = *from(0, j * 16);
     }
   }
 
@@ -93,31 +93,23 @@ class KeyProduct {
   template <class Add>
   __device__ void weigh(int j, const __half* scales, Add add) const {
     const uint2 two = *reinterpret_cast<const uint2*>(scales);
-    const __half2 s[4] = {__low2half2(halves(two.x)), __high2half2(halves(two.x)), __low2half2(halves(two.y)), __high2half2(halves(two.y))};
+    const auto times = [&](uint2 x) { return uint2{bits(__hmul2(halves(x.x), halves(two.x))), bits(__hmul2(halves(x.y), halves(two.y)))}; };
     std::uint32_t b[4];
-    if constexpr (!Exact) {
-      std::uint32_t q[4];
-      if constexpr (held) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) q[i] = held_[j][i];
-      } else {
-        spread(l_, *from(0, j * 16), q);
-      }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) b[i] = bits(__hmul2(halves(q[i]), s[i]));
+    if constexpr (held) {
+      spread(l_, times(held_[j]), b);
       add(b);
     } else {
-      std::uint32_t q[4], rest[4], r[4];
-      spread(l_, *from(0, j * 16), q);
-      spread(l_, *from(1, j * 16), rest);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const __half2 product = __hmul2(halves(q[i]), s[i]);
-        b[i] = bits(product);
-        r[i] = bits(__hfma2(halves(rest[i]), s[i], __hfma2(halves(q[i]), s[i], __hneg2(product))));
-      }
+      const uint2 q = *from(0, j * 16), product = times(q);
+      spread(l_, product, b);
       add(b);
-      add(r);
+      if constexpr (Exact) {
+        const uint2 rest = *from(1, j * 16);
+        const auto left = [](std::uint32_t x, std::uint32_t y, std::uint32_t scale, std::uint32_t product) {
+          return bits(__hfma2(halves(y), halves(scale), __hfma2(halves(x), halves(scale), __hneg2(halves(product)))));
+        };
+        spread(l_, {left(q.x, rest.x, two.x, product.x), left(q.y, rest.y, two.y, product.y)}, b);
+        add(b);
+      }
     }
   }
 
@@ -128,7 +120,7 @@ class KeyProduct {
   const Lane& l_;
   const Shape& s_;
   const Query& q_;
-  std::uint32_t held_[sixteens()][4];
+  uint2 held_[sixteens()];
 };
 
 /// base[i][h], for the runs of up to 16 blocks from `block` on: x what belongs to every logit, y to those in the sign
@@ -193,32 +185,29 @@ __device__ inline void step_bytes(const Lane& l, const char* codes, int width, i
   u[2] = byte_pair(token + 4 * width, l.row, even, top), u[3] = byte_pair(token + 4 * width, l.row + 8, even, top);
 }
 
-/// Values of three levels. A byte holds digits d_0 + 3 d_1 + ... + 81 d_4; f_i = floor(byte / 3^i) gives d_i = f_i - 3 f_{i+1}.
-/// In float16, 1024 + f / 3 rounds to 1024 + floor(f / 3) after a shift. What is multiplied is f_i - (3^(5-i) - 1) / 2,
-/// whose difference is d_i - 1.
+/// Values of three levels. A byte holds digits d_0 + 3 d_1 + ... + 81 d_4; what is multiplied is m_0 = byte - 121 and m_i, the
+/// integer next to m_{i-1} / 3, for d_i - 1 = m_i - 3 m_{i+1}. As float16 numbers below the normal ones, integers times
+/// 2^-24, products round to integers by themselves.
 struct Ternary {
-  static constexpr int planes = 5;  // digits of a byte
+  static constexpr int planes = 5;                // digits of a byte
+  static constexpr float unit = 1.f / (1 << 24);  // of what `add` adds
   template <bool Exact>
   static __device__ void add(const Lane& l, int width, const Stage& at, const char* stage, int set, const std::uint32_t (&high)[2],
                              const std::uint32_t (&low)[2], float (&out)[planes][4]) {
-    const __half2 third = halves(0x35553555u), shift = halves(0x61556155u);  // 1/3, 682.5
+    const __half2 third = halves(0x35553555u), middle = halves(0x80798079u);  // 1/3, -121 times 2^-24
     float f[planes][4] = {};
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
-      std::uint32_t u[4], a[4], b0, b1, c0 = 0, c1 = 0;
+      std::uint32_t u[4], b0, b1, c0 = 0, c1 = 0;
       weights_of(l, high, step, b0, b1);
       if constexpr (Exact) weights_of(l, low, step, c0, c1);
-      step_bytes(l, stage + at.codes + set * tile_bytes, width, step, 0x64640000u, u);
+      step_bytes(l, stage + at.codes + set * tile_bytes, width, step, 0, u);
 #pragma unroll
       for (int i = 0; i < planes; ++i) {
-        const float middle[planes] = {1024 + 121, 1024 + 40, 1024 + 13, 1024 + 4, 1024 + 1};
 #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          if (i) u[k] = bits(__hfma2(halves(u[k]), third, shift));
-          a[k] = bits(__hsub2(halves(u[k]), __float2half2_rn(middle[i])));
-        }
-        multiply_add<__half>(f[i], a, b0, b1);
-        if constexpr (Exact) multiply_add<__half>(f[i], a, c0, c1);
+        for (int k = 0; k < 4; ++k) u[k] = bits(i ? __hmul2(halves(u[k]), third) : __hadd2(halves(u[k]), middle));
+        multiply_add<__half>(f[i], u, b0, b1);
+        if constexpr (Exact) multiply_add<__half>(f[i], u, c0, c1);
       }
     }
     const auto* scales = reinterpret_cast<const __half*>(stage + at.value_scales) + set * tile_bytes + 2 * l.row + l.half();
@@ -235,6 +224,7 @@ struct Ternary {
 /// Values of two bits: a byte's four digits, the lowest first.
 struct TwoBits {
   static constexpr int planes = 4;  // digits of a byte
+  static constexpr float unit = 1;
   template <bool Exact>
   static __device__ void add(const Lane& l, int width, const Stage& at, const char* stage, int set, const std::uint32_t (&high)[2],
                              const std::uint32_t (&low)[2], float (&out)[planes][4]) {

@@ -1,5 +1,7 @@
 // Attention over packed keys and values on CUDA: thread blocks share the tokens of a few query heads, warps take blocks of
 // 32 tokens each with a softmax of its own, and what they found is merged in a fixed order.
+#include <cooperative_groups.h>
+
 #include <algorithm>
 
 #include "decode_warp.cuh"
@@ -7,6 +9,8 @@
 namespace core_llm_efficiency {
 namespace {
 using namespace decode;
+namespace cg = cooperative_groups;
+constexpr int few = 8, many = 16;  // warps of a thread block that works alone, and of one in a cluster
 
 /// What a thread block works on.
 struct Unit {
@@ -22,13 +26,26 @@ struct Unit {
   }
 };
 
+/// Where a thread block leaves its largest logits and sums of weights, and its weighted sums; steps from head to head.
+struct Found {
+  float2* tops;
+  float* parts;
+  int tops_step, parts_step;
+  Found(const Found&) = default;
+  __device__ Found(float2* tops, float* parts, int tops_step, int parts_step)
+      : tops(tops), parts(parts), tops_step(tops_step), parts_step(parts_step) {}
+  __device__ Found(const Operands& p, const Unit& u, int split)
+      : Found(p.tops + u.row(p, 0, split), p.parts + u.row(p, 0, split) * p.e, p.splits, p.splits * p.e) {}
+};
+
 /// Tokens in full precision: four threads a token, then one a channel.
-__device__ __noinline__ void attend_recent(const Operands& p, const Unit& u, int split, const Query& q) {
+template <int Warps>
+__device__ __noinline__ void attend_recent(const Operands& p, const Unit& u, int split, const Query& q, const Found& found) {
+  constexpr int threads = 32 * Warps;
   __shared__ float weights[tile_heads][recent_tokens];
   const int thread = static_cast<int>(threadIdx.x), first = split * recent_tokens, count = min(recent_tokens, p.recent - first);
   const std::int64_t keys = u.b * p.rk[0] + u.g * p.rk[1], values = u.b * p.rv[0] + u.g * p.rv[1];
-  {
-    const int t = thread / 4, part = thread % 4;
+  if (const int t = thread / 4, part = thread % 4; t < recent_tokens) {
     float sum[tile_heads] = {};
     if (t < count)
 #pragma unroll 4
@@ -53,7 +70,7 @@ __device__ __noinline__ void attend_recent(const Operands& p, const Unit& u, int
     weights[h][lane] = wx, weights[h][lane + 32] = wy;
     float sum = wx + wy;
     for (int o = 16; o; o /= 2) sum += __shfl_xor_sync(~0u, sum, o);
-    if (lane == 0 && h < u.count) p.tops[u.row(p, h, split)] = {top, sum};
+    if (lane == 0 && h < u.count) found.tops[h * found.tops_step] = {top, sum};
   }
   __syncthreads();
   for (int x = thread; x < p.e; x += threads) {
@@ -66,21 +83,23 @@ __device__ __noinline__ void attend_recent(const Operands& p, const Unit& u, int
     }
 #pragma unroll
     for (int h = 0; h < tile_heads; ++h)
-      if (h < u.count) p.parts[u.row(p, h, split) * p.e + x] = out[h];
+      if (h < u.count) found.parts[h * found.parts_step + x] = out[h];
   }
 }
 
 /// What a thread block's warps keep beside the query.
+template <int Warps>
 struct Kept {
-  alignas(16) float2 bases[warps][16][tile_heads];
-  float2 tops[warps][tile_heads];
+  alignas(16) float2 bases[Warps][16][tile_heads];
+  float2 tops[Warps][tile_heads];
   Sources sources;
 };
 
 /// Packed tokens whose values are of one kind: blocks [begin, end) of them.
-template <class Digits, class Shape, bool Exact>
-__device__ void attend_packed(const Operands& p, const Values& v, const Unit& u, int split, int begin, int end, Query& q, Kept& kept,
-                              char* shared) {
+template <class Digits, class Shape, bool Exact, int Warps>
+__device__ void attend_packed(const Operands& p, const Values& v, const Unit& u, int begin, int end, Query& q, Kept<Warps>& kept,
+                              char* shared, const Found& found) {
+  constexpr int warps = Warps, threads = 32 * Warps;
   const Shape s(p, v);
   auto& [bases, tops, sources] = kept;
   const Lane l;
@@ -94,7 +113,12 @@ __device__ void attend_packed(const Operands& p, const Values& v, const Unit& u,
   };
 #pragma unroll 1
   for (int i = 0; i < stages - 1; ++i) bring(first + i);
-  transform_query(p, s, u.b, q);
+  if (const int run = (v.first + first + l.lane) >> p.run; s.flat && l.lane < 16 && first + l.lane < last) {  // for find_bases
+    const auto soon = [](const __half* row) { asm volatile("prefetch.global.L2 [%0];" ::"l"(row)); };
+    for (int x = 0; x < s.c; x += 64) soon(p.zeros.at(u.b, u.g, run) + x);
+    for (int x = 0; x < s.d; x += 64) soon(p.scales.at(u.b, u.g, run) + x);
+  }
+  transform_query<Warps>(p, s, u.b, q);
   const KeyProduct<Shape, Exact> product(l, s, q);
   const float factor[2] = {q.factor[l.head()], q.factor[l.head() + 1]};
   float top[2] = {-INFINITY, -INFINITY}, sum[2] = {}, out[Digits::planes][4] = {};
@@ -170,7 +194,8 @@ __device__ void attend_packed(const Operands& p, const Values& v, const Unit& u,
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
     const int h = l.head() + k % 2, w = u.set * tile_bytes + 2 * (l.row + k / 2 * 8) + l.half();
-    const float most = l.head() ? whole[2 + k % 2] : whole[k % 2], keep = top[k % 2] == -INFINITY ? 1.f : exp2_fast(top[k % 2] - most);
+    const float most = l.head() ? whole[2 + k % 2] : whole[k % 2],
+                keep = (top[k % 2] == -INFINITY ? 1.f : exp2_fast(top[k % 2] - most)) / Digits::unit;
 #pragma unroll
     for (int d = 0; d < Digits::planes; ++d)
       if (const int x = w + d * s.width; w < s.width && x < s.e) sums[(warp * tile_heads + h) * s.e + x] = out[d][k] * keep;
@@ -182,7 +207,7 @@ __device__ void attend_packed(const Operands& p, const Values& v, const Unit& u,
 #pragma unroll
     for (int i = 1; i < tile_heads; ++i)
       if (i == h) most = whole[i], all = total[i];
-    p.tops[u.row(p, h, split)] = {most, all};
+    found.tops[h * found.tops_step] = {most, all};
   }
   for (int i = static_cast<int>(threadIdx.x); i < u.count * s.e; i += threads) {
     const int h = i / s.e, x = i % s.e;
@@ -190,30 +215,73 @@ __device__ void attend_packed(const Operands& p, const Values& v, const Unit& u,
     float sum_of_warps = 0;
 #pragma unroll
     for (int w = 0; w < warps; ++w) sum_of_warps += sums[(w * tile_heads + h) * s.e + x];
-    p.parts[u.row(p, h, split) * s.e + x] = sum_of_warps;
+    found.parts[h * found.parts_step + x] = sum_of_warps;
   }
 }
 
 /// Three levels: after the recent tokens' thread blocks. Two bits: none but its own.
 template <class Digits, class Shape, bool Exact>
-__global__ void __launch_bounds__(threads, 2) attend(const __grid_constant__ Operands p) {
+__global__ void __launch_bounds__(32 * few, 2) attend(const __grid_constant__ Operands p) {
   extern __shared__ __align__(16) char shared[];
   __shared__ Query q;
-  __shared__ Kept kept;
+  __shared__ Kept<few> kept;
   constexpr bool two = std::is_same_v<Digits, TwoBits>;
   const Values& v = p.values[two ? 0 : 1];
   const int units = p.batch * p.groups * p.tiles * p.sets, part = static_cast<int>(blockIdx.x) / units;
   const Unit u(p, static_cast<int>(blockIdx.x) % units);
   if (!two && part < p.recent_splits) {
     if (u.set) return;
-    load_query(p, p.d, u.b, u.first_head, u.count, q);
-    return attend_recent(p, u, part, q);
+    load_query<few>(p, p.d, u.b, u.first_head, u.count, q);
+    return attend_recent<few>(p, u, part, q, Found(p, u, part));
   }
   if (threadIdx.x == 0) kept.sources.find(p, v, u.b, u.g);
-  load_query(p, Shape(p, v).d, u.b, u.first_head, u.count, q);
+  load_query<few>(p, Shape(p, v).d, u.b, u.first_head, u.count, q);
   const int own = two ? part : part - p.recent_splits, begin = own * p.per_split;
-  attend_packed<Digits, Shape, Exact>(p, v, u, p.recent_splits + (two ? 0 : p.values[0].splits) + own, begin,
-                                      min(begin + p.per_split, v.blocks), q, kept, shared);
+  attend_packed<Digits, Shape, Exact>(p, v, u, begin, min(begin + p.per_split, v.blocks), q, kept, shared,
+                                      Found(p, u, p.recent_splits + (two ? 0 : p.values[0].splits) + own));
+}
+
+/// A cluster of thread blocks for a few query heads: what its blocks found is merged from one another's shared memory.
+template <class Shape, class Out>
+__global__ void __launch_bounds__(32 * many, 1)
+    attend_together(const __grid_constant__ Operands p, Out* out, std::int64_t out_batch, std::int64_t out_head, std::int64_t out_col) {
+#if __CUDA_ARCH__ >= 900
+  extern __shared__ __align__(16) char shared[];
+  __shared__ Query q;
+  __shared__ Kept<many> kept;
+  __shared__ float2 tops[tile_heads];
+  __shared__ float parts[tile_heads * most_channels];
+  const cg::cluster_group cluster = cg::this_cluster();
+  const Values& v = p.values[1];
+  const int size = static_cast<int>(cluster.num_blocks()), rank = static_cast<int>(cluster.block_rank()), own = rank - p.recent_splits;
+  const Unit u(p, static_cast<int>(blockIdx.x) / size);
+  const Found found(tops, parts, 1, p.e);
+  if (threadIdx.x == 0) kept.sources.find(p, v, u.b, u.g);
+  load_query<many>(p, Shape(p, v).d, u.b, u.first_head, u.count, q);
+  if (own < 0)
+    attend_recent<many>(p, u, rank, q, found);
+  else
+    attend_packed<Ternary, Shape, false>(p, v, u, min(own * p.per_split, v.blocks), min((own + 1) * p.per_split, v.blocks), q, kept, shared,
+                                         found);
+  cluster.sync();
+  const int each = 32 * many / size, from = static_cast<int>(threadIdx.x) % size;  // a thread reads what one block found
+  const float2* const their_tops = cluster.map_shared_rank(tops, static_cast<unsigned>(from));
+  const float* const their_parts = cluster.map_shared_rank(parts, static_cast<unsigned>(from));
+#pragma unroll 1
+  for (int base = rank * each; base < u.count * p.e; base += size * each) {
+    const int i = base + static_cast<int>(threadIdx.x) / size, h = min(i / p.e, u.count - 1), x = i % p.e;
+    const float2 t = their_tops[h];
+    float most = t.x, weight = 1, sum = their_parts[h * p.e + x];
+    for (int o = size / 2; o; o /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, o));
+    if (t.x != -INFINITY) weight = exp2_fast(t.x - most);  // parts that saw nothing are zero, or NaN
+    float total = t.y * weight;
+    sum *= weight;
+    for (int o = size / 2; o; o /= 2) total += __shfl_xor_sync(~0u, total, o), sum += __shfl_xor_sync(~0u, sum, o);
+    if (from == 0 && i < u.count * p.e)
+      out[u.b * out_batch + (u.first_head + h) * out_head + x * out_col] = Out(total == 0 ? 0.f : sum / total);
+  }
+  cluster.sync();
+#endif
 }
 
 /// One thread block for each query head: the weighted mean of its parts.
@@ -250,10 +318,10 @@ void launch(const Operands& p, cudaStream_t stream) {
   const std::int64_t blocks = std::int64_t{p.batch} * p.groups * p.tiles * p.sets * splits;
   if (blocks == 0) return;
   if (blocks > INT32_MAX) refuse(op, "q", "of fewer batches, heads and tokens on CUDA");
-  const int bytes = std::max(warps * stages * Stage(p.wide, p.signs, v.width, p.e, two).bytes, warps * tile_heads * p.e * 4);
+  const int bytes = std::max(few * stages * Stage(p.wide, p.signs, v.width, p.e, two).bytes, few * tile_heads * p.e * 4);
   check_cuda(op, cudaFuncSetAttribute(attend<Digits, Shape, Exact>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
              "asking for shared memory");
-  attend<Digits, Shape, Exact><<<static_cast<unsigned>(blocks), threads, static_cast<std::size_t>(bytes), stream>>>(p);
+  attend<Digits, Shape, Exact><<<static_cast<unsigned>(blocks), 32 * few, static_cast<std::size_t>(bytes), stream>>>(p);
   check_cuda(op, cudaGetLastError(), "attending");
 }
 
@@ -263,6 +331,58 @@ void launch_any(const Operands& p, cudaStream_t stream) {
   if (plain && p.wide == 64 && p.signs == 64) return launch < Digits, Fixed<64, 64, Digits::planes>, Exact && false > (p, stream);
   if (plain && p.wide == 32 && p.signs == 32) return launch < Digits, Fixed<32, 32, Digits::planes>, Exact && false > (p, stream);
   launch<Digits, Any, Exact>(p, stream);
+}
+
+constexpr int statics = 36 * 1024;  // shared memory that attend_together has besides
+
+/// Attends by clusters, if there are heads enough and not too many, and no values of two bits; false if not.
+template <bool Exact, class T, class Out>
+bool attend_by_clusters(Operands p, Out* out, const core::Tensor<T, 3>& to, int processors, cudaStream_t stream) {
+  const char* op = "packed_attention";
+  const Values& v = p.values[1];
+  int major = 0;
+  check_cuda(op, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, to.device_id), "asking for the device");
+  const int units = p.batch * p.groups * p.tiles;
+  if (major < 9 || p.values[0].blocks || p.sets != 1 || v.blocks == 0 || 32 * units < processors) return false;
+  const auto go = [&]<class Shape>(std::type_identity<Shape>) {
+    const auto kernel = attend_together<Shape, Out>;
+    const int bytes = std::max(many * stages * Stage(p.wide, p.signs, v.width, p.e, false).bytes, many * tile_heads * p.e * 4);
+    int room = 0;
+    check_cuda(op, cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerBlockOptin, to.device_id), "asking for the device");
+    if (bytes + statics > room) return false;
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension, cluster.val.clusterDim = {1, 1, 1};
+    cudaLaunchConfig_t config{};
+    config.blockDim = dim3(32 * many), config.stream = stream, config.dynamicSmemBytes = static_cast<std::size_t>(bytes);
+    config.attrs = &cluster, config.numAttrs = 1;
+    static const auto ready = [&] {
+      check_cuda(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "asking for clusters");
+      std::array<int, 17> most{};  // how many clusters of a size run at once
+      for (const unsigned size : {16u, 8u, 4u}) {
+        check_cuda(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, room - statics),
+                   "asking for shared memory");
+        cluster.val.clusterDim.x = size, config.gridDim = dim3(size);
+        if (cudaOccupancyMaxActiveClusters(&most[size], kernel, &config) != cudaSuccess) most[size] = 0, cudaGetLastError();
+      }
+      return most;
+    }();
+    for (const unsigned size : {16u, 8u, 4u}) {
+      const int packed = static_cast<int>(size) - p.recent_splits;
+      if (ready[size] < units || 4 * p.recent_splits > static_cast<int>(size)) continue;
+      p.per_split = static_cast<int>(ceil_div(v.blocks, packed));
+      cluster.val.clusterDim.x = size, config.gridDim = dim3(size * static_cast<unsigned>(units));
+      check_cuda(op, cudaLaunchKernelEx(&config, kernel, static_cast<const Operands&>(p), out, to.stride[0], to.stride[1], to.stride[2]),
+                 "attending");
+      return true;
+    }
+    return false;
+  };
+  if constexpr (!Exact)
+    if (p.flat && v.flat && p.e == p.d) {
+      if (p.wide == 64 && p.signs == 64) return go(std::type_identity<Fixed<64, 64, Ternary::planes>>{});
+      if (p.wide == 32 && p.signs == 32) return go(std::type_identity<Fixed<32, 32, Ternary::planes>>{});
+    }
+  return false;
 }
 
 bool aligned(const void* p, std::initializer_list<std::int64_t> bytes) {
@@ -326,16 +446,17 @@ void attention_on(core::Tensor<const T, 3> q, core::Tensor<const std::int32_t, 2
   int processors = 0;
   check_cuda(op, cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, q.device_id), "asking for the device");
   const std::int64_t units = batch * groups * p.tiles * p.sets, room = std::max<std::int64_t>(1, 2 * processors / units - p.recent_splits);
-  p.per_split = small(round_up(std::max<std::int64_t>(1, ceil_div(n / word, room)), warps));
+  p.per_split = small(round_up(std::max<std::int64_t>(1, ceil_div(n / word, room)), few));
   p.splits = p.recent_splits;
   for (Values& v : p.values) p.splits += v.splits = small(ceil_div(v.blocks, p.per_split));
+  using Out = std::conditional_t<exact, float, std::conditional_t<std::is_same_v<T, core::float16>, __half, __nv_bfloat16>>;
+  if (attend_by_clusters<exact>(p, reinterpret_cast<Out*>(out.data), out, processors, stream)) return;
   const std::int64_t rows = batch * heads * p.splits;
   const DeviceScratch scratch(op, q.device_id, stream, core::checked_mul(rows, e + 2, "packed_attention: scratch") * 4);
   p.tops = scratch.get<float2>(), p.parts = reinterpret_cast<float*>(p.tops + rows);
   launch_any<TwoBits, exact>(p, stream);
   launch_any<Ternary, exact>(p, stream);
 
-  using Out = std::conditional_t<exact, float, std::conditional_t<std::is_same_v<T, core::float16>, __half, __nv_bfloat16>>;
   int major = 0;
   check_cuda(op, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, q.device_id), "asking for the device");
   cudaLaunchAttribute early{};
