@@ -6,6 +6,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from core_llm_efficiency import transformers_vidkv as core_vidkv  # noqa: E402
 from core_llm_efficiency.reference import vidkv as reference  # noqa: E402
 from core_llm_efficiency.transformers_vidkv import (  # noqa: E402
     VidKVCache,
@@ -18,15 +19,20 @@ from transformers.cache_utils import Cache, DynamicLayer  # noqa: E402
 RECENT, GAMMA = 16, 0.5
 
 
-@pytest.fixture(scope="module")
-def model():
+CUDA = pytest.param(
+    "cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
+)
+
+
+@pytest.fixture(scope="module", params=["cpu", CUDA])
+def model(request):
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=64, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=6,
         num_key_value_heads=2, head_dim=24, initializer_range=0.3, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     register_vidkv()
-    return transformers.LlamaForCausalLM(config).eval()
+    return transformers.LlamaForCausalLM(config).eval().to(request.param)
 
 
 class Oracle(DynamicLayer):
@@ -40,21 +46,22 @@ class Oracle(DynamicLayer):
         super().update(key, value)
         seen = self.keys.clone(), self.values.clone()
         count = (self.keys.shape[2] - self.done - RECENT) // 32 * 32
+        device = self.keys.device
         if count > 0:
             part = slice(self.done, self.done + count)
             four = np.array([], int) if self.protect is None or self.done else self.protect.numpy()
             three = np.setdiff1d(np.arange(count), four)
             order = self.done + torch.from_numpy(np.concatenate([four, three]))
-            k, v = self.keys[:, :, order].numpy(), self.values[:, :, part].numpy()
+            k, v = self.keys[:, :, order].cpu().numpy(), self.values[:, :, part].cpu().numpy()
             if self.channels is None:
                 self.channels = torch.from_numpy(np.argsort(k.min((1, 2)) - k.max((1, 2)), axis=-1, kind="stable"))
             channels = self.channels.numpy()
             packed = reference.pack_keys(k, channels, 32, 12)
-            self.keys[:, :, order] = torch.from_numpy(reference.unpack_keys(channels, 32, *packed)).float()
+            self.keys[:, :, order] = torch.from_numpy(reference.unpack_keys(channels, 32, *packed)).float().to(device)
             for tokens, levels in ((four, 4), (three, 3)):
                 if len(tokens):
                     kept = reference.unpack_values(32, *reference.pack_values(v[:, :, tokens], 32, GAMMA, levels))
-                    self.values[:, :, self.done + torch.from_numpy(tokens)] = torch.from_numpy(kept).float()
+                    self.values[:, :, self.done + torch.from_numpy(tokens)] = torch.from_numpy(kept).float().to(device)
             self.done += count
         return seen
 
@@ -73,7 +80,7 @@ class Oracle(DynamicLayer):
     def batch_select_indices(self, indices):
         super().batch_select_indices(indices)
         if self.channels is not None:
-            self.channels = self.channels[indices]
+            self.channels = self.channels[indices.cpu()]
 
 
 def caches(model, protect=None):
@@ -82,8 +89,8 @@ def caches(model, protect=None):
     )
 
 
-def prompt(batch=1, n=100):
-    return torch.randint(3, 64, (batch, n), generator=torch.Generator().manual_seed(1))
+def prompt(model, batch=1, n=100):
+    return torch.randint(3, 64, (batch, n), generator=torch.Generator().manual_seed(1)).to(model.device)
 
 
 def both(model, call, protect=None):
@@ -109,7 +116,7 @@ def both(model, call, protect=None):
 @pytest.mark.parametrize("protect", [None, torch.arange(10, 42)])
 def test_generation_equals_the_oracle(model, how, protect):
     def call(cache):
-        made = model.generate(prompt(), past_key_values=cache, max_new_tokens=24, pad_token_id=0, **how)
+        made = model.generate(prompt(model), past_key_values=cache, max_new_tokens=24, pad_token_id=0, **how)
         return made, cache.get_seq_length()
 
     ours, theirs = both(model, call, protect)
@@ -124,13 +131,13 @@ def steps(model, cache, ids, count=3):
 
 
 def test_padded_batches(model):
-    seen = torch.ones(2, 100, dtype=torch.long)
+    seen = torch.ones(2, 100, dtype=torch.long, device=model.device)
     seen[0, :37] = 0
 
     def call(cache):
-        model(prompt(2), attention_mask=seen, past_key_values=cache)
+        model(prompt(model, 2), attention_mask=seen, past_key_values=cache)
         more = torch.nn.functional.pad(seen, (0, 1), value=1)
-        return model(prompt(2, 1), attention_mask=more, past_key_values=cache).logits
+        return model(prompt(model, 2, 1), attention_mask=more, past_key_values=cache).logits
 
     torch.testing.assert_close(*both(model, call), rtol=1e-3, atol=1e-3)
 
@@ -139,23 +146,25 @@ def test_padded_batches(model):
 @pytest.mark.parametrize("protect", [None, torch.arange(10, 42)])
 def test_crop(model, removed, protect):
     def call(cache):
-        model(prompt(), past_key_values=cache)
-        steps(model, cache, prompt(1, 3))
+        model(prompt(model), past_key_values=cache)
+        steps(model, cache, prompt(model, 1, 3))
         cache.crop(-removed)
         assert cache.get_seq_length() == 103 - removed
-        chunk = model(prompt(1, 40), past_key_values=cache).logits  # more than one token: unpacked, and packs again
-        return torch.cat([chunk, steps(model, cache, prompt(1, 8), 8)], 1)
+        chunk = model(
+            prompt(model, 1, 40), past_key_values=cache
+        ).logits  # more than one token: unpacked, and packs again
+        return torch.cat([chunk, steps(model, cache, prompt(model, 1, 8), 8)], 1)
 
     torch.testing.assert_close(*both(model, call, protect), rtol=1e-3, atol=1e-3)
 
 
 def test_batch_operations(model):
     def call(cache):
-        model(prompt(2), past_key_values=cache)
+        model(prompt(model, 2), past_key_values=cache)
         cache.batch_repeat_interleave(2)
-        cache.reorder_cache(torch.tensor([3, 0, 0, 1]))
-        cache.batch_select_indices(torch.tensor([0, 1]))
-        return steps(model, cache, prompt(2, 20), 20)
+        cache.reorder_cache(torch.tensor([3, 0, 0, 1], device=model.device))
+        cache.batch_select_indices(torch.tensor([0, 1], device=model.device))
+        return steps(model, cache, prompt(model, 2, 20), 20)
 
     torch.testing.assert_close(*both(model, call), rtol=1e-3, atol=1e-3)
 
@@ -167,10 +176,36 @@ def test_any_attention_reads_the_cache(model):
         model.set_attn_implementation(name)
         cache = caches(model)[0]
         with torch.no_grad():
-            model(prompt(), past_key_values=cache)
-            found.append(steps(model, cache, prompt(1, 3)))
+            model(prompt(model), past_key_values=cache)
+            found.append(steps(model, cache, prompt(model, 1, 3)))
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(found[0], found[2], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_decodes_packed(dtype, monkeypatch):
+    """Heads of 128 channels, whose kernel is another; beside SDPA over the unpacked cache."""
+    register_vidkv()
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=32,
+        num_key_value_heads=8, head_dim=128, initializer_range=0.1, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval().to("cuda", dtype)
+    used, attend = [], core_vidkv.packed_attention
+    monkeypatch.setattr(core_vidkv, "packed_attention", lambda *x, **y: used.append(1) or attend(*x, **y))
+    found = []
+    for name in ("core_vidkv", "sdpa"):
+        model.set_attn_implementation(name)
+        cache = VidKVCache(model.config, residual_length=RECENT)
+        with torch.no_grad():
+            model(prompt(model, 2, 900), past_key_values=cache)
+            found.append(steps(model, cache, prompt(model, 2, 20), 20).float())
+    assert len(used) == 40
+    assert cache.layers[0].state.packed_keys.planes.device.type == "cuda"
+    assert float((found[0] - found[1]).norm() / found[1].norm()) < (2e-2 if dtype == torch.bfloat16 else 3e-3)
 
 
 def test_what_is_packed_stays():

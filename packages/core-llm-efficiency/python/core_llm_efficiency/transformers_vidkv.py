@@ -48,6 +48,14 @@ def _map(state: Any, change: Any) -> Any:
     return type(state)(**{name: change(name, x) if torch.is_tensor(x) else x for name, x in fields.items()})
 
 
+_ON_GPU = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def _coded(x: torch.Tensor) -> torch.Tensor:
+    """x in a dtype that the coders take on its device."""
+    return x if x.device.type == "cuda" and x.dtype in (torch.float16, torch.bfloat16) else x.float()
+
+
 def _joined(old: Any, new: Any) -> Any:
     if old is None:
         return new
@@ -97,8 +105,8 @@ class _State:
         assert self.packed_keys is not None
         count, tokens, recent = self.packed_keys.length, len(self.slots), self.keys.shape[2]
         if seen is not None or tokens < count:
-            given = torch.ones(len(query), self.length, dtype=torch.bool) if seen is None else seen
-            seen = torch.zeros(len(query), count + recent, dtype=torch.bool)
+            given = query.new_ones(len(query), self.length, dtype=torch.bool) if seen is None else seen
+            seen = query.new_zeros(len(query), count + recent, dtype=torch.bool)
             seen[:, self.slots], seen[:, count:] = given[:, :tokens], given[:, tokens:]
         values = self.packed_values
         if values is None:
@@ -176,7 +184,7 @@ class VidKVLayer(DynamicLayer):  # type: ignore[misc]
             self.dtype, self.device = key_states.dtype, key_states.device
             self.is_initialized = True
         if self.state is None:
-            before = _State(None, None, None, torch.zeros(0, dtype=torch.int64), key_states, value_states)
+            before = _State(None, None, None, key_states.new_zeros(0, dtype=torch.int64), key_states, value_states)
         else:
             keys = torch.cat([self.state.keys, key_states], 2)
             values = torch.cat([self.state.values, value_states], 2)
@@ -191,12 +199,12 @@ class VidKVLayer(DynamicLayer):  # type: ignore[misc]
         count = (state.keys.shape[2] - self.residual_length) // self.group * self.group
         if count <= 0:
             return state
-        keys, values = (x[:, :, :count].float() for x in (state.keys, state.values))
-        order, protected = torch.arange(count), None
+        keys, values = (_coded(x[:, :, :count]) for x in (state.keys, state.values))
+        order, protected = torch.arange(count, device=keys.device), None
         if state.packed_keys is None:
             channels, wide = select_channels(keys, self.bits)
             if self.protect is not None:
-                chosen = self.protect[self.protect < count].unique()
+                chosen = self.protect[self.protect < count].unique().to(keys.device)
                 chosen = chosen[: len(chosen) // self.group * self.group]
                 if len(chosen):
                     order = torch.cat([chosen, order[~torch.isin(order, chosen)]])
@@ -269,7 +277,7 @@ class VidKVLayer(DynamicLayer):  # type: ignore[misc]
 
 
 class VidKVCache(Cache):  # type: ignore[misc]
-    """A cache of 1.x bits an element for `model.generate(..., past_key_values=VidKVCache(model.config))`, on the CPU.
+    """A cache of 1.x bits an element for `model.generate(..., past_key_values=VidKVCache(model.config))`.
 
     bits: of keys, in [1, 2]; values have three levels. group: tokens that share a scale, 32, 64 or 128. The last
     residual_length tokens and what is short of a run stay as they came; runs before them are packed once and never
@@ -299,9 +307,10 @@ class VidKVCache(Cache):  # type: ignore[misc]
 def register_vidkv(name: str = "core_vidkv", prefill: str = "sdpa") -> None:
     """Registers the attention implementation `name`: decoding one token reads a `VidKVCache` packed.
 
-    All else goes to the implementation `prefill`, which sees unpacked tokens: prompts, gradients, dropout, other dtypes
-    than float32, masks that are not boolean, and models that ask for more (bias, soft caps). `prefill` is any
-    implementation of transformers but "eager", which is a function of each model; KeyError for a name it does not know.
+    The query is float32, on CUDA also float16 or bfloat16. All else goes to the implementation `prefill`, which sees
+    unpacked tokens: prompts, gradients, dropout, other dtypes, masks that are not boolean, models that ask for more
+    (bias, soft caps), and on CUDA heads of more than 256 channels. `prefill` is any implementation of transformers but
+    "eager", which is a function of each model; KeyError for a name it does not know.
     """
     other = ALL_ATTENTION_FUNCTIONS[prefill]
 
@@ -317,13 +326,11 @@ def register_vidkv(name: str = "core_vidkv", prefill: str = "sdpa") -> None:
     ) -> tuple[torch.Tensor, Any]:
         if isinstance(key, _Packed) and isinstance(value, _Packed):
             plain = all(rest.get(x) is None for x in ("softcap", "position_bias", "s_aux"))
-            if (
-                query.shape[2] == 1
-                and plain
-                and dropout == 0
-                and query.dtype == torch.float32
-                and not query.requires_grad
-            ):
+            on_gpu = query.device.type == "cuda" and max(query.shape[3], value.shape[3]) <= 256
+            fits = query.dtype == key.dtype and (
+                query.dtype in _ON_GPU if on_gpu else query.dtype == torch.float32 and query.device.type == "cpu"
+            )
+            if query.shape[2] == 1 and plain and dropout == 0 and fits and not query.requires_grad:
                 mask = attention_mask
                 if mask is None or (mask.dtype == torch.bool and mask.shape[1] == 1):
                     seen = None if mask is None else mask[:, 0, 0].expand(len(query), -1)
