@@ -40,6 +40,59 @@ def test_attention(benchmark, density: float) -> None:  # type: ignore[no-untype
     )
 
 
+def gather_loop(q, k, v, mask):  # type: ignore[no-untyped-def]
+    """For each head and block of queries, torch's attention over the chosen blocks put side by side."""
+    out = torch.empty_like(q)
+    places = torch.arange(128)
+    later = torch.ones(128, 128, dtype=torch.bool).triu(1)
+    for h in range(q.shape[1]):
+        for i in range(mask.shape[2]):
+            chosen = mask[0, h, i].nonzero()[:, 0]  # the last is the diagonal block
+            at = (chosen[:, None] * 128 + places).flatten()
+            rows = slice(i * 128, (i + 1) * 128)
+            logits = q[0, h, rows] @ k[0, h, at].T / q.shape[3] ** 0.5
+            logits[:, -128:].masked_fill_(later, float("-inf"))
+            out[0, h, rows] = logits.softmax(-1) @ v[0, h, at]
+    return out
+
+
+def test_against_sparse_peers() -> None:
+    """(1, 4, 4096, 128) at density 0.21, beside a loop that gathers blocks and FlexAttention (whose compilation takes
+    a minute and is not counted)."""
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+    args = make_attention(np.random.default_rng(0), 1, 4, 4, 4096, 4096, 128, 128, 0.115)
+    q, k, v = (torch.from_numpy(args[x]) for x in "qkv")
+    mask = torch.from_numpy(np.tril(args["mask"])) | torch.eye(32, dtype=torch.bool)
+    diagonal = torch.eye(32, dtype=torch.bool)
+
+    def listed(kept):  # type: ignore[no-untyped-def]
+        order = kept.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+        return kept.sum(-1, dtype=torch.int32), order.to(torch.int32)
+
+    chosen = BlockMask.from_kv_blocks(
+        *listed(mask & diagonal), *listed(mask & ~diagonal), BLOCK_SIZE=128,
+        mask_mod=lambda b, h, i, j: i >= j, seq_lengths=(4096, 4096),
+    )  # fmt: skip
+    flex = torch.compile(flex_attention)
+    calls = {
+        "ours": lambda: core.block_sparse_attention(q, k, v, mask),
+        "gather loop": lambda: gather_loop(q, k, v, mask),
+        "FlexAttention": lambda: flex(q, k, v, block_mask=chosen),
+    }
+    with torch.no_grad():
+        want = calls["ours"]()
+        for name, call in calls.items():
+            assert float((call() - want).abs().max()) < 1e-4, name
+        times = {name: fastest(call, clock=time.process_time) for name, call in calls.items()}
+    print(
+        f"\ndensity {core.block_density(mask, q_len=4096, k_len=4096):.3f}: ours {times['ours'] * 1e3:.1f} ms", end=""
+    )
+    for name in ("gather loop", "FlexAttention"):
+        print(f", {name} {times[name] * 1e3:.1f} ms, ratio {times[name] / times['ours']:.2f}", end="")
+    print()
+
+
 @pytest.mark.parametrize("stride", [4, 8, 16])
 def test_scores(benchmark, stride: int) -> None:  # type: ignore[no-untyped-def]
     args = make_scores(np.random.default_rng(0), 1, 4, 4, 4096, 4096, 128, 128) | {"stride": stride}
