@@ -114,7 +114,7 @@ __device__ void fetch(const Pair& to, const Steps& m, Kind kind, int b, int h, i
 }
 
 /// One warp: the decays of a chunk, two steps a lane.
-__device__ void find_decays(const Scan& s, int b, int h, int step, Decays& d) {
+__device__ inline void find_decays(const Scan& s, int b, int h, int step, Decays& d) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const float A = s.A[h * s.A_head] * log2_e;
   float dt[2];
