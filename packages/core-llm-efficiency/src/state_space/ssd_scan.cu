@@ -34,13 +34,18 @@ __global__ void __launch_bounds__(128 * Groups) scan_chunks(const __grid_constan
   const int b = static_cast<int>(blockIdx.x) / s.slices / s.heads, g = h / s.share;
   const int rows = warp % 4 * 16, columns = warp / 4 * slice;                           // of a chunk's output
   const int of_p = warp % (2 * Groups) * 16, of_n = warp / (2 * Groups) * halves * 16;  // of the state
+  DecayInputs next;                                                                     // a chunk ahead of what is brought
+  if (warp == 0) next.read(s, b, h, 0);
   const auto bring = [&](int step) {
     const int i = s.buffers == 2 ? step / chunk % 2 : 0;
     if (step < s.steps) {
       fetch<L::channels, L::pad_p, Exact>(x_of(i), s.x, s.kind, b, h, step, s.steps, first, s.p);
       fetch<L::states, L::pad_n, Exact>(B_of(i), s.B, s.kind, b, g, step, s.steps, 0, s.n);
       fetch<L::states, L::pad_n, Exact>(C_of(i), s.C, s.kind, b, g, step, s.steps, 0, s.n);
-      if (warp == 0) find_decays(s, b, h, step, decays[step / chunk % 2]);
+      if (warp == 0) {
+        find_decays(s, h, next, decays[step / chunk % 2]);
+        next.read(s, b, h, step + chunk);
+      }
     }
     commit_copies();
   };

@@ -113,20 +113,27 @@ __device__ void fetch(const Pair& to, const Steps& m, Kind kind, int b, int h, i
   }
 }
 
-/// One warp: the decays of a chunk, two steps a lane.
-__device__ inline void find_decays(const Scan& s, int b, int h, int step, Decays& d) {
+/// What a chunk's decays are found from, two steps a lane; of step 2 lane + i whether a sequence begins there.
+struct DecayInputs {
+  float dt[2];
+  bool begins[2];
+  __device__ void read(const Scan& s, int b, int h, int step) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int at = step + 2 * (static_cast<int>(threadIdx.x) % 32) + i;
+      dt[i] = at < s.steps ? s.dt[b * s.dt_batch + at * s.dt_step + h * s.dt_head] : 0.f;
+      const std::int32_t* seq = s.seq + b * s.seq_batch;
+      begins[i] = s.seq && at > 0 && at < s.steps && seq[at * s.seq_step] != seq[(at - 1) * s.seq_step];
+    }
+  }
+};
+
+/// One warp: the decays of a chunk.
+__device__ inline void find_decays(const Scan& s, int h, const DecayInputs& in, Decays& d) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const float A = s.A[h * s.A_head] * log2_e;
-  float dt[2];
-  int begin[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int t = 2 * lane + i, at = step + t;
-    dt[i] = at < s.steps ? s.dt[b * s.dt_batch + at * s.dt_step + h * s.dt_head] : 0.f;
-    const std::int32_t* seq = s.seq + b * s.seq_batch;
-    begin[i] = s.seq && at > 0 && at < s.steps && seq[at * s.seq_step] != seq[(at - 1) * s.seq_step] ? t : -1;
-  }
-  float sum = (dt[0] + dt[1]) * A;
+  const int begin[2] = {in.begins[0] ? 2 * lane : -1, in.begins[1] ? 2 * lane + 1 : -1};
+  float sum = (in.dt[0] + in.dt[1]) * A;
   int last = max(begin[0], begin[1]);
 #pragma unroll
   for (int o = 1; o < 32; o *= 2) {
@@ -137,9 +144,14 @@ __device__ inline void find_decays(const Scan& s, int b, int h, int step, Decays
   const float before = __shfl_up_sync(~0u, sum, 1);
   const int earlier = __shfl_up_sync(~0u, last, 1);
   const float base = lane ? before : 0.f;
-  d.dt[2 * lane] = dt[0], d.dt[2 * lane + 1] = dt[1];
-  d.sum[2 * lane] = base + dt[0] * A, d.sum[2 * lane + 1] = sum;
+  d.dt[2 * lane] = in.dt[0], d.dt[2 * lane + 1] = in.dt[1];
+  d.sum[2 * lane] = base + in.dt[0] * A, d.sum[2 * lane + 1] = sum;
   d.begin[2 * lane] = max(lane ? earlier : -1, begin[0]), d.begin[2 * lane + 1] = last;
+}
+__device__ inline void find_decays(const Scan& s, int b, int h, int step, Decays& d) {
+  DecayInputs in;
+  in.read(s, b, h, step);
+  find_decays(s, h, in, d);
 }
 
 template <class T>

@@ -343,7 +343,7 @@ bool attend_by_clusters(Operands p, Out* out, const core::Tensor<T, 3>& to, int 
   int major = 0;
   check_cuda(op, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, to.device_id), "asking for the device");
   const int units = p.batch * p.groups * p.tiles;
-  if (major < 9 || p.values[0].blocks || p.sets != 1 || v.blocks == 0 || 32 * units < processors) return false;
+  if (major < 9 || p.values[0].blocks || p.sets != 1 || v.blocks == 0) return false;
   const auto go = [&]<class Shape>(std::type_identity<Shape>) {
     const auto kernel = attend_together<Shape, Out>;
     const int bytes = std::max(many * stages * Stage(p.wide, p.signs, v.width, p.e, false).bytes, many * tile_heads * p.e * 4);
@@ -368,7 +368,8 @@ bool attend_by_clusters(Operands p, Out* out, const core::Tensor<T, 3>& to, int 
     }();
     for (const unsigned size : {16u, 8u, 4u}) {
       const int packed = static_cast<int>(size) - p.recent_splits;
-      if (ready[size] < units || 4 * p.recent_splits > static_cast<int>(size)) continue;
+      const bool fill = 4 * static_cast<int>(size) * units >= 3 * processors;
+      if (!fill || ready[size] < units || 4 * p.recent_splits > static_cast<int>(size)) continue;
       p.per_split = static_cast<int>(ceil_div(v.blocks, packed));
       cluster.val.clusterDim.x = size, config.gridDim = dim3(size * static_cast<unsigned>(units));
       check_cuda(op, cudaLaunchKernelEx(&config, kernel, static_cast<const Operands&>(p), out, to.stride[0], to.stride[1], to.stride[2]),
