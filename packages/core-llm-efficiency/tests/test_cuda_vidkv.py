@@ -84,6 +84,16 @@ def test_long(dtype):
     assert compare(dtype, batch=1, heads=8, groups=2, n=65536, recent=100) < BOUND[dtype]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("batch", "heads", "groups"), [(1, 32, 8), (2, 16, 8), (4, 8, 8)])
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize(("n", "recent", "seen"), [(32, 0, None), (4096, 40, 0.7), (9024, 200, None)])
+def test_clusters(dtype, batch, heads, groups, dim, n, recent, seen):
+    """As many heads as fill the device with clusters of thread blocks."""
+    found = compare(dtype, batch=batch, heads=heads, groups=groups, dim=dim, n=n, recent=recent, seen=seen)
+    assert found < BOUND[dtype]
+
+
 @pytest.mark.parametrize("dtype", list(BOUND))
 @pytest.mark.parametrize("group", [32, 64, 128])
 @pytest.mark.parametrize("dim", [128, 80, 23, 256])
