@@ -90,7 +90,7 @@ def test_long(dtype):
 @pytest.mark.parametrize(("n", "recent", "seen"), [(32, 0, None), (4096, 40, 0.7), (9024, 200, None)])
 def test_clusters(dtype, batch, heads, groups, dim, n, recent, seen):
     """As many heads as fill the device with clusters of thread blocks."""
-    found = compare(dtype, batch=batch, heads=heads, groups=groups, dim=dim, n=n, recent=recent, seen=seen)
+    found = compare(dtype, batch=batch, heads=heads, groups=groups, dim=dim, e=dim, n=n, recent=recent, seen=seen)
     assert found < BOUND[dtype]
 
 

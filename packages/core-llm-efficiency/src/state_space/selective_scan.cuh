@@ -68,10 +68,6 @@ struct Place {
   __device__ bool holds(int state, int n) const { return channel < count && state < n; }
 };
 
-__device__ inline float number(float x) { return x; }
-__device__ inline float number(__half x) { return __half2float(x); }
-__device__ inline float number(__nv_bfloat16 x) { return __bfloat162float(x); }
-
 /// Neighbouring steps of a row, zero beyond.
 template <class T>
 struct alignas(16) Piece {
@@ -193,23 +189,6 @@ __device__ inline void read_states(float (&to)[Shape::states], const float* step
   }
 }
 
-/// Sums v over lanes whose numbers differ in `Levels` bits from `bit` on; the sums are shared out: v[0], ... are those from
-/// the returned index on, N >> Levels of them.
-template <int Levels, int N, int Half = N / 2>
-__device__ inline int sum_shared(float (&v)[N], int lane, int bit) {
-  if constexpr (Levels == 0) return 0;
-  const bool upper = lane & bit;
-#pragma unroll
-  for (int k = 0; k < Half; ++k) {
-    const float keep = upper ? v[k + Half] : v[k], give = upper ? v[k] : v[k + Half];
-    v[k] = keep + __shfl_xor_sync(~0u, give, bit);
-  }
-  const int first = upper ? Half : 0;
-  if constexpr (Levels > 1) return first + sum_shared<Levels - 1, N, Half / 2>(v, lane, 2 * bit);
-  return first;
-}
-constexpr int log_2(int x) { return x > 1 ? 1 + log_2(x / 2) : 0; }
-
 /// Sums a channel's lanes, a step each; the index of the step whose sum comes back in v[0].
 template <class Shape>
 __device__ inline int sum_lanes(float (&v)[Shape::together], int lane) {
@@ -306,19 +285,6 @@ inline bool aligned(const void* data, std::initializer_list<std::int64_t> bytes)
   return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 &&
          std::all_of(bytes.begin(), bytes.end(), [](std::int64_t x) { return x % 16 == 0; });
 }
-template <class T>
-struct device_type {
-  using type = T;
-};
-template <>
-struct device_type<core::float16> : native<core::float16> {};
-template <>
-struct device_type<core::bfloat16> : native<core::bfloat16> {};
-/// The device's type of an element, const as it was.
-template <class T>
-using element = std::conditional_t<std::is_const_v<T>, const typename device_type<std::remove_const_t<T>>::type,
-                                   typename device_type<std::remove_const_t<T>>::type>;
-
 template <class T>
 Rows<element<T>> rows_of(const core::Tensor<T, 3>& x) {
   constexpr std::int64_t size = sizeof(T);
