@@ -44,7 +44,13 @@ def check_ssd(dtype, **sizes):
 
 
 SSD = [{}, {"initial": False}, {"seq": True}, {"p": 24, "n": 16}, {"p": 80, "n": 100}, {"n": 256, "p": 40}, {"l": 1}]
-SSD += [{"l": 64}, {"l": 65, "p": 256, "n": 32}, {"layout": "odd"}, {"b": 4, "h": 40, "g": 1}]
+SSD += [
+    {"l": 64},
+    {"l": 65, "p": 256, "n": 32},
+    {"layout": "odd"},
+    {"b": 4, "h": 40, "g": 1},
+    {"b": 1, "l": 2100, "seq": True},
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -28,7 +28,7 @@ struct Scan {
   States initial, final;
   const std::int32_t* seq;
   std::int64_t seq_batch, seq_step;
-  int steps, heads, share, p, n, slices, buffers;
+  int batch, steps, heads, share, p, n, slices, buffers;
 };
 
 __device__ inline void copy_piece(void* to, const void* from, bool inside) {  // 16 bytes, or zeros
@@ -181,7 +181,8 @@ Scan describe(const char* op, const core::Tensor<const T, 4>& x, const core::Ten
   s.dt = dt.data, s.dt_batch = dt.stride[0], s.dt_step = dt.stride[1], s.dt_head = dt.stride[2], s.A = A.data, s.A_head = A.stride[0];
   if (initial) s.initial = states_of(*initial);
   if (seq) s.seq = seq->data, s.seq_batch = seq->stride[0], s.seq_step = seq->stride[1];
-  s.steps = static_cast<int>(steps), s.heads = static_cast<int>(heads), s.share = groups ? static_cast<int>(heads / groups) : 0;
+  s.batch = static_cast<int>(batch), s.steps = static_cast<int>(steps), s.heads = static_cast<int>(heads),
+  s.share = groups ? static_cast<int>(heads / groups) : 0;
   s.p = static_cast<int>(p), s.n = static_cast<int>(n);
   return s;
 }
