@@ -85,7 +85,12 @@ def test_layer_against_transformers(name: str, training: bool, monkeypatch: pyte
     difference = float((run() - expected).abs().max())
     assert difference < 1e-3
     ours = cpu(run)
+    mixer = model.layers[0].mixer
+    x, y = torch.randn(1, 1024, 256), torch.randn(1, 1024, 512)
+    with torch.no_grad():
+        projections = cpu(lambda: (mixer.in_proj(x), mixer.out_proj(y)))
     print(
-        f"\n{kind} layer, {'forward and backward' if training else 'forward'}: ours {ours * 1e3:.1f} ms, "
-        f"transformers {peers * 1e3:.0f} ms, ratio {peers / ours:.1f}, largest difference {difference:.1e}"
+        f"\n{kind} layer, {'forward and backward' if training else 'forward'}: ours {ours * 1e3:.1f} ms, transformers "
+        f"{transformers.__version__} {peers * 1e3:.0f} ms, ratio {peers / ours:.1f}, largest difference "
+        f"{difference:.1e}; its projections alone, forward, {projections * 1e3:.1f} ms"
     )
