@@ -180,3 +180,26 @@ def test_options_and_refusals():
     with pytest.raises(ValueError, match="divides the heads"):
         core.mamba_chunk_scan_combined(x[:, :, :3], dt[:, :, :3], A[:3], B, C)
     assert core.mamba_chunk_scan_combined(x[:, :0], dt[:, :0], A, B[:, :0], C[:, :0]).shape == (2, 0, 4, 64)
+
+
+def test_hybrid_model_trains():
+    """Loss and gradients of the model are those of the CPU."""
+    from core_llm_efficiency.hybrid import HybridConfig, HybridModel
+
+    torch.manual_seed(0)
+    config = HybridConfig(
+        vocab_size=100, hidden_size=64, pattern="M-M-*-", intermediate_size=128, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, mamba_num_heads=4, mamba_head_dim=32,
+    )  # fmt: skip
+    model = HybridModel(config)
+    ids = torch.randint(0, 100, (2, 130))
+    found = []
+    for device in ("cpu", "cuda"):
+        model = model.to(device)
+        model.zero_grad()
+        there = ids.to(device)
+        loss = torch.nn.functional.cross_entropy(model(there)[:, :-1].flatten(0, 1), there[:, 1:].flatten())
+        loss.backward()
+        found.append([loss.detach().cpu(), *(p.grad.detach().cpu() for p in model.parameters())])
+    for got, want in zip(*found[::-1], strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-5)
