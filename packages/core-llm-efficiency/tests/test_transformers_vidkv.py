@@ -83,6 +83,11 @@ class Oracle(DynamicLayer):
             self.channels = self.channels[indices.cpu()]
 
 
+def close(model):
+    """Tolerances: on CUDA sums differ in their last digits, and a value near a bound may be packed to either side."""
+    return dict.fromkeys(("rtol", "atol"), 1e-3 if model.device.type == "cpu" else 1e-2)
+
+
 def caches(model, protect=None):
     return VidKVCache(model.config, residual_length=RECENT, protect=protect), Cache(
         layers=[Oracle(protect) for _ in range(2)]
@@ -139,7 +144,7 @@ def test_padded_batches(model):
         more = torch.nn.functional.pad(seen, (0, 1), value=1)
         return model(prompt(model, 2, 1), attention_mask=more, past_key_values=cache).logits
 
-    torch.testing.assert_close(*both(model, call), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(*both(model, call), **close(model))
 
 
 @pytest.mark.parametrize("removed", [1, 20, 37, 50, 100])
@@ -155,7 +160,7 @@ def test_crop(model, removed, protect):
         ).logits  # more than one token: unpacked, and packs again
         return torch.cat([chunk, steps(model, cache, prompt(model, 1, 8), 8)], 1)
 
-    torch.testing.assert_close(*both(model, call, protect), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(*both(model, call, protect), **close(model))
 
 
 def test_batch_operations(model):
@@ -166,7 +171,7 @@ def test_batch_operations(model):
         cache.batch_select_indices(torch.tensor([0, 1], device=model.device))
         return steps(model, cache, prompt(model, 2, 20), 20)
 
-    torch.testing.assert_close(*both(model, call), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(*both(model, call), **close(model))
 
 
 def test_any_attention_reads_the_cache(model):
@@ -178,8 +183,8 @@ def test_any_attention_reads_the_cache(model):
         with torch.no_grad():
             model(prompt(model), past_key_values=cache)
             found.append(steps(model, cache, prompt(model, 1, 3)))
-    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(found[0], found[2], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found[0], found[1], **close(model))
+    torch.testing.assert_close(found[0], found[2], **close(model))
 
 
 @pytest.mark.cuda

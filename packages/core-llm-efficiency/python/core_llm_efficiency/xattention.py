@@ -167,25 +167,15 @@ def block_density(mask: Any, *, q_len: int, k_len: int, block_size: int = 128, i
     return float(mask.sum()) / total if total else 1.0
 
 
-def dense_attention(query: Any, key: Any, value: Any, *, is_causal: bool = True, scale: float | None = None) -> Any:
-    """torch's attention (B, H, N, E), on CUDA by cuDNN where it can; `is_causal` as in torch, query heads grouped."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.nn.functional import scaled_dot_product_attention
-
-    grouped = query.shape[1] != key.shape[1]
-    if not _on_gpu(query):
-        return scaled_dot_product_attention(query, key, value, is_causal=is_causal, scale=scale, enable_gqa=grouped)
-    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    with sdpa_kernel(order, set_priority=True):
-        return scaled_dot_product_attention(query, key, value, is_causal=is_causal, scale=scale, enable_gqa=grouped)
-
-
 def _dense(query: Any, key: Any, value: Any, block_size: int, is_causal: bool, scale: float | None) -> Any:
     """Attention over all blocks: torch's, where it aligns queries and keys as this module does, else this module's."""
     if is_torch(query) and (not is_causal or query.shape[2] == key.shape[2]) and key.shape[2] > 0:
         for x, name in ((query, "query"), (key, "key"), (value, "value")):
             _check_rank(_operand(x, name, query), name)
-        return dense_attention(query, key, value, is_causal=is_causal, scale=scale)
+        from torch.nn.functional import scaled_dot_product_attention
+
+        grouped = query.shape[1] != key.shape[1]
+        return scaled_dot_product_attention(query, key, value, is_causal=is_causal, scale=scale, enable_gqa=grouped)
     shape = *query.shape[:2], _blocks(query.shape[2], block_size), _blocks(key.shape[2], block_size)
     mask = empty(shape, "bool", query)
     mask[...] = True

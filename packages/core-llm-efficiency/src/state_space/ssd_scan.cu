@@ -336,7 +336,7 @@ void launch(Scan s, int device, int processors, int room, cudaStream_t stream) {
   const int bytes = L::bytes(s.buffers), at_once = 2 * (bytes + 3072) <= room ? 2 * processors : processors;
   if (bytes + 2048 > room) refuse(op, "B", "of fewer states on this device");
   Segments segments{1, s.steps, nullptr, nullptr};
-  if (const std::int64_t most = std::min<std::int64_t>(at_once / of_segment, chunks / 8); most > 1) {
+  if (const std::int64_t most = std::min<std::int64_t>(at_once / of_segment, chunks / 8); most > 1 && 2 * of_segment <= processors) {
     segments.steps = static_cast<int>(ceil_div(chunks, most) * chunk);
     segments.count = static_cast<int>(ceil_div(s.steps, segments.steps));
   }

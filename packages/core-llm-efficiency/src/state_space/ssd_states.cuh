@@ -166,21 +166,28 @@ __global__ void __launch_bounds__(256) pass_states(const __grid_constant__ Backw
 #pragma unroll
   for (int k = 0; k < 2; ++k)
     if (first.data && p < s.p && n + k < s.n) x[k] = state(first, k);
-#pragma unroll 8
-  for (int j = 0; j < g.chunks; ++j) {
-    const int c = Reverse ? g.chunks - 1 - j : j;
-    Element* const here = from + c * size;
-    float add[2];
-    if constexpr (std::is_same_v<Element, float>) {
-      const float2 y = *reinterpret_cast<const float2*>(here);
-      add[0] = y.x, add[1] = y.y;
-      *reinterpret_cast<float2*>(here) = {x[0], x[1]};
-    } else {
-      const std::uint32_t y = *reinterpret_cast<const std::uint32_t*>(here);
-      add[0] = low_half(y), add[1] = high_half(y);
-      *reinterpret_cast<std::uint32_t*>(here) = pack<Bf16>(x[0], x[1]);
+  constexpr int ahead = 8;  // chunks read before any is written
+  using Two = std::conditional_t<std::is_same_v<Element, float>, float2, std::uint32_t>;
+#pragma unroll 1
+  for (int base = 0; base < g.chunks; base += ahead) {
+    Two add[ahead];
+    float kept[ahead];
+    const auto chunk_of = [&](int j) { return Reverse ? g.chunks - 1 - base - j : base + j; };
+#pragma unroll
+    for (int j = 0; j < ahead; ++j)
+      if (base + j < g.chunks) add[j] = *reinterpret_cast<const Two*>(from + chunk_of(j) * size), kept[j] = whole[chunk_of(j)];
+#pragma unroll
+    for (int j = 0; j < ahead; ++j) {
+      if (base + j >= g.chunks) break;
+      Two* const here = reinterpret_cast<Two*>(from + chunk_of(j) * size);
+      if constexpr (std::is_same_v<Element, float>) {
+        *here = {x[0], x[1]};
+        x[0] = kept[j] * x[0] + add[j].x, x[1] = kept[j] * x[1] + add[j].y;
+      } else {
+        *here = pack<Bf16>(x[0], x[1]);
+        x[0] = kept[j] * x[0] + low_half(add[j]), x[1] = kept[j] * x[1] + high_half(add[j]);
+      }
     }
-    x[0] = whole[c] * x[0] + add[0], x[1] = whole[c] * x[1] + add[1];
   }
   if (Reverse)
 #pragma unroll

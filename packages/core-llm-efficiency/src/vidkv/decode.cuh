@@ -191,6 +191,8 @@ struct Query {
 
 template <int Warps>
 __device__ inline void load_query(const Operands& p, int d, int b, int first_head, int count, Query& q) {
+  for (int x = static_cast<int>(threadIdx.x) * 32; x < d; x += 32 * 32 * Warps)  // for transform_query
+    asm volatile("prefetch.global.L1 [%0];" ::"l"(p.channels + b * p.channels_row + x * p.channels_col));
 #pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < tile_heads * d; i += 32 * Warps) {
     const int h = i / d, x = i % d;

@@ -189,8 +189,10 @@ __device__ inline void step_bytes(const Lane& l, const char* codes, int width, i
 /// integer next to m_{i-1} / 3, for d_i - 1 = m_i - 3 m_{i+1}. As float16 numbers below the normal ones, integers times
 /// 2^-24, products round to integers by themselves.
 struct Ternary {
-  static constexpr int planes = 5;                // digits of a byte
-  static constexpr float unit = 1.f / (1 << 24);  // of what `add` adds
+  static constexpr int planes = 5;  // digits of a byte
+  /// Of what `add` adds. The tensor cores' sums are the less exact the further below the normal numbers their operands are.
+  template <bool Exact>
+  static constexpr float unit = Exact ? 1.f / (1 << 9) : 1.f / (1 << 24);
   template <bool Exact>
   static __device__ void add(const Lane& l, int width, const Stage& at, const char* stage, int set, const std::uint32_t (&high)[2],
                              const std::uint32_t (&low)[2], float (&out)[planes][4]) {
@@ -206,8 +208,11 @@ struct Ternary {
       for (int i = 0; i < planes; ++i) {
 #pragma unroll
         for (int k = 0; k < 4; ++k) u[k] = bits(i ? __hmul2(halves(u[k]), third) : __hadd2(halves(u[k]), middle));
-        multiply_add<__half>(f[i], u, b0, b1);
-        if constexpr (Exact) multiply_add<__half>(f[i], u, c0, c1);
+        std::uint32_t a[4];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) a[k] = Exact ? bits(__hmul2(halves(u[k]), halves(0x78007800u))) : u[k];  // 2^15
+        multiply_add<__half>(f[i], a, b0, b1);
+        if constexpr (Exact) multiply_add<__half>(f[i], a, c0, c1);
       }
     }
     const auto* scales = reinterpret_cast<const __half*>(stage + at.value_scales) + set * tile_bytes + 2 * l.row + l.half();
@@ -224,6 +229,7 @@ struct Ternary {
 /// Values of two bits: a byte's four digits, the lowest first.
 struct TwoBits {
   static constexpr int planes = 4;  // digits of a byte
+  template <bool Exact>
   static constexpr float unit = 1;
   template <bool Exact>
   static __device__ void add(const Lane& l, int width, const Stage& at, const char* stage, int set, const std::uint32_t (&high)[2],

@@ -118,6 +118,7 @@ __device__ void attend_packed(const Operands& p, const Values& v, const Unit& u,
     for (int x = 0; x < s.c; x += 64) soon(p.zeros.at(u.b, u.g, run) + x);
     for (int x = 0; x < s.d; x += 64) soon(p.scales.at(u.b, u.g, run) + x);
   }
+  load_query<Warps>(p, s.d, u.b, u.first_head, u.count, q);
   transform_query<Warps>(p, s, u.b, q);
   const KeyProduct<Shape, Exact> product(l, s, q);
   const float factor[2] = {q.factor[l.head()], q.factor[l.head() + 1]};
@@ -195,7 +196,7 @@ __device__ void attend_packed(const Operands& p, const Values& v, const Unit& u,
   for (int k = 0; k < 4; ++k) {
     const int h = l.head() + k % 2, w = u.set * tile_bytes + 2 * (l.row + k / 2 * 8) + l.half();
     const float most = l.head() ? whole[2 + k % 2] : whole[k % 2],
-                keep = (top[k % 2] == -INFINITY ? 1.f : exp2_fast(top[k % 2] - most)) / Digits::unit;
+                keep = (top[k % 2] == -INFINITY ? 1.f : exp2_fast(top[k % 2] - most)) / Digits::template unit<Exact>;
 #pragma unroll
     for (int d = 0; d < Digits::planes; ++d)
       if (const int x = w + d * s.width; w < s.width && x < s.e) sums[(warp * tile_heads + h) * s.e + x] = out[d][k] * keep;
@@ -235,7 +236,7 @@ __global__ void __launch_bounds__(32 * few, 2) attend(const __grid_constant__ Op
     return attend_recent<few>(p, u, part, q, Found(p, u, part));
   }
   if (threadIdx.x == 0) kept.sources.find(p, v, u.b, u.g);
-  load_query<few>(p, Shape(p, v).d, u.b, u.first_head, u.count, q);
+  __syncthreads();
   const int own = two ? part : part - p.recent_splits, begin = own * p.per_split;
   attend_packed<Digits, Shape, Exact>(p, v, u, begin, min(begin + p.per_split, v.blocks), q, kept, shared,
                                       Found(p, u, p.recent_splits + (two ? 0 : p.values[0].splits) + own));
@@ -257,12 +258,14 @@ __global__ void __launch_bounds__(32 * many, 1)
   const Unit u(p, static_cast<int>(blockIdx.x) / size);
   const Found found(tops, parts, 1, p.e);
   if (threadIdx.x == 0) kept.sources.find(p, v, u.b, u.g);
-  load_query<many>(p, Shape(p, v).d, u.b, u.first_head, u.count, q);
-  if (own < 0)
+  __syncthreads();
+  if (own < 0) {
+    load_query<many>(p, p.d, u.b, u.first_head, u.count, q);
     attend_recent<many>(p, u, rank, q, found);
-  else
+  } else {
     attend_packed<Ternary, Shape, false>(p, v, u, min(own * p.per_split, v.blocks), min((own + 1) * p.per_split, v.blocks), q, kept, shared,
                                          found);
+  }
   cluster.sync();
   const int each = 32 * many / size, from = static_cast<int>(threadIdx.x) % size;  // a thread reads what one block found
   const float2* const their_tops = cluster.map_shared_rank(tops, static_cast<unsigned>(from));
@@ -284,29 +287,42 @@ __global__ void __launch_bounds__(32 * many, 1)
 #endif
 }
 
-/// One thread block for each query head: the weighted mean of its parts.
+/// One thread block for each query head: the weighted mean of its parts. Eight threads share a channel's parts.
+constexpr int sharers = 8, merged_channels = 64;
 template <class T>
-__global__ void __launch_bounds__(128) merge(const float2* tops, const float* parts, int splits, int heads, int e, T* out,
-                                             std::int64_t out_batch, std::int64_t out_head, std::int64_t out_col) {
+__global__ void __launch_bounds__(sharers* merged_channels)
+    merge(const float2* tops, const float* parts, int splits, int heads, int e, T* out, std::int64_t out_batch, std::int64_t out_head,
+          std::int64_t out_col) {
+  __shared__ float sums[sharers][merged_channels];
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
   const std::int64_t row = blockIdx.x;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32, channel = static_cast<int>(threadIdx.x) % merged_channels,
+            sharer = static_cast<int>(threadIdx.x) / merged_channels, x = static_cast<int>(blockIdx.y) * merged_channels + channel;
   tops += row * splits, parts += row * splits * e;
+  const int each = (splits + sharers - 1) / sharers, first = sharer * each, last = min(first + each, splits);
+  constexpr int ahead = 8;  // parts on their way while the weights are found
+  float part[ahead];
+#pragma unroll
+  for (int i = 0; i < ahead; ++i) part[i] = x < e && first + i < last ? parts[std::int64_t{first + i} * e + x] : 0.f;
   float top = -INFINITY, total = 0;
   for (int i = lane; i < splits; i += 32) top = fmaxf(top, tops[i].x);
   for (int o = 16; o; o /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, o));
-  const auto weight = [&](float x) { return x == -INFINITY ? 1.f : exp2_fast(x - top); };  // parts that saw nothing are zero, or NaN
+  const auto weight = [&](float y) { return y == -INFINITY ? 1.f : exp2_fast(y - top); };  // parts that saw nothing are zero, or NaN
   for (int i = lane; i < splits; i += 32) total += tops[i].y * weight(tops[i].x);
   for (int o = 16; o; o /= 2) total += __shfl_xor_sync(~0u, total, o);
-  T* const to = out + row / heads * out_batch + row % heads * out_head;
-  for (int x = static_cast<int>(threadIdx.x); x < e; x += 128) {
-    float sum = 0;
-#pragma unroll 4
-    for (int i = 0; i < splits; ++i) sum += parts[std::int64_t{i} * e + x] * weight(tops[i].x);
-    to[x * out_col] = T(total == 0 ? 0.f : sum / total);
-  }
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < ahead; ++i)
+    if (first + i < last) sum += part[i] * weight(tops[first + i].x);
+  for (int i = first + ahead; i < last && x < e; ++i) sum += parts[std::int64_t{i} * e + x] * weight(tops[i].x);
+  sums[sharer][channel] = sum;
+  __syncthreads();
+  if (sharer || x >= e) return;
+#pragma unroll
+  for (int i = 1; i < sharers; ++i) sum += sums[i][channel];
+  out[row / heads * out_batch + row % heads * out_head + x * out_col] = T(total == 0 ? 0.f : sum / total);
 }
 
 template <class Digits, class Shape, bool Exact>
@@ -463,7 +479,8 @@ void attention_on(core::Tensor<const T, 3> q, core::Tensor<const std::int32_t, 2
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization, early.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(batch * heads)), config.blockDim = dim3(128), config.stream = stream;
+  config.gridDim = dim3(static_cast<unsigned>(batch * heads), static_cast<unsigned>(ceil_div(e, merged_channels)));
+  config.blockDim = dim3(sharers * merged_channels), config.stream = stream;
   config.attrs = &early, config.numAttrs = major >= 9 ? 1 : 0;
   check_cuda(op,
              cudaLaunchKernelEx(&config, merge<Out>, static_cast<const float2*>(p.tops), static_cast<const float*>(p.parts), p.splits,

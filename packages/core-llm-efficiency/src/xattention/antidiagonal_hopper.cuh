@@ -1,6 +1,5 @@
-// The product of the antidiagonal estimate for sm_90a, head dimension 128: tiles of 192 rows by 256 columns. One warp
-// feeds the operands through the copy engine, three warpgroups of 64 rows multiply; the feeding runs ahead of the tile. What
-// bounds it is bringing operands from the second-level cache: the larger the tile, the fewer.
+// The product of the antidiagonal estimate for sm_90a, head dimension 128: tiles of 128 rows by 256 columns. One warp
+// feeds the operands through the copy engine, two warpgroups of 64 rows multiply; the feeding runs ahead of the tile.
 #pragma once
 #include <algorithm>
 
@@ -9,7 +8,7 @@
 
 namespace core_llm_efficiency {
 namespace {
-constexpr int multipliers = 3, rows_of_tile = 64 * multipliers, columns_of_tile = 256;
+constexpr int multipliers = 2, rows_of_tile = 64 * multipliers, columns_of_tile = 256;
 constexpr int piece_width = 64, stages = 4;  // channels of a stage
 
 template <class T>
@@ -40,35 +39,42 @@ __device__ inline Place place(const Estimate& e, std::int64_t t, int together, i
   return p;
 }
 
-/// Writes what a thread holds of 64 rows by 128 columns; a unit is `Eights` groups of 8 columns.
+/// Writes what a thread holds of 64 rows by 256 columns; a unit is `Eights` groups of 8 columns. Four units share the base of
+/// their exponentials; one so far below it that its sum is zero has no share of the row either. A lane of four writes one.
 template <int Eights>
-__device__ inline void reduce(const Estimate& e, float (&c)[64], int pair, int row, int column, float* partial) {
+__device__ inline void reduce(const Estimate& e, float (&c)[128], int pair, int row, int column, float* partial) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int at = row + r * 8;
     const bool inside = at < e.rows;
-    const int seen = inside ? static_cast<int>(e.seen(at)) : 0;
-    float* to = partial + (std::int64_t{pair} * e.rows + at) * e.units + column / e.per;
+    const int seen = inside ? static_cast<int>(e.seen(at)) - column - lane % 4 * 2 : 0;
+    float* const to = partial + (std::int64_t{pair} * e.rows + at) * e.units + column / e.per;
 #pragma unroll
-    for (int u = 0; u < 16 / Eights; ++u) {
-      float top = -INFINITY, sum = 0;
+    for (int four = 0; four < 8 / Eights; ++four) {
+      float top = -INFINITY, sum[4] = {};
 #pragma unroll
-      for (int j = u * Eights; j < (u + 1) * Eights; ++j)
+      for (int j = four * 4 * Eights; j < (four + 1) * 4 * Eights; ++j)
 #pragma unroll
         for (int x = 0; x < 2; ++x) {
           float& y = c[j * 4 + r * 2 + x];
-          y = column + j * 8 + lane % 4 * 2 + x < seen ? y * e.scale : -INFINITY;
+          y = j * 8 + x < seen ? y * e.scale : -INFINITY;
           top = fmaxf(top, y);
         }
       top = quad_max(top);
       const float base = top == -INFINITY ? 0.f : top;
 #pragma unroll
-      for (int j = u * Eights; j < (u + 1) * Eights; ++j)
+      for (int u = 0; u < 4; ++u)
 #pragma unroll
-        for (int x = 0; x < 2; ++x) sum += exp2_fast(c[j * 4 + r * 2 + x] - base);
-      sum = quad_sum(sum);
-      if (inside && lane % 4 == u % 4 && column / e.per + u < e.units) to[u] = base + log2f(sum);
+        for (int j = 0; j < Eights; ++j)
+#pragma unroll
+          for (int x = 0; x < 2; ++x) sum[u] += exp2_fast(c[((four * 4 + u) * Eights + j) * 4 + r * 2 + x] - base);
+      const bool odd = lane & 1, high = lane & 2;
+#pragma unroll
+      for (int u = 0; u < 2; ++u) sum[u] = (odd ? sum[u + 2] : sum[u]) + __shfl_xor_sync(~0u, odd ? sum[u] : sum[u + 2], 1);
+      const float all = (high ? sum[1] : sum[0]) + __shfl_xor_sync(~0u, high ? sum[0] : sum[1], 2);
+      const int unit = four * 4 + (odd ? 2 : 0) + (high ? 1 : 0);
+      if (inside && column / e.per + unit < e.units) to[unit] = base + __log2f(all);
     }
   }
 }
@@ -105,35 +111,30 @@ __global__ void __launch_bounds__(128 * (1 + multipliers), 1)
       }
     }
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
     const int lane = static_cast<int>(threadIdx.x) % 32, group = static_cast<int>(threadIdx.x) / 128 - 1;
     const int within = group * 64 + static_cast<int>(threadIdx.x) / 32 % 4 * 16 + lane / 4;
     for (std::int64_t t = blockIdx.x; t < tiles; t += gridDim.x) {
       const Place p = place(e, t, maps.together, fours, wide);
       if (!p.seen) continue;
-      float left[64], right[64];
+      float c[128];
       for (int piece = 0; piece < depth; ++piece, ++i) {
         const int stage = i % stages;
         hopper::wait(&s.full[stage], i / stages % 2);
-        hopper::hold(left);
-        hopper::hold(right);
+        hopper::hold(c);
         hopper::begin_products();
 #pragma unroll
-        for (int x = 0; x < piece_width; x += 16) {
-          const std::uint64_t a = hopper::matrix(s.q[stage] + group * 64 * piece_width + x);
-          hopper::product_of_rows<T>(left, a, hopper::matrix(s.k[stage] + x), piece + x > 0);
-          hopper::product_of_rows<T>(right, a, hopper::matrix(s.k[stage] + 128 * piece_width + x), piece + x > 0);
-        }
+        for (int x = 0; x < piece_width; x += 16)
+          hopper::product_of_rows<T>(c, hopper::matrix(s.q[stage] + group * 64 * piece_width + x), hopper::matrix(s.k[stage] + x),
+                                     piece + x > 0);
         hopper::commit();
         hopper::wait_products<1>();
         if (piece && lane == 0) hopper::arrive(&s.empty[(i - 1) % stages]);
       }
       hopper::wait_products<0>();
-      hopper::hold(left);
-      hopper::hold(right);
+      hopper::hold(c);
       if (lane == 0) hopper::arrive(&s.empty[(i - 1) % stages]);
-      reduce<Eights>(e, left, p.pair, p.row + within, p.column, partial);
-      reduce<Eights>(e, right, p.pair, p.row + within, p.column + 128, partial);
+      reduce<Eights>(e, c, p.pair, p.row + within, p.column, partial);
     }
   }
 #endif

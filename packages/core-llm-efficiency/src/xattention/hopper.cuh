@@ -101,6 +101,19 @@ __device__ inline void hold(float (&c)[N]) {
                " " CORE_ACCUMULATORS_64 ", %64, %65, p, 1, 1, 0, 0;\n}"                                               \
                : CORE_FLOATS_64(c)                                                                                    \
                : "l"(a), "l"(b), "r"(add))
+#define CORE_FLOATS_128(c)                                                                                                         \
+  CORE_FLOATS_64(c), CORE_FLOATS_8(c, 64), CORE_FLOATS_8(c, 72), CORE_FLOATS_8(c, 80), CORE_FLOATS_8(c, 88), CORE_FLOATS_8(c, 96), \
+      CORE_FLOATS_8(c, 104), CORE_FLOATS_8(c, 112), CORE_FLOATS_8(c, 120)
+#define CORE_ACCUMULATORS_128                                                                                                             \
+  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%"  \
+  "35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%"  \
+  "68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%" \
+  "101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127}"
+#define CORE_WIDE_PRODUCT_SHARED(type)                                                                                 \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\nwgmma.mma_async.sync.aligned.m64n256k16.f32." type "." type \
+               " " CORE_ACCUMULATORS_128 ", %128, %129, p, 1, 1, 0, 0;\n}"                                             \
+               : CORE_FLOATS_128(c)                                                                                    \
+               : "l"(a), "l"(b), "r"(add))
 #define CORE_PRODUCT_REGISTERS(type)                                                                 \
   asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " " CORE_ACCUMULATORS_64 \
                ", {%64,%65,%66,%67}, %68, 1, 1, 1, 1;"                                               \
@@ -115,6 +128,14 @@ __device__ inline void product_of_rows(float (&c)[64], std::uint64_t a, std::uin
   else
     CORE_PRODUCT_SHARED("bf16");
 }
+/// The same with b[256 x 16].
+template <class T>
+__device__ inline void product_of_rows(float (&c)[128], std::uint64_t a, std::uint64_t b, int add) {
+  if constexpr (std::is_same_v<T, __half>)
+    CORE_WIDE_PRODUCT_SHARED("f16");
+  else
+    CORE_WIDE_PRODUCT_SHARED("bf16");
+}
 /// c += a b; a[64 x 16] in registers, b[16 x 128].
 template <class T>
 __device__ inline void product(float (&c)[64], const std::uint32_t (&a)[4], std::uint64_t b) {
@@ -125,5 +146,6 @@ __device__ inline void product(float (&c)[64], const std::uint32_t (&a)[4], std:
 }
 #undef CORE_PRODUCT_SHARED
 #undef CORE_PRODUCT_REGISTERS
+#undef CORE_WIDE_PRODUCT_SHARED
 
 }  // namespace core_llm_efficiency::hopper
