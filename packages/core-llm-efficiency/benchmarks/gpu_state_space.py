@@ -81,7 +81,8 @@ def measure_ssd(
     flops = 2.0 * steps * heads * (64 * states + 64 * width + 2 * states * width)
     moved = 2.0 * (2 * x.numel() + B.numel() + C.numel()) + 4.0 * dt.numel()
     ours = core.mamba_chunk_scan_combined(x, dt, A, B, C)
-    row: Row = {"what": "Mamba-2", "length": steps, "floor_ms": floor_ms(flops, moved)}
+    what = "Mamba-2" if heads == 128 else f"Mamba-2, {heads} heads"
+    row: Row = {"what": what, "length": steps, "floor_ms": floor_ms(flops, moved)}
     if with_fla:
         from fla.ops.simple_gla import chunk_simple_gla
 
@@ -192,7 +193,7 @@ def main() -> int:
     torch.manual_seed(0)
     rows: list[Row] = []
     measurements: list[Callable[[], Row]] = [lambda: measure_ssd(False), measure_ssd_backward, measure_step]
-    measurements += [measure_mamba1, measure_mamba1_backward]
+    measurements += [measure_mamba1, measure_mamba1_backward, lambda: measure_ssd(False, heads=24, groups=1)]
     if importlib.util.find_spec("fla"):
         measurements.append(lambda: measure_ssd(True))
     for measurement in measurements:
