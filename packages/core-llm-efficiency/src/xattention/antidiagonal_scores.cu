@@ -57,30 +57,36 @@ __global__ void __launch_bounds__(threads) estimate(View<const T> q, View<const 
   }
 }
 
-/// One thread block for one query block: the sums of its rows, then its scores.
-__global__ void __launch_bounds__(256) normalise(Estimate e, const float* partial, core::Tensor<float, 4> scores) {
+/// One thread block for one query block: the sums of its rows, then its scores. `kept`: the rows stay in shared memory.
+__global__ void __launch_bounds__(256) normalise(Estimate e, const float* partial, core::Tensor<float, 4> scores, bool kept) {
   extern __shared__ float total[];                           // log2 of each row's sum of exponentials
   int* const shown = reinterpret_cast<int*>(total + e.per);  // the units that each row sees
   const std::int64_t pair = e.first_head + blockIdx.y, b = pair / e.heads, h = pair % e.heads;
   const int first = static_cast<int>(blockIdx.x) * e.per, count = min(e.per, e.rows - first);
+  float* const copies = total + 2 * e.per;
   const float* rows = partial + (std::int64_t{blockIdx.y} * e.rows + first) * e.units;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   for (int r = static_cast<int>(threadIdx.x) / 32; r < count; r += 8) {
     const float* row = rows + std::int64_t{r} * e.units;
+    float* const copy = copies + std::int64_t{r} * e.units;
     const int units = e.units_seen(first + r);
     float top = -INFINITY, sum = 0;
+#pragma unroll 8
     for (int u = lane; u < units; u += 32) {
-      const float x = row[u], now = fmaxf(top, x), base = now == -INFINITY ? 0.f : now;
-      sum = sum * exp2_fast(top - base) + exp2_fast(x - base);
-      top = now;
+      const float x = row[u];
+      if (kept) copy[u] = x;
+      top = fmaxf(top, x);
     }
-    float most = top;
-    for (int i = 16; i; i /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, i));
-    sum *= top == -INFINITY && sum == 0 ? 0.f : exp2f(top - most);
+    for (int i = 16; i; i /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, i));
+    const float base = top == -INFINITY ? 0.f : top;
+    if (kept) row = copy;
+#pragma unroll 8
+    for (int u = lane; u < units; u += 32) sum += exp2_fast(row[u] - base);
     for (int i = 16; i; i /= 2) sum += __shfl_xor_sync(~0u, sum, i);
-    if (lane == 0) total[r] = most + log2f(sum), shown[r] = units;
+    if (lane == 0) total[r] = base + log2f(sum), shown[r] = units;
   }
   __syncthreads();
+  if (kept) rows = copies;
   for (int j = static_cast<int>(threadIdx.x); j < static_cast<int>(scores.shape[3]); j += 256) {
     float mass = 0;
     for (int r = 0; r < count; ++r) {
@@ -121,6 +127,9 @@ void antidiagonal_scores_on(core::Tensor<const T, 4> q, core::Tensor<const T, 4>
                      at_once = std::clamp<std::int64_t>((std::int64_t{1} << 30) / of_head, 1, std::min<std::int64_t>(all, 65535));
   const DeviceScratch scratch(op, q.device_id, stream, core::checked_mul(of_head, at_once, "antidiagonal_scores: scratch"));
   auto* partial = scratch.get<float>();
+  const std::size_t of_sums = static_cast<std::size_t>(e.per) * 8,
+                    of_rows = static_cast<std::size_t>(e.per) * static_cast<std::size_t>(e.units) * 4;
+  const bool kept = of_sums + of_rows <= 48 * 1024;  // what every kernel may have
   for (std::int64_t first = 0; first < all; first += at_once) {
     e.first_head = static_cast<int>(first);
     const auto pairs = static_cast<unsigned>(std::min(at_once, all - first));
@@ -129,8 +138,8 @@ void antidiagonal_scores_on(core::Tensor<const T, 4> q, core::Tensor<const T, 4>
       estimate<<<grid, threads, 0, stream>>>(view(q), view(k), e, partial);
       check_cuda(op, cudaGetLastError(), "estimating");
     }
-    normalise<<<dim3(static_cast<unsigned>(scores.shape[2]), pairs), 256, static_cast<std::size_t>(e.per) * 8, stream>>>(e, partial,
-                                                                                                                         scores);
+    normalise<<<dim3(static_cast<unsigned>(scores.shape[2]), pairs), 256, of_sums + (kept ? of_rows : 0), stream>>>(e, partial, scores,
+                                                                                                                    kept);
     check_cuda(op, cudaGetLastError(), "normalising");
   }
 }

@@ -1,10 +1,10 @@
-// Block selection on CUDA, without sorting: one thread block a row looks for the lowest score that is kept by
+// Block selection on CUDA, without sorting: one warp a row looks for the lowest score that is kept by
 // bisecting over the bits of the scores, whose order as integers is their order as numbers.
 #include "device.cuh"
 
 namespace core_llm_efficiency {
 namespace {
-constexpr int threads = 128;
+constexpr int threads = 32;
 constexpr std::int64_t most_in_shared = 12 * 1024;  // scores of a row
 
 struct Row {
@@ -17,20 +17,26 @@ struct Row {
 };
 
 /// The same sum in every thread, always added in the same order.
-__device__ double sum_all(double x, double* room) {
+__device__ double sum_all(double x) {
   for (int i = 16; i; i /= 2) x += __shfl_xor_sync(~0u, x, i);
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = x;
-  __syncthreads();
-  return (room[0] + room[1]) + (room[2] + room[3]);
+  return x;
+}
+/// The sum of f(j) over the thread's share of a row.
+template <class F>
+__device__ double sum_row(int visible, F f) {
+  double part[4] = {};
+  int j = static_cast<int>(threadIdx.x);
+  for (; j + 3 * threads < visible; j += 4 * threads)
+#pragma unroll
+    for (int k = 0; k < 4; ++k) part[k] += f(j + k * threads);
+  for (; j < visible; j += threads) part[0] += f(j);
+  return sum_all((part[0] + part[1]) + (part[2] + part[3]));
 }
 
 __global__ void __launch_bounds__(threads)
     select(core::Tensor<const float, 4> scores, core::Tensor<const float, 1> thresholds, int block, std::int64_t q_len, std::int64_t k_len,
            bool causal, core::Tensor<bool, 4> mask, bool in_shared) {
   extern __shared__ float shared[];
-  __shared__ double room[4];
-  __shared__ int best;
   const int q_blocks = static_cast<int>(scores.shape[2]), k_blocks = static_cast<int>(scores.shape[3]);
   const std::int64_t heads = scores.shape[1], b = blockIdx.x / q_blocks / heads, h = blockIdx.x / q_blocks % heads;
   const std::int64_t i = blockIdx.x % q_blocks, before = k_len - q_len;
@@ -44,33 +50,30 @@ __global__ void __launch_bounds__(threads)
   if (in_shared) {
     for (int j = threadIdx.x; j < row.visible; j += threads) shared[j] = row(j);
     row.scores = shared, row.step = 1;
-    __syncthreads();
+    __syncwarp();
   }
-  double sum = 0, mass = 0;
   bool odd = false;
-  for (int j = threadIdx.x; j < row.visible; j += threads) {
+  const double sum = sum_row(row.visible, [&](int j) {
     const float x = row(j);
     odd |= !(x >= 0);
-    sum += x;
-    if (row.forced(j)) mass += x;
-  }
-  sum = sum_all(sum, room);
-  mass = sum_all(mass, room);
+    return x;
+  });
+  const double mass = sum_row(row.visible, [&](int j) { return row.forced(j) ? row(j) : 0.f; });
   const float tau = thresholds.data[h * thresholds.stride[0]];
-  const bool all = __syncthreads_or(odd || !(tau >= 0 && tau < 1) || !isfinite(sum));
+  const bool all = __any_sync(~0u, odd || !(tau >= 0 && tau < 1) || !isfinite(sum));
   const double enough = static_cast<double>(tau) * sum;
   std::uint32_t lowest = 0x7f800000u;  // the least bits whose mass above them is below `enough`: all above are kept
   double above = mass;
   int ties = 0;  // how many of the scores equal to the lowest are kept
-  if (threadIdx.x == 0) best = k_blocks;
+  int best = k_blocks;
   if (!all && mass < enough) {
     std::uint32_t low = 0;
     while (low < lowest) {
       const std::uint32_t middle = low + (lowest - low) / 2;
-      double part = 0;
-      for (int j = threadIdx.x; j < row.visible; j += threads)
-        if (const float x = row(j); __float_as_uint(fabsf(x)) > middle && !row.forced(j)) part += x;
-      part = mass + sum_all(part, room);
+      const double part = mass + sum_row(row.visible, [&](int j) {
+                            const float x = row(j);
+                            return __float_as_uint(fabsf(x)) > middle && !row.forced(j) ? x : 0.f;
+                          });
       if (part < enough)
         lowest = middle, above = part;
       else
@@ -79,18 +82,14 @@ __global__ void __launch_bounds__(threads)
     const float x = __uint_as_float(lowest);
     for (double m = above; m < enough && x > 0 && ties < k_blocks; ++ties) m += x;
   }
-  __syncthreads();
   const bool lone = !all && !causal && enough <= 0;  // nothing is enough, but one block is always kept
   if (lone) {
     float top = 0;
-    for (int j = threadIdx.x; j < row.visible; j += threads) top = fmaxf(top, row(j));
+    for (int j = static_cast<int>(threadIdx.x); j < row.visible; j += threads) top = fmaxf(top, row(j));
     for (int o = 16; o; o /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, o));
-    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = top;
-    __syncthreads();
-    top = static_cast<float>(fmax(fmax(room[0], room[1]), fmax(room[2], room[3])));
-    for (int j = threadIdx.x; j < row.visible; j += threads)
-      if (row(j) == top) atomicMin(&best, j);
-    __syncthreads();
+    for (int j = static_cast<int>(threadIdx.x); j < row.visible; j += threads)
+      if (row(j) == top) best = min(best, j);
+    for (int o = 16; o; o /= 2) best = min(best, __shfl_xor_sync(~0u, best, o));
   }
   for (int base = 0; base < k_blocks; base += threads) {
     const int j = base + static_cast<int>(threadIdx.x);
@@ -98,16 +97,9 @@ __global__ void __launch_bounds__(threads)
     const std::uint32_t bits = seen ? __float_as_uint(fabsf(row(j))) : 0;
     bool keep = seen && (all || row.forced(j) || bits > lowest || (lone && j == best));
     const bool tie = seen && !all && ties > 0 && bits == lowest && !row.forced(j);
-    const int here = __syncthreads_count(tie);
-    if (here) {
-      const unsigned warp = __ballot_sync(~0u, tie);
-      if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = __popc(warp);
-      __syncthreads();
-      int rank = __popc(warp & ((1u << threadIdx.x % 32) - 1));
-      for (int w = 0; w < static_cast<int>(threadIdx.x) / 32; ++w) rank += static_cast<int>(room[w]);
-      keep |= tie && rank < ties;
-      ties -= min(ties, here);
-      __syncthreads();
+    if (const unsigned here = __ballot_sync(~0u, tie)) {
+      keep |= tie && __popc(here & ((1u << threadIdx.x) - 1)) < ties;
+      ties -= min(ties, __popc(here));
     }
     if (j < k_blocks) to[j * mask.stride[3]] = keep;
   }
