@@ -3,9 +3,10 @@
 python benchmarks/gpu_vidkv.py [-o FILE.json] [--lengths 32768 131072] [--batches 1 8] [--dirty]
 
 K1.5 + V1.58 in groups of 32 beside torch's attention over the dequantised bfloat16 cache (the fastest of flash, cuDNN
-and the default). Medians of 40 replays of a CUDA graph, and of plain calls, with CUDA events. Before each, 128 MiB are read,
-so that none of its operands is cached, as after the layers before; with --dirty they are written, and evicting them
-costs both sides as many bytes as they read, up to the size of the cache. Exits 1 if the answers differ by more than 1 %.
+and the default). Medians of 40 replays of a CUDA graph, and of plain calls, with CUDA events. Before each, 128 MiB
+are read, so that none of its operands is cached, as after the layers before; with --dirty they are written, and
+evicting them costs both sides as many bytes as they read, up to the size of the cache. Exits 1 if the answers differ
+by more than 1 %.
 """
 
 from __future__ import annotations
