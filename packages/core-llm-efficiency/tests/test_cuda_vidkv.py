@@ -88,8 +88,7 @@ def test_long(dtype):
 @pytest.mark.parametrize(("batch", "heads", "groups"), [(1, 32, 8), (2, 16, 8), (4, 8, 8)])
 @pytest.mark.parametrize("dim", [64, 128])
 @pytest.mark.parametrize(("n", "recent", "seen"), [(32, 0, None), (4096, 40, 0.7), (9024, 200, None)])
-def test_clusters(dtype, batch, heads, groups, dim, n, recent, seen):
-    """As many heads as fill the device with clusters of thread blocks."""
+def test_many_heads(dtype, batch, heads, groups, dim, n, recent, seen):
     found = compare(dtype, batch=batch, heads=heads, groups=groups, dim=dim, e=dim, n=n, recent=recent, seen=seen)
     assert found < BOUND[dtype]
 

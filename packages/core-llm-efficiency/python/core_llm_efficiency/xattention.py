@@ -170,8 +170,9 @@ def block_density(mask: Any, *, q_len: int, k_len: int, block_size: int = 128, i
 def _dense(query: Any, key: Any, value: Any, block_size: int, is_causal: bool, scale: float | None) -> Any:
     """Attention over all blocks: torch's, where it aligns queries and keys as this module does, else this module's."""
     if is_torch(query) and (not is_causal or query.shape[2] == key.shape[2]) and key.shape[2] > 0:
-        for x, name in ((query, "query"), (key, "key"), (value, "value")):
-            _check_rank(_operand(x, name, query), name)
+        if not (query.dtype == key.dtype == value.dtype and query.ndim == key.ndim == value.ndim == 4):
+            for x, name in ((query, "query"), (key, "key"), (value, "value")):
+                _check_rank(_operand(x, name, query), name)
         from torch.nn.functional import scaled_dot_product_attention
 
         grouped = query.shape[1] != key.shape[1]

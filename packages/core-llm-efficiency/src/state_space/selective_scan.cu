@@ -14,7 +14,7 @@ void scan_on(core::Tensor<const T, 3> u, core::Tensor<const float, 3> delta, cor
   if (u.shape[0] == 0 || u.shape[1] == 0 || (s.steps == 0 && s.n == 0)) return;
   const OnDevice on(op, u.device_id);
   s.out = rows_of(out), s.last = states_of(last);
-  with_shape<Shape<1, 16>>(s.n, [&]<class Shape>(Shape) {
+  with_shape(s.n, [&]<class Shape>(Shape) {
     const std::int64_t blocks = plan<Shape>(op, s, u.shape[0]);
     launch_scan<Shape, false>(op, s, blocks, nullptr, static_cast<cudaStream_t>(queue.handle));
   });

@@ -171,8 +171,6 @@ __device__ inline void read_vector(float (&to)[N], const float* from) {
       const float4 x = reinterpret_cast<const float4*>(from)[i];
       to[4 * i] = x.x, to[4 * i + 1] = x.y, to[4 * i + 2] = x.z, to[4 * i + 3] = x.w;
     }
-  } else if constexpr (N == 1) {
-    to[0] = *from;
   } else {
     static_assert(N == 2);
     const float2 x = *reinterpret_cast<const float2*>(from);
@@ -275,10 +273,10 @@ __global__ void __launch_bounds__(threads) scan_channels(const __grid_constant__
       if (const int j = Shape::state(i, p.lane); p.holds(j, s.n)) s.last.at(p.b, p.first + p.channel, j) = h[i];
 }
 
-/// Calls f with the shape for n states. `Few`: the one for at most 16.
-template <class Few, class F>
+/// Calls f with the shape for n states.
+template <class F>
 void with_shape(std::int64_t n, F f) {
-  if (n <= 16) return f(Few{});
+  if (n <= 16) return f(Shape<4, 4>{});
   if (n <= 64) return f(Shape<8, 8>{});
   f(Shape<8, 32>{});
 }

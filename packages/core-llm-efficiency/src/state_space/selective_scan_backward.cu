@@ -200,7 +200,7 @@ void back_on(core::Tensor<const T, 3> u, core::Tensor<const float, 3> delta, cor
   g.grad_out = rows_of(grad_out), g.grad_u = rows_of(grad_u), g.grad_delta = rows_of(grad_delta);
   g.grad_initial = states_of(grad_initial);
   if (grad_last) g.grad_last = states_of(*grad_last);
-  with_shape<Shape<4, 4>>(n, [&]<class Shape>(Shape) {
+  with_shape(n, [&]<class Shape>(Shape) {
     using M = Shared<Shape>;
     const std::int64_t blocks = plan<Shape>(op, g.scan, batch), tiles = ceil_div(steps, Shape::tile);
     const char* what = "selective_scan_backward: scratch";

@@ -1,7 +1,5 @@
-// Attention over packed keys and values on CUDA: thread blocks share the tokens of a few query heads, warps take blocks of
+// Attention over packed keys and values on CUDA: thread blocks share the tokens of a warps query heads, warps take blocks of
 // 32 tokens each with a softmax of its own, and what they found is merged in a fixed order.
-#include <cooperative_groups.h>
-
 #include <algorithm>
 
 #include "decode_warp.cuh"
@@ -9,8 +7,7 @@
 namespace core_llm_efficiency {
 namespace {
 using namespace decode;
-namespace cg = cooperative_groups;
-constexpr int few = 8, many = 16;  // warps of a thread block that works alone, and of one in a cluster
+constexpr int warps = 8;  // of a thread block
 
 /// What a thread block works on.
 struct Unit {
@@ -99,7 +96,7 @@ struct Kept {
 template <class Digits, class Shape, bool Exact, int Warps>
 __device__ void attend_packed(const Operands& p, const Values& v, const Unit& u, int begin, int end, Query& q, Kept<Warps>& kept,
                               char* shared, const Found& found) {
-  constexpr int warps = Warps, threads = 32 * Warps;
+  constexpr int threads = 32 * Warps;
   const Shape s(p, v);
   auto& [bases, tops, sources] = kept;
   const Lane l;
@@ -222,69 +219,24 @@ __device__ void attend_packed(const Operands& p, const Values& v, const Unit& u,
 
 /// Three levels: after the recent tokens' thread blocks. Two bits: none but its own.
 template <class Digits, class Shape, bool Exact>
-__global__ void __launch_bounds__(32 * few, 2) attend(const __grid_constant__ Operands p) {
+__global__ void __launch_bounds__(32 * warps, 2) attend(const __grid_constant__ Operands p) {
   extern __shared__ __align__(16) char shared[];
   __shared__ Query q;
-  __shared__ Kept<few> kept;
+  __shared__ Kept<warps> kept;
   constexpr bool two = std::is_same_v<Digits, TwoBits>;
   const Values& v = p.values[two ? 0 : 1];
   const int units = p.batch * p.groups * p.tiles * p.sets, part = static_cast<int>(blockIdx.x) / units;
   const Unit u(p, static_cast<int>(blockIdx.x) % units);
   if (!two && part < p.recent_splits) {
     if (u.set) return;
-    load_query<few>(p, p.d, u.b, u.first_head, u.count, q);
-    return attend_recent<few>(p, u, part, q, Found(p, u, part));
+    load_query<warps>(p, p.d, u.b, u.first_head, u.count, q);
+    return attend_recent<warps>(p, u, part, q, Found(p, u, part));
   }
   if (threadIdx.x == 0) kept.sources.find(p, v, u.b, u.g);
   __syncthreads();
   const int own = two ? part : part - p.recent_splits, begin = own * p.per_split;
   attend_packed<Digits, Shape, Exact>(p, v, u, begin, min(begin + p.per_split, v.blocks), q, kept, shared,
                                       Found(p, u, p.recent_splits + (two ? 0 : p.values[0].splits) + own));
-}
-
-/// A cluster of thread blocks for a few query heads: what its blocks found is merged from one another's shared memory.
-template <class Shape, class Out>
-__global__ void __launch_bounds__(32 * many, 1)
-    attend_together(const __grid_constant__ Operands p, Out* out, std::int64_t out_batch, std::int64_t out_head, std::int64_t out_col) {
-#if __CUDA_ARCH__ >= 900
-  extern __shared__ __align__(16) char shared[];
-  __shared__ Query q;
-  __shared__ Kept<many> kept;
-  __shared__ float2 tops[tile_heads];
-  __shared__ float parts[tile_heads * most_channels];
-  const cg::cluster_group cluster = cg::this_cluster();
-  const Values& v = p.values[1];
-  const int size = static_cast<int>(cluster.num_blocks()), rank = static_cast<int>(cluster.block_rank()), own = rank - p.recent_splits;
-  const Unit u(p, static_cast<int>(blockIdx.x) / size);
-  const Found found(tops, parts, 1, p.e);
-  if (threadIdx.x == 0) kept.sources.find(p, v, u.b, u.g);
-  __syncthreads();
-  if (own < 0) {
-    load_query<many>(p, p.d, u.b, u.first_head, u.count, q);
-    attend_recent<many>(p, u, rank, q, found);
-  } else {
-    attend_packed<Ternary, Shape, false>(p, v, u, min(own * p.per_split, v.blocks), min((own + 1) * p.per_split, v.blocks), q, kept, shared,
-                                         found);
-  }
-  cluster.sync();
-  const int each = 32 * many / size, from = static_cast<int>(threadIdx.x) % size;  // a thread reads what one block found
-  const float2* const their_tops = cluster.map_shared_rank(tops, static_cast<unsigned>(from));
-  const float* const their_parts = cluster.map_shared_rank(parts, static_cast<unsigned>(from));
-#pragma unroll 1
-  for (int base = rank * each; base < u.count * p.e; base += size * each) {
-    const int i = base + static_cast<int>(threadIdx.x) / size, h = min(i / p.e, u.count - 1), x = i % p.e;
-    const float2 t = their_tops[h];
-    float most = t.x, weight = 1, sum = their_parts[h * p.e + x];
-    for (int o = size / 2; o; o /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, o));
-    if (t.x != -INFINITY) weight = exp2_fast(t.x - most);  // parts that saw nothing are zero, or NaN
-    float total = t.y * weight;
-    sum *= weight;
-    for (int o = size / 2; o; o /= 2) total += __shfl_xor_sync(~0u, total, o), sum += __shfl_xor_sync(~0u, sum, o);
-    if (from == 0 && i < u.count * p.e)
-      out[u.b * out_batch + (u.first_head + h) * out_head + x * out_col] = Out(total == 0 ? 0.f : sum / total);
-  }
-  cluster.sync();
-#endif
 }
 
 /// One thread block for each query head: the weighted mean of its parts. Eight threads share a channel's parts.
@@ -334,10 +286,10 @@ void launch(const Operands& p, cudaStream_t stream) {
   const std::int64_t blocks = std::int64_t{p.batch} * p.groups * p.tiles * p.sets * splits;
   if (blocks == 0) return;
   if (blocks > INT32_MAX) refuse(op, "q", "of fewer batches, heads and tokens on CUDA");
-  const int bytes = std::max(few * stages * Stage(p.wide, p.signs, v.width, p.e, two).bytes, few * tile_heads * p.e * 4);
+  const int bytes = std::max(warps * stages * Stage(p.wide, p.signs, v.width, p.e, two).bytes, warps * tile_heads * p.e * 4);
   check_cuda(op, cudaFuncSetAttribute(attend<Digits, Shape, Exact>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
              "asking for shared memory");
-  attend<Digits, Shape, Exact><<<static_cast<unsigned>(blocks), 32 * few, static_cast<std::size_t>(bytes), stream>>>(p);
+  attend<Digits, Shape, Exact><<<static_cast<unsigned>(blocks), 32 * warps, static_cast<std::size_t>(bytes), stream>>>(p);
   check_cuda(op, cudaGetLastError(), "attending");
 }
 
@@ -347,59 +299,6 @@ void launch_any(const Operands& p, cudaStream_t stream) {
   if (plain && p.wide == 64 && p.signs == 64) return launch < Digits, Fixed<64, 64, Digits::planes>, Exact && false > (p, stream);
   if (plain && p.wide == 32 && p.signs == 32) return launch < Digits, Fixed<32, 32, Digits::planes>, Exact && false > (p, stream);
   launch<Digits, Any, Exact>(p, stream);
-}
-
-constexpr int statics = 36 * 1024;  // shared memory that attend_together has besides
-
-/// Attends by clusters, if there are heads enough and not too many, and no values of two bits; false if not.
-template <bool Exact, class T, class Out>
-bool attend_by_clusters(Operands p, Out* out, const core::Tensor<T, 3>& to, int processors, cudaStream_t stream) {
-  const char* op = "packed_attention";
-  const Values& v = p.values[1];
-  int major = 0;
-  check_cuda(op, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, to.device_id), "asking for the device");
-  const int units = p.batch * p.groups * p.tiles;
-  if (major < 9 || p.values[0].blocks || p.sets != 1 || v.blocks == 0) return false;
-  const auto go = [&]<class Shape>(std::type_identity<Shape>) {
-    const auto kernel = attend_together<Shape, Out>;
-    const int bytes = std::max(many * stages * Stage(p.wide, p.signs, v.width, p.e, false).bytes, many * tile_heads * p.e * 4);
-    int room = 0;
-    check_cuda(op, cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerBlockOptin, to.device_id), "asking for the device");
-    if (bytes + statics > room) return false;
-    cudaLaunchAttribute cluster{};
-    cluster.id = cudaLaunchAttributeClusterDimension, cluster.val.clusterDim = {1, 1, 1};
-    cudaLaunchConfig_t config{};
-    config.blockDim = dim3(32 * many), config.stream = stream, config.dynamicSmemBytes = static_cast<std::size_t>(bytes);
-    config.attrs = &cluster, config.numAttrs = 1;
-    static const auto ready = [&] {
-      check_cuda(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "asking for clusters");
-      std::array<int, 17> most{};  // how many clusters of a size run at once
-      for (const unsigned size : {16u, 8u, 4u}) {
-        check_cuda(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, room - statics),
-                   "asking for shared memory");
-        cluster.val.clusterDim.x = size, config.gridDim = dim3(size);
-        if (cudaOccupancyMaxActiveClusters(&most[size], kernel, &config) != cudaSuccess) most[size] = 0, cudaGetLastError();
-      }
-      return most;
-    }();
-    for (const unsigned size : {16u, 8u, 4u}) {
-      const int packed = static_cast<int>(size) - p.recent_splits;
-      const bool fill = 4 * static_cast<int>(size) * units >= 3 * processors;
-      if (!fill || ready[size] < units || 4 * p.recent_splits > static_cast<int>(size)) continue;
-      p.per_split = static_cast<int>(ceil_div(v.blocks, packed));
-      cluster.val.clusterDim.x = size, config.gridDim = dim3(size * static_cast<unsigned>(units));
-      check_cuda(op, cudaLaunchKernelEx(&config, kernel, static_cast<const Operands&>(p), out, to.stride[0], to.stride[1], to.stride[2]),
-                 "attending");
-      return true;
-    }
-    return false;
-  };
-  if constexpr (!Exact)
-    if (p.flat && v.flat && p.e == p.d) {
-      if (p.wide == 64 && p.signs == 64) return go(std::type_identity<Fixed<64, 64, Ternary::planes>>{});
-      if (p.wide == 32 && p.signs == 32) return go(std::type_identity<Fixed<32, 32, Ternary::planes>>{});
-    }
-  return false;
 }
 
 bool aligned(const void* p, std::initializer_list<std::int64_t> bytes) {
@@ -463,11 +362,10 @@ void attention_on(core::Tensor<const T, 3> q, core::Tensor<const std::int32_t, 2
   int processors = 0;
   check_cuda(op, cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, q.device_id), "asking for the device");
   const std::int64_t units = batch * groups * p.tiles * p.sets, room = std::max<std::int64_t>(1, 2 * processors / units - p.recent_splits);
-  p.per_split = small(round_up(std::max<std::int64_t>(1, ceil_div(n / word, room)), few));
+  p.per_split = small(round_up(std::max<std::int64_t>(1, ceil_div(n / word, room)), warps));
   p.splits = p.recent_splits;
   for (Values& v : p.values) p.splits += v.splits = small(ceil_div(v.blocks, p.per_split));
   using Out = std::conditional_t<exact, float, std::conditional_t<std::is_same_v<T, core::float16>, __half, __nv_bfloat16>>;
-  if (attend_by_clusters<exact>(p, reinterpret_cast<Out*>(out.data), out, processors, stream)) return;
   const std::int64_t rows = batch * heads * p.splits;
   const DeviceScratch scratch(op, q.device_id, stream, core::checked_mul(rows, e + 2, "packed_attention: scratch") * 4);
   p.tops = scratch.get<float2>(), p.parts = reinterpret_cast<float*>(p.tops + rows);
