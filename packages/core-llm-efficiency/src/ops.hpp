@@ -29,7 +29,8 @@ inline constexpr auto ops = core::op_set(
         "Mamba-1's selective scan with carried state.",
         {"u[b,d,l]", "delta[b,d,l]", "A[d,n]", "B[b,g,n,l]", "C[b,g,n,l]", "initial_state[b,d,n]", "out[b,d,l]", "last_state[b,d,n]"},
         {.paper = "2312.00752", .ns_per_element = 10}),
-    core::op<"selective_scan_backward", &selective_scan_backward CORE_IF_CUDA(&selective_scan_backward_fp32, &selective_scan_backward_fp16, &selective_scan_backward_bf16)>(
+    core::op<"selective_scan_backward", &selective_scan_backward CORE_IF_CUDA(&selective_scan_backward_fp32, &selective_scan_backward_fp16,
+                                                                              &selective_scan_backward_bf16)>(
         "The gradients of Mamba-1's selective scan.",
         {"u[b,d,l]", "delta[b,d,l]", "A[d,n]", "B[b,g,n,l]", "C[b,g,n,l]", "initial_state[b,d,n]", "grad_out[b,d,l]",
          "grad_last_state[b,d,n]", "grad_u[b,d,l]", "grad_delta[b,d,l]", "grad_A[d,n]", "grad_B[b,g,n,l]", "grad_C[b,g,n,l]",
@@ -40,7 +41,8 @@ inline constexpr auto ops = core::op_set(
         {"x[b,l,h,p]", "dt[b,l,h]", "A[h]", "B[b,l,g,n]", "C[b,l,g,n]", "initial_states[b,h,p,n]", "seq_idx[b,l]", "out[b,l,h,p]",
          "final_states[b,h,p,n]"},
         {.paper = "2405.21060", .ns_per_element = 10}),
-    core::op<"ssd_scan_backward", &ssd_scan_backward CORE_IF_CUDA(&ssd_scan_backward_fp32, &ssd_scan_backward_fp16, &ssd_scan_backward_bf16)>(
+    core::op<"ssd_scan_backward",
+             &ssd_scan_backward CORE_IF_CUDA(&ssd_scan_backward_fp32, &ssd_scan_backward_fp16, &ssd_scan_backward_bf16)>(
         "The gradients of Mamba-2's scan.",
         {"x[b,l,h,p]", "dt[b,l,h]", "A[h]", "B[b,l,g,n]", "C[b,l,g,n]", "initial_states[b,h,p,n]", "seq_idx[b,l]", "grad_out[b,l,h,p]",
          "grad_final_states[b,h,p,n]", "grad_x[b,l,h,p]", "grad_dt[b,l,h]", "grad_A[h]", "grad_B[b,l,g,n]", "grad_C[b,l,g,n]",
