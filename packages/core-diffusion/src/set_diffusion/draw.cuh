@@ -114,50 +114,18 @@ struct Table {
   __device__ int64_t hi(int i) const { return min(residual, reach - before[i]); }
 };
 
-/// A law of the list, its numbers loaded one law before they are needed and the place of those two before.
-struct Ahead {
-  const Rows& r;
-  int n, step;
-  int64_t code, next;
-  int last = 0, first = 0;  // span and `before` of the code
-
-  __device__ Ahead(const Rows& rows, int count, int from, int by) : r(rows), n(count), step(by) {
-    code = r.list[from];
-    next = inside(from + by) ? r.list[from + by] : code;
-    last = r.span[code], first = r.before[from];
-  }
-  __device__ bool inside(int i) const { return i >= 0 && i < n; }
-  __device__ const double* weights() const { return r.weight + code * r.width; }
-  /// From law i to i + step.
-  __device__ void advance(int i) {
-    code = next;
-    if (inside(i + 2 * step)) next = r.list[i + 2 * step];
-    if (inside(i + step)) last = r.span[code], first = r.before[i + step];
-  }
-};
-
 __device__ double build(const Rows& r, int n, const Table& t) {
-  constexpr int held = 4;  // weights of the next law in registers
   if (threadIdx.x == 0) t.cells[n * t.stride] = 1;
   __syncthreads();
   int64_t from_lo = t.lo(n), from_hi = t.hi(n);
-  Ahead law(r, n, n - 1, -1);
-  double w[held];
-  for (int k = 0; k < held; ++k) w[k] = k <= law.last ? law.weights()[k] : 0;
   for (int i = n - 1; i >= 0; --i) {
-    const int64_t lo = max(int64_t{0}, t.residual - law.first), hi = min(t.residual, t.reach - law.first), last = law.last;
-    const double *p = law.weights(), *from = t.cells + (i + 1) * t.stride;
+    const int64_t code = r.list[i], lo = t.lo(i), hi = t.hi(i), last = r.span[code];
+    const double *p = r.weight + code * r.width, *from = t.cells + (i + 1) * t.stride;
     double* to = t.cells + i * t.stride;
-    double now[held];
-    for (int k = 0; k < held; ++k) now[k] = w[k];
-    law.advance(i);
-    for (int k = 0; k < held; ++k) w[k] = k <= law.last ? law.weights()[k] : 0;
     for (int64_t x = lo + threadIdx.x; x <= hi; x += threads) {
       const int64_t k0 = max(int64_t{0}, x - from_hi), k1 = min(last, x - from_lo);
       double y = 0;
-      for (int k = 0; k < held; ++k)
-        if (k >= k0 && k <= k1) y += now[k] * from[x - k - from_lo];
-      for (int64_t k = max(k0, int64_t{held}); k <= k1; ++k) y += p[k] * from[x - k - from_lo];
+      for (int64_t k = k0; k <= k1; ++k) y += p[k] * from[x - k - from_lo];
       to[x - lo] = y;
     }
     from_lo = lo, from_hi = hi;
@@ -170,21 +138,15 @@ __device__ double build(const Rows& r, int n, const Table& t) {
 __device__ void draw(const Rows& r, int n, const Table& t, int64_t seed, int64_t b, const Tensor<int32_t, 2>& out) {
   const int lane = threadIdx.x;
   int64_t left = t.residual;
-  Ahead law(r, n, 0, 1);
-  double chance = 0, ahead = lane <= law.last ? law.weights()[lane] : 0;
-  int32_t least_count = r.low[law.code];
+  double chance = 0, ahead = n > 0 && lane <= r.span[r.list[0]] ? r.weight[r.list[0] * r.width + lane] : 0;
   for (int i = 0; i < n; ++i) {
     if (i % 32 == 0) chance = i + lane < n ? uniform(seed, b, r.list[i + lane]) : 0;
-    const int64_t code = law.code, last = law.last, behind = law.first + last;  // `before` of the next law
-    const int64_t lo = max(int64_t{0}, t.residual - behind), hi = min(t.residual, t.reach - behind);
-    const double *p = law.weights(), *next = t.cells + (i + 1) * t.stride + left - lo, here = ahead;
-    const int32_t low = least_count;
-    const int64_t k0 = max(int64_t{0}, left - hi), k1 = min(last, left - lo);
+    const int64_t code = r.list[i], lo = t.lo(i + 1), last = r.span[code];
+    const double *p = r.weight + code * r.width, *next = t.cells + (i + 1) * t.stride + left - lo, here = ahead;
+    if (i + 1 < n) ahead = lane <= r.span[r.list[i + 1]] ? r.weight[r.list[i + 1] * r.width + lane] : 0;
+    const int64_t k0 = max(int64_t{0}, left - t.hi(i + 1)), k1 = min(last, left - lo);
     const auto term = [&](int64_t k) { return k >= k0 && k <= k1 ? (k < 32 ? here : p[k]) * next[-k] : 0; };
     const double first = term(lane);
-    law.advance(i);
-    ahead = lane <= law.last ? law.weights()[lane] : 0;
-    least_count = r.low[law.code];
     double sum = 0, passed = 0;
     for (int64_t base = 0; base <= k1; base += 32) {
       const double mine = base ? term(base + lane) : first;
@@ -200,7 +162,7 @@ __device__ void draw(const Rows& r, int n, const Table& t, int64_t seed, int64_t
         passed += x;
       }
     }
-    if (lane == 0) out.data[b * out.stride[0] + code * out.stride[1]] = static_cast<int32_t>(low + drawn);
+    if (lane == 0) out.data[b * out.stride[0] + code * out.stride[1]] = static_cast<int32_t>(r.low[code] + drawn);
     left -= drawn;
   }
 }
