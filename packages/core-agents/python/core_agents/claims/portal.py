@@ -14,7 +14,7 @@ from ..mutator import Mutator
 from ..portal import search
 from .plots import axes
 
-SEARCHES, GENERATIONS, CANDIDATES, SEEDS = 3, 10, 12, 5
+SEARCHES, GENERATIONS, CANDIDATES, SEEDS = 2, 10, 12, 5
 
 
 def claim(size: str, seed: int, out: Path) -> Claim:
