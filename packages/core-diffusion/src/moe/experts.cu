@@ -93,21 +93,22 @@ __global__ void __launch_bounds__(per_block)
   }
 }
 
-/// dgates[t, e]: the sum of the pair's shares, and the bias's part; 0 where not selected. A warp for each token.
+/// dgates[t, e]: the sum of the pair's shares, and the bias's part; 0 where not selected. A thread for each t and e.
 __global__ void __launch_bounds__(per_block) gate_gradients(const float* shares, int parts, const int* places, const bfloat16* dout,
                                                             const bfloat16* bias, int64_t count, int experts, int width, bfloat16* dgates) {
-  const int lane = threadIdx.x % 32;
-  const int64_t t = static_cast<int64_t>(blockIdx.x) * warps + threadIdx.x / 32;
-  if (t >= count) return;
-  for (int e = 0; e < experts; ++e) {
-    const int row = places[t * experts + e];
-    float sum = 0;
-    for (int i = lane; row >= 0 && i < parts; i += 32) sum += shares[static_cast<int64_t>(row) * parts + i];
-    for (int d = lane; row >= 0 && bias && d < width; d += 32)
-      sum += __bfloat162float(native(dout)[t * width + d]) * __bfloat162float(native(bias)[static_cast<int64_t>(e) * width + d]);
-    for (int i = 16; i; i /= 2) sum += __shfl_xor_sync(~0u, sum, i);
-    if (lane == 0) native(dgates)[t * experts + e] = __float2bfloat16(sum);
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * per_block + threadIdx.x;
+  const int lane = threadIdx.x % 32, row = i < count * experts ? places[i] : -1;
+  float sum = 0;
+  for (int p = 0; row >= 0 && p < parts; ++p) sum += shares[static_cast<int64_t>(row) * parts + p];
+  for (unsigned left = bias ? __ballot_sync(~0u, row >= 0) : 0u; left; left &= left - 1) {  // the warp does pair after pair
+    const int64_t pair = i - lane + __ffs(left) - 1;
+    const __nv_bfloat16 *g = native(dout) + pair / experts * width, *b = native(bias) + pair % experts * width;
+    float part = 0;
+    for (int d = lane; d < width; d += 32) part = fmaf(__bfloat162float(g[d]), __bfloat162float(b[d]), part);
+    for (int k = 16; k; k /= 2) part += __shfl_xor_sync(~0u, part, k);
+    if (lane == __ffs(left) - 1) sum += part;
   }
+  if (i < count * experts) native(dgates)[i] = __float2bfloat16(sum);
 }
 
 /// sums[e, c]: over the rows of expert e, times their gates if there are some. 64 columns a block.
@@ -349,8 +350,8 @@ void expert_ffn_backward_bf16(Tensor<const bfloat16, 2> dout, Tensor<const bfloa
   pass.product<Side::columns, Side::rows, Group::rows, After::nothing>(of_x);
   const int e = static_cast<int>(E);
   add_up<<<pass.blocks_of_tokens(), per_block, 0, s>>>(rows, places, nullptr, T, e, d, dx.data);
-  gate_gradients<<<pass.blocks_of_tokens(), per_block, 0, s>>>(shares, parts, places, dout.data, down_bias ? down_bias->data : nullptr, T,
-                                                               e, d, dgates.data);
+  gate_gradients<<<static_cast<unsigned>((T * E + per_block - 1) / per_block), per_block, 0, s>>>(
+      shares, parts, places, dout.data, down_bias ? down_bias->data : nullptr, T, e, d, dgates.data);
   core::check_cuda(op, cudaGetLastError(), "adding up");
 }
 }  // namespace core_diffusion

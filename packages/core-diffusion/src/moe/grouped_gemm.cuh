@@ -18,7 +18,7 @@ constexpr int tile_m = 128, tile_n = 256, tile_k = 64, stages = 4;
 constexpr int box = 64, box_bytes = box * box * 2;  // of the copy engine: 64 rows of 128 swizzled bytes
 constexpr int a_bytes = tile_m * tile_k * 2, stage_bytes = a_bytes + tile_n * tile_k * 2;
 constexpr int staging_bytes = 2 * box_bytes;  // of a warpgroup: half of its tile
-constexpr int shared_bytes = stages * stage_bytes + 2 * staging_bytes + (2 * stages + 2) * 8;
+constexpr int shared_bytes = stages * stage_bytes + 2 * staging_bytes + (2 * stages + 4) * 8;
 constexpr int threads = 384;
 
 enum class Side { rows, columns };  // which side of a matrix is the product's depth: columns if its rows are contiguous along it
@@ -142,9 +142,9 @@ __device__ inline float2 unpack(uint32_t v) { return __bfloat1622float2(*reinter
 
 /// A warpgroup's share of a tile on its way between registers and memory, half after half of 128 columns.
 struct Staging {
-  uint32_t buffer, arrived;  // arrived: barrier of loads
+  uint32_t buffer, arrived;  // arrived: a barrier of loads for each of the two boxes
   int group, thread, lane;
-  uint32_t parity = 0;
+  uint32_t parity[2] = {0, 0};
 
   __device__ uint32_t at(int column_block, int half_of_rows) const {  // of 8 columns; rows lane / 4, and 8 below
     const int row = thread / 32 * 16 + lane / 4 + 8 * half_of_rows;
@@ -162,96 +162,103 @@ struct Staging {
       if (column + i * box < columns) hopper::store_box(map, buffer + i * box_bytes, column + i * box, row, z);
     hopper::store_commit();
   }
-  __device__ void load(const CUtensorMap* map, int column, int row) {
-    reuse();
-    if (thread == 0) {
-      hopper::barrier_expect(arrived, staging_bytes);
-      for (int i = 0; i < 2; ++i) hopper::load_box(buffer + i * box_bytes, map, arrived, column + i * box, row, 0);
-    }
+  __device__ void store_one(const CUtensorMap* map, int i, int column, int row) const {
+    hopper::fence_copies();
+    hopper::group_sync(1 + group);
+    if (thread != 0) return;
+    hopper::store_box(map, buffer + i * box_bytes, column, row, 0);
+    hopper::store_commit();
   }
-  __device__ void wait() {
-    hopper::barrier_wait(arrived, parity);
-    parity ^= 1;
+  /// Asks for a box; the group's own accesses to its place lie before the last store.
+  __device__ void load_one(const CUtensorMap* map, int i, int column, int row) const {
+    if (thread != 0) return;
+    hopper::stores_read();
+    hopper::barrier_expect(arrived + 8 * i, box_bytes);
+    hopper::load_box(buffer + i * box_bytes, map, arrived + 8 * i, column, row, 0);
+  }
+  __device__ void wait(int i) {
+    hopper::barrier_wait(arrived + 8 * i, parity[i]);
+    parity[i] ^= 1;
   }
 };
 
+/// The gradient d of the activations becomes that before the activation, box after box: while one is worked on, the
+/// stored values of the next arrive. The first two were asked for before the products.
+template <bool silu>
+__device__ void finish_backward(const Arguments& p, const Tile& t, Staging& staging, float (&d)[128]) {
+  const int row = t.m * tile_m + staging.group * box, lane = staging.lane, line = row + staging.thread / 32 * 16 + lane / 4;
+  if (t.n * tile_n >= p.n) return;
+  float share[2] = {0, 0};
+  const float gate[2] = {p.gates[line], p.gates[line + 8]};
+#pragma unroll
+  for (int q = 0; q < tile_n / box; ++q) {
+    const int column = t.n * tile_n + q * box, i = q % 2;
+    if (column >= p.n) break;
+    uint32_t scaled[16];
+    staging.wait(i);
+#pragma unroll
+    for (int j = 0; j < 8; ++j)
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float* v = d + 32 * q + 4 * j + 2 * r;
+        const uint32_t at = staging.at(8 * i + j, r);
+        const float2 h = unpack(hopper::read_shared(at));
+        const float2 x = activate_both<silu>(h.x), y = activate_both<silu>(h.y);
+        share[r] += v[0] * x.x + v[1] * y.x;
+        scaled[2 * j + r] = pack(gate[r] * x.x, gate[r] * y.x);
+        hopper::write_shared(at, pack(gate[r] * v[0] * x.y, gate[r] * v[1] * y.y));
+      }
+    staging.store_one(&p.out, i, column, row);
+    staging.reuse();
+#pragma unroll
+    for (int j = 0; j < 8; ++j)
+#pragma unroll
+      for (int r = 0; r < 2; ++r) hopper::write_shared(staging.at(8 * i + j, r), scaled[2 * j + r]);
+    staging.store_one(&p.third, i, column, row);
+    if (q + 2 < tile_n / box && column + 2 * box < p.n) staging.load_one(&p.second, i, column + 2 * box, row);
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    share[r] += __shfl_xor_sync(~0u, share[r], 1);
+    share[r] += __shfl_xor_sync(~0u, share[r], 2);
+    if (lane % 4 == 0) p.shares[static_cast<int64_t>(line + 8 * r) * ((p.n + tile_n - 1) / tile_n) + t.n] = share[r];
+  }
+}
+
 template <Group group, After after, bool silu>
-__device__ void finish(const Arguments& p, const Tile& t, Staging& staging, float (&d)[128]) {
-  const int row = t.m * tile_m + staging.group * box, z = group == Group::depth ? t.expert : 0, lane = staging.lane;
-  const int line = row + staging.thread / 32 * 16 + lane / 4;
+__device__ void finish(const Arguments& p, const Tile& t, const Staging& staging, float (&d)[128]) {
+  const int row = t.m * tile_m + staging.group * box, z = group == Group::depth ? t.expert : 0;
   if (group == Group::depth && row >= p.m) return;
-  [[maybe_unused]] float share[2] = {0, 0}, gate[2] = {0, 0};
-  if constexpr (after == After::activation_backward) gate[0] = p.gates[line], gate[1] = p.gates[line + 8];
-  const auto biases = [&](int column) {
-    if (!p.bias || column >= p.n) return float2{0, 0};
-    return unpack(__ldg(reinterpret_cast<const uint32_t*>(p.bias + static_cast<int64_t>(t.expert) * p.n + column)));
-  };
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int column = t.n * tile_n + half * 128;
     if (column >= p.n) break;
-    if constexpr (after == After::activation_backward) {
-      uint32_t third[32];
-      if (half == 1) staging.load(&p.second, column, row);  // the first half was asked for before the products
-      staging.wait();
+    if (group == Group::rows && p.bias) {
 #pragma unroll
-      for (int j = 0; j < 16; ++j)
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          float* v = d + half * 64 + 4 * j + 2 * r;
-          const float2 h = unpack(hopper::read_shared(staging.at(j, r)));
-          const float2 x = activate_both<silu>(h.x), y = activate_both<silu>(h.y);
-          share[r] += v[0] * x.x + v[1] * y.x;
-          third[2 * j + r] = pack(gate[r] * x.x, gate[r] * y.x);
-          hopper::write_shared(staging.at(j, r), pack(gate[r] * v[0] * x.y, gate[r] * v[1] * y.y));
-        }
-      staging.store(&p.out, column, row, 0, p.n);
+      for (int j = 0; j < 16; ++j) {
+        const int c = column + 8 * j + staging.lane % 4 * 2;
+        const auto* from = reinterpret_cast<const uint32_t*>(p.bias + static_cast<int64_t>(t.expert) * p.n + c);
+        const float2 b = c < p.n ? unpack(__ldg(from)) : float2{0, 0};
+        float* v = d + half * 64 + 4 * j;
+        v[0] += b.x, v[1] += b.y, v[2] += b.x, v[3] += b.y;
+      }
+    }
+    const auto write = [&](bool act) {
       staging.reuse();
 #pragma unroll
       for (int j = 0; j < 16; ++j)
 #pragma unroll
-        for (int r = 0; r < 2; ++r) hopper::write_shared(staging.at(j, r), third[2 * j + r]);
-      staging.store(&p.third, column, row, 0, p.n);
-    } else {
-      if constexpr (group == Group::rows)
-        if (p.bias) {
-#pragma unroll
-          for (int j = 0; j < 16; ++j) {
-            const float2 b = biases(column + 8 * j + lane % 4 * 2);
-            float* v = d + half * 64 + 4 * j;
-            v[0] += b.x, v[1] += b.y, v[2] += b.x, v[3] += b.y;
-          }
+        for (int r = 0; r < 2; ++r) {
+          const float x = d[half * 64 + 4 * j + 2 * r], y = d[half * 64 + 4 * j + 2 * r + 1];
+          hopper::write_shared(staging.at(j, r), act ? pack(activate<silu>(x), activate<silu>(y)) : pack(x, y));
         }
-      const auto write = [&](bool act) {
-        staging.reuse();
-#pragma unroll
-        for (int j = 0; j < 16; ++j)
-#pragma unroll
-          for (int r = 0; r < 2; ++r) {
-            const float x = d[half * 64 + 4 * j + 2 * r], y = d[half * 64 + 4 * j + 2 * r + 1];
-            hopper::write_shared(staging.at(j, r), act ? pack(activate<silu>(x), activate<silu>(y)) : pack(x, y));
-          }
-      };
-      if constexpr (after == After::activation) {
-        if (p.keep) {
-          write(false);
-          staging.store(&p.second, column, row, z, p.n);
-        }
-        write(true);
-      } else {
-        write(false);
-      }
-      staging.store(&p.out, column, row, z, p.n);
+    };
+    if (after == After::activation && p.keep) {
+      write(false);
+      staging.store(&p.second, column, row, z, p.n);
     }
-  }
-  if constexpr (after == After::activation_backward) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      share[r] += __shfl_xor_sync(~0u, share[r], 1);
-      share[r] += __shfl_xor_sync(~0u, share[r], 2);
-      if (lane % 4 == 0 && t.n * tile_n < p.n)
-        p.shares[static_cast<int64_t>(line + 8 * r) * ((p.n + tile_n - 1) / tile_n) + t.n] = share[r];
-    }
+    write(after == After::activation);
+    staging.store(&p.out, column, row, z, p.n);
   }
 }
 
@@ -266,7 +273,9 @@ __device__ void consume(const Arguments& p, uint32_t buffers, uint32_t full, uin
   };
   for (int item = static_cast<int>(blockIdx.x) / 2; locate<group>(p, item, rank, t); item += static_cast<int>(gridDim.x) / 2) {
     if constexpr (after == After::activation_backward)
-      if (t.n * tile_n < p.n) staging.load(&p.second, t.n * tile_n, t.m * tile_m + staging.group * box);
+      for (int i = 0; i < 2; ++i)
+        if (const int column = t.n * tile_n + i * box; column < p.n)
+          staging.load_one(&p.second, i, column, t.m * tile_m + staging.group * box);
     float d[128];
 #pragma unroll
     for (int i = 0; i < 128; ++i) d[i] = 0;
@@ -290,7 +299,10 @@ __device__ void consume(const Arguments& p, uint32_t buffers, uint32_t full, uin
     hopper::products_wait<0>();
     hopper::hold(d);
     if (before >= 0) release(before);
-    finish<group, after, silu>(p, t, staging, d);
+    if constexpr (after == After::activation_backward)
+      finish_backward<silu>(p, t, staging, d);
+    else
+      finish<group, after, silu>(p, t, staging, d);
   }
   if (staging.thread == 0) hopper::stores_done();
 }
@@ -304,7 +316,7 @@ __global__ void __cluster_dims__(2) __launch_bounds__(threads, 1) multiply(const
   const int thread = static_cast<int>(threadIdx.x), rank = static_cast<int>(hopper::cluster_rank());
   if (thread == 0) {
     for (int i = 0; i < stages; ++i) hopper::barrier_init(full + 8 * i, 1), hopper::barrier_init(empty + 8 * i, 2 * 8);
-    for (int i = 0; i < 2; ++i) hopper::barrier_init(arrived + 8 * i, 1);
+    for (int i = 0; i < 4; ++i) hopper::barrier_init(arrived + 8 * i, 1);
     hopper::barrier_init_done();
   }
   __syncthreads();
@@ -315,7 +327,7 @@ __global__ void __cluster_dims__(2) __launch_bounds__(threads, 1) multiply(const
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     const int group_of = thread / 128 - 1;
-    Staging s{staging + group_of * staging_bytes, arrived + 8 * group_of, group_of, thread % 128, thread % 32};
+    Staging s{staging + group_of * staging_bytes, arrived + 16 * group_of, group_of, thread % 128, thread % 32};
     consume<a_side, b_side, group, after, silu>(p, buffers, full, empty, s, rank);
   }
   __syncwarp();
