@@ -1,7 +1,9 @@
 // Gaussian memory attention on CUDA; see include/core_splatting/memory.hpp.
 //
 // Scores are cheap (L is 16 or 32 channels) and values are wide (D is 512 to 4096), so each block of the product has a
-// tile of output columns and computes the weights that it needs anew, from the logarithms of their sums.
+// tile of output columns and computes the weights that it needs anew, from the logarithms of their sums. All products run
+// on the matrix units: a float32 is the sum of two numbers of tf32, and the product of the two lesser parts is left out
+// (relative error about 2^-21).
 #include <core/cuda.hpp>
 #include <core_splatting/memory.hpp>
 
@@ -21,145 +23,174 @@ constexpr int depth_step = 32;  // channels of a score, or columns of a value, t
 
 __device__ float element_or_zero(const Matrix& m, int64_t i, int64_t k) { return i < m.shape[0] && k < m.shape[1] ? at(m, i, k) : 0.f; }
 
-/// Rows of a transposed tile of `Rows` have this length: no two lanes of a warp that fills it meet in a bank.
+/// Rows of a transposed tile of `Rows` have this length: no two lanes of a warp that fills or reads it meet in a bank.
 template <int Rows>
 constexpr int pitch_of = Rows + 8;
 
-/// The place of a row in a tile, and the row of a place.
-struct InOrder {
-  static __device__ int row(int place) { return place; }
-};
-/// The 4 rows x, x + 8, x + 16, x + 24 of 32 beside each other.
-struct Interleaved {
-  static __device__ int row(int place) { return place / 4 + place % 4 * 8; }
-};
-
-/// tile[k][place] = m(first + row of the place, from + k): `Rows` rows, depth_step of their columns, zeros outside.
-template <int Rows, class Order = InOrder>
+/// tile[k][r] = m(first + r, from + k): `Rows` rows, depth_step of their columns, zeros outside.
+template <int Rows>
 __device__ void load_transposed(const Matrix& m, int64_t first, int64_t from, float (*tile)[pitch_of<Rows>]) {
   for (int i = static_cast<int>(threadIdx.x); i < Rows * depth_step; i += threads) {
     const int lane = i % 32, group = i / 32;  // a warp takes 8 rows and 4 columns
     const int r = group / (depth_step / 4) * 8 + lane % 8, k = group % (depth_step / 4) * 4 + lane / 8;
-    tile[k][r] = element_or_zero(m, first + Order::row(r), from + k);
+    tile[k][r] = element_or_zero(m, first + r, from + k);
   }
 }
 
-/// sums[4][4] of a thread += rows 4 y .. times rows 4 x .. of two transposed tiles.
-template <int A, int B>
-__device__ void add_products(const float (*a)[A], const float (*b)[B], int y, int x, float (&sums)[4][4]) {
+/// A float32 as the sum of two numbers that the matrix units take.
+struct Parts {
+  std::uint32_t high, low;
+};
+__device__ Parts parts_of(float x) {
+  Parts p;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(p.high) : "f"(x));
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(p.low) : "f"(x - __uint_as_float(p.high)));
+  return p;
+}
+
+__device__ void multiply_add(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2, std::uint32_t a3, std::uint32_t b0,
+                             std::uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+/// A warp's tile of M x N pieces of 16 x 8: sums += a b over k in [0, Depth). a(row, k) and b(k, column) read elements, rows
+/// 0 to 16 M and columns 0 to 8 N. Element e of a piece is of row lane / 4 + 8 (e / 2) and column 2 (lane % 4) + e % 2.
+template <int M, int N, int Depth, class A, class B>
+__device__ void multiply_tile(float (&sums)[M][N][4], A a, B b) {
+  const int g = static_cast<int>(threadIdx.x) % 32 / 4, t = static_cast<int>(threadIdx.x) % 4;
 #pragma unroll
-  for (int k = 0; k < depth_step; ++k) {
-    const float4 p = *reinterpret_cast<const float4*>(&a[k][4 * y]), q = *reinterpret_cast<const float4*>(&b[k][4 * x]);
-    const float left[4] = {p.x, p.y, p.z, p.w}, right[4] = {q.x, q.y, q.z, q.w};
+  for (int k = 0; k < Depth; k += 8) {
+    Parts right[N][2];
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
+    for (int n = 0; n < N; ++n)
 #pragma unroll
-      for (int j = 0; j < 4; ++j) sums[i][j] += left[i] * right[j];
+      for (int e = 0; e < 2; ++e) right[n][e] = parts_of(b(k + t + 4 * e, 8 * n + g));
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+      Parts left[4];
+#pragma unroll
+      for (int e = 0; e < 4; ++e) left[e] = parts_of(a(16 * m + g + 8 * (e % 2), k + t + 4 * (e / 2)));
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        const Parts first = right[n][0], second = right[n][1];
+        multiply_add(sums[m][n], left[0].low, left[1].low, left[2].low, left[3].low, first.high, second.high);
+        multiply_add(sums[m][n], left[0].high, left[1].high, left[2].high, left[3].high, first.low, second.low);
+        multiply_add(sums[m][n], left[0].high, left[1].high, left[2].high, left[3].high, first.high, second.high);
+      }
+    }
   }
 }
 
-/// log_sums of 64 queries: the keys pass by in tiles of 64, each thread keeps the most and the sum of four rows' share.
+/// log_sums of 16 queries of a block: its warps take tiles of 32 keys in turn, straight from memory.
 __global__ void __launch_bounds__(threads) log_sums_kernel(Matrix queries, Matrix keys, core::Tensor<float, 1> log_sums) {
-  __shared__ __align__(16) float q[depth_step][pitch_of<64>], k[depth_step][pitch_of<64>];
-  const int x = static_cast<int>(threadIdx.x) % 16, y = static_cast<int>(threadIdx.x) / 16;
-  const int64_t first = int64_t{blockIdx.x} * 64, length = queries.shape[1];
-  float most[4], sum[4];
-  for (int i = 0; i < 4; ++i) most[i] = -INFINITY, sum[i] = 0.f;
-  for (int64_t t = 0; t < keys.shape[0]; t += 64) {
-    float scores[4][4] = {};
-    for (int64_t from = 0; from < length; from += depth_step) {
-      __syncthreads();
-      if (t == 0 || length > depth_step) load_transposed<64>(queries, first, from, q);
-      load_transposed<64>(keys, t, from, k);
-      __syncthreads();
-      add_products(q, k, y, x, scores);
-    }
+  constexpr int warps = threads / 32;
+  __shared__ float mosts[warps][16], sums[warps][16];
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int64_t first = int64_t{blockIdx.x} * 16, length = queries.shape[1];
+  float most[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+  for (int64_t t = warp * 32; t < keys.shape[0]; t += warps * 32) {
+    float scores[1][4][4] = {};
+    for (int64_t from = 0; from < length; from += 8)
+      multiply_tile<1, 4, 8>(
+          scores, [&](int r, int k) { return element_or_zero(queries, first + r, from + k); },
+          [&](int k, int n) { return element_or_zero(keys, t + n, from + k); });
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      float high = most[i];
+    for (int half = 0; half < 2; ++half) {
+      float high = most[half];
 #pragma unroll
-      for (int j = 0; j < 4; ++j)
-        if (t + 4 * x + j < keys.shape[0]) high = max_of(scores[i][j], high);
+      for (int n = 0; n < 4; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          if (t + 8 * n + 2 * (lane % 4) + e >= keys.shape[0]) scores[0][n][2 * half + e] = -INFINITY;
+          high = max_of(scores[0][n][2 * half + e], high);
+        }
       if (high == -INFINITY) continue;
-      sum[i] *= __expf(most[i] - high);
-      most[i] = high;
+      sum[half] *= expf(most[half] - high);
+      most[half] = high;
 #pragma unroll
-      for (int j = 0; j < 4; ++j)
-        if (t + 4 * x + j < keys.shape[0]) sum[i] += expf(scores[i][j] - high);
+      for (int n = 0; n < 4; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) sum[half] += expf(scores[0][n][2 * half + e] - high);
     }
   }
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    float high = most[i];
-    for (int lane = 8; lane; lane /= 2) high = max_of(high, __shfl_xor_sync(0xffffffffu, high, lane));
-    float all = most[i] == -INFINITY ? 0.f : sum[i] * expf(most[i] - high);
-    for (int lane = 8; lane; lane /= 2) all += __shfl_xor_sync(0xffffffffu, all, lane);
-    const int64_t row = first + 4 * y + i;
-    if (x == 0 && row < queries.shape[0]) at(log_sums, row) = high + logf(all);
+  for (int half = 0; half < 2; ++half) {
+    float high = most[half];
+    for (int other = 2; other; other /= 2) high = max_of(high, __shfl_xor_sync(0xffffffffu, high, other));
+    float all = most[half] == -INFINITY ? 0.f : sum[half] * expf(most[half] - high);
+    for (int other = 2; other; other /= 2) all += __shfl_xor_sync(0xffffffffu, all, other);
+    if (lane % 4 == 0) mosts[warp][lane / 4 + 8 * half] = high, sums[warp][lane / 4 + 8 * half] = all;
   }
+  __syncthreads();
+  const int row = static_cast<int>(threadIdx.x);
+  if (row >= 16 || first + row >= queries.shape[0]) return;
+  float high = -INFINITY, all = 0.f;
+  for (int w = 0; w < warps; ++w) high = max_of(high, mosts[w][row]);
+  for (int w = 0; w < warps; ++w) all += mosts[w][row] == -INFINITY ? 0.f : sums[w][row] * expf(mosts[w][row] - high);
+  at(log_sums, first + row) = high + logf(all);
 }
 
-constexpr int tall = 128, wide = 128, step = 32;
+constexpr int wide = 128, step = 32;
+template <int Tall>
 struct SumTiles {
-  float a[depth_step][pitch_of<tall>], b[depth_step][pitch_of<step>], w[step][tall + 4], v[step][wide + 4];
+  float a[depth_step][pitch_of<Tall>], b[depth_step][pitch_of<step>], w[step][pitch_of<Tall>], v[step][pitch_of<wide>];
 };
 
 /// out[row, :] = sum over inner of exp(rows[row] . inner - log_sum) columns[inner, :]: the attention itself (log_sums of the
-/// rows), and the gradient by values (of the inner ones). 128 rows and 128 columns of a block; 8 by 8 of a thread.
-template <bool ByRow>
+/// rows), and the gradient by values (of the inner ones). Tall rows and 128 columns of a block, of a warp a half and a quarter.
+template <bool ByRow, int Tall>
 __global__ void __launch_bounds__(threads, 2)
     weighted_sums_kernel(Matrix rows, Matrix inner, Matrix columns, core::Tensor<const float, 1> log_sums, core::Tensor<float, 2> out) {
   extern __shared__ __align__(16) unsigned char shared[];
-  auto& [a, b, w, v] = *reinterpret_cast<SumTiles*>(shared);
-  const int thread = static_cast<int>(threadIdx.x);
-  const int64_t first = int64_t{blockIdx.x} * tall, column = int64_t{blockIdx.y} * wide, length = rows.shape[1];
-  float sums[8][8] = {};
-  const int y = thread / 16, x = thread % 16;     // of the product: rows 4 y and 64 + 4 y, columns 4 x and 64 + 4 x
-  const int up = thread / 8, along = thread % 8;  // of the weights
-  float shift[4];
-  for (int i = 0; i < 4; ++i) shift[i] = ByRow && first + 4 * up + i < rows.shape[0] ? at(log_sums, first + 4 * up + i) : 0.f;
+  auto& [a, b, w, v] = *reinterpret_cast<SumTiles<Tall>*>(shared);
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  const int64_t first = int64_t{blockIdx.x} * Tall, column = int64_t{blockIdx.y} * wide, length = rows.shape[1];
+  const int top = warp / 4 * (Tall / 2), side = warp % 4 * (wide / 4);  // of the product
+  const int place = warp * 16;                                          // of the weights, if below Tall
+  constexpr int pieces = Tall / 32;
+  float sums[pieces][4][4] = {};
   for (int64_t t = 0; t < inner.shape[0]; t += step) {
-    float scores[4][4] = {};
+    float scores[1][4][4] = {};
     for (int64_t from = 0; from < length; from += depth_step) {
       __syncthreads();
-      if (t == 0 || length > depth_step) load_transposed<tall>(rows, first, from, a);
-      load_transposed<step, Interleaved>(inner, t, from, b);
+      if (t == 0 || length > depth_step) load_transposed<Tall>(rows, first, from, a);
+      load_transposed<step>(inner, t, from, b);
       __syncthreads();
-      add_products(a, b, up, along, scores);
+      if (place < Tall) {
+        const auto left = [&](int r, int k) { return a[k][place + r]; };
+        const auto right = [&](int k, int n) { return b[k][n]; };
+        if (length - from > 16)
+          multiply_tile<1, 4, 32>(scores, left, right);
+        else
+          multiply_tile<1, 4, 16>(scores, left, right);
+      }
     }
     if (length == 0) __syncthreads();
+    if (place < Tall) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int64_t place = t + along + 8 * j;
-      const bool there = place < inner.shape[0];
-      const float by_inner = !ByRow && there ? at(log_sums, place) : 0.f;
-      float e[4];
+      for (int n = 0; n < 4; ++n)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) e[i] = there ? expf(scores[i][j] - (ByRow ? shift[i] : by_inner)) : 0.f;
-      *reinterpret_cast<float4*>(&w[along + 8 * j][4 * up]) = make_float4(e[0], e[1], e[2], e[3]);
+        for (int e = 0; e < 4; ++e) {
+          const int row = place + lane / 4 + 8 * (e / 2), key = 8 * n + 2 * (lane % 4) + e % 2;
+          const bool there = t + key < inner.shape[0] && first + row < rows.shape[0];
+          w[key][row] = there ? expf(scores[0][n][e] - at(log_sums, ByRow ? first + row : t + key)) : 0.f;
+        }
     }
     for (int i = thread; i < step * wide; i += threads) v[i / wide][i % wide] = element_or_zero(columns, t + i / wide, column + i % wide);
     __syncthreads();
-#pragma unroll 8
-    for (int k = 0; k < step; ++k) {
-      float left[8], right[8];
-      *reinterpret_cast<float4*>(left) = *reinterpret_cast<const float4*>(&w[k][4 * y]);
-      *reinterpret_cast<float4*>(left + 4) = *reinterpret_cast<const float4*>(&w[k][64 + 4 * y]);
-      *reinterpret_cast<float4*>(right) = *reinterpret_cast<const float4*>(&v[k][4 * x]);
-      *reinterpret_cast<float4*>(right + 4) = *reinterpret_cast<const float4*>(&v[k][64 + 4 * x]);
-#pragma unroll
-      for (int i = 0; i < 8; ++i)
-#pragma unroll
-        for (int j = 0; j < 8; ++j) sums[i][j] += left[i] * right[j];
-    }
+    multiply_tile<pieces, 4, step>(sums, [&](int r, int k) { return w[k][top + r]; }, [&](int k, int n) { return v[k][side + n]; });
   }
 #pragma unroll
-  for (int i = 0; i < 8; ++i)
+  for (int m = 0; m < pieces; ++m)
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const int64_t r = first + (i / 4) * 64 + 4 * y + i % 4, c = column + (j / 4) * 64 + 4 * x + j % 4;
-      if (r < out.shape[0] && c < out.shape[1]) at(out, r, c) = sums[i][j];
-    }
+    for (int n = 0; n < 4; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int64_t r = first + top + 16 * m + lane / 4 + 8 * (e / 2), c = column + side + 8 * n + 2 * (lane % 4) + e % 2;
+        if (r < out.shape[0] && c < out.shape[1]) at(out, r, c) = sums[m][n][e];
+      }
 }
 
 /// means[row] = out[row] . v_out[row], one warp a row.
@@ -178,51 +209,60 @@ __global__ void __launch_bounds__(threads) means_kernel(Matrix out, Matrix v_out
 __global__ void __launch_bounds__(threads)
     scores_backward_kernel(Matrix queries, Matrix keys, Matrix values, core::Tensor<const float, 1> log_sums, Matrix v_out,
                            const float* means, int64_t keys_per_block, float* query_shares, float* key_shares) {
-  __shared__ __align__(16) float a[depth_step][pitch_of<64>], b[depth_step][pitch_of<64>], slopes[64][64 + 4];
-  const int thread = static_cast<int>(threadIdx.x), y = thread / 16, x = thread % 16;
+  __shared__ float a[depth_step][pitch_of<64>], b[depth_step][pitch_of<64>], slopes[64][64 + 4];
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int top = warp / 2 * 16, side = warp % 2 * 32;
   const int64_t count = queries.shape[0], memories = keys.shape[0], length = queries.shape[1], depth = values.shape[1];
   float* const by_query = query_shares + int64_t{blockIdx.y} * count * length;
   float* const by_key = key_shares + int64_t{blockIdx.x} * memories * length;
   const int64_t begin = int64_t{blockIdx.y} * keys_per_block, end = begin + keys_per_block < memories ? begin + keys_per_block : memories;
+  const auto left = [&](int r, int k) { return a[k][top + r]; };
+  const auto right = [&](int k, int n) { return b[k][side + n]; };
   for (int64_t first = int64_t{blockIdx.x} * 64; first < count; first += int64_t{gridDim.x} * 64) {
     for (int64_t t = begin; t < end; t += 64) {
-      float scores[4][4] = {}, gains[4][4] = {};
+      float scores[1][4][4] = {}, gains[1][4][4] = {};
       for (int64_t from = 0; from < length; from += depth_step) {
         __syncthreads();
         load_transposed<64>(queries, first, from, a);
         load_transposed<64>(keys, t, from, b);
         __syncthreads();
-        add_products(a, b, y, x, scores);
+        multiply_tile<1, 4, depth_step>(scores, left, right);
       }
       for (int64_t from = 0; from < depth; from += depth_step) {
         __syncthreads();
         load_transposed<64>(v_out, first, from, a);
         load_transposed<64>(values, t, from, b);
         __syncthreads();
-        add_products(a, b, y, x, gains);
+        multiply_tile<1, 4, depth_step>(gains, left, right);
       }
       __syncthreads();
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int64_t row = first + 4 * y + i;
-        const float shift = row < count ? at(log_sums, row) : 0.f, mean = row < count ? means[row] : 0.f;
+      for (int n = 0; n < 4; ++n)
 #pragma unroll
-        for (int j = 0; j < 4; ++j)
-          slopes[4 * y + i][4 * x + j] = row < count && t + 4 * x + j < end ? expf(scores[i][j] - shift) * (gains[i][j] - mean) : 0.f;
-      }
+        for (int e = 0; e < 4; ++e) {
+          const int row = top + lane / 4 + 8 * (e / 2), key = side + 8 * n + 2 * (lane % 4) + e % 2;
+          const bool there = first + row < count && t + key < end;
+          slopes[row][key] = there ? expf(scores[0][n][e] - at(log_sums, first + row)) * (gains[0][n][e] - means[first + row]) : 0.f;
+        }
+      const int part = warp % 2 * 16;  // of the channels
       for (int64_t from = 0; from < length; from += depth_step) {
         __syncthreads();
         load_transposed<64>(keys, t, from, b);
         load_transposed<64>(queries, first, from, a);
         __syncthreads();
-        for (int i = thread; i < 64 * depth_step; i += threads) {
-          const int row = i / depth_step, k = i % depth_step;
-          if (from + k >= length) continue;
-          float query = 0.f, key = 0.f;
-          for (int j = 0; j < 64; ++j) query += slopes[row][j] * b[k][j], key += slopes[j][row] * a[k][j];
-          if (first + row < count) by_query[(first + row) * length + from + k] += query;
-          if (t + row < end) by_key[(t + row) * length + from + k] += key;
-        }
+        float query[1][2][4] = {}, key[1][2][4] = {};
+        multiply_tile<1, 2, 64>(query, [&](int r, int k) { return slopes[top + r][k]; }, [&](int k, int n) { return b[part + n][k]; });
+        multiply_tile<1, 2, 64>(key, [&](int r, int k) { return slopes[k][top + r]; }, [&](int k, int n) { return a[part + n][k]; });
+#pragma unroll
+        for (int n = 0; n < 2; ++n)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const int row = top + lane / 4 + 8 * (e / 2);
+            const int64_t channel = from + part + 8 * n + 2 * (lane % 4) + e % 2;
+            if (channel >= length) continue;
+            if (first + row < count) by_query[(first + row) * length + channel] += query[0][n][e];
+            if (t + row < end) by_key[(t + row) * length + channel] += key[0][n][e];
+          }
       }
     }
   }
@@ -242,6 +282,8 @@ __global__ void __launch_bounds__(threads) fill_kernel(core::Tensor<float, 1> ou
   if (i < out.shape[0]) at(out, i) = value;
 }
 
+constexpr int64_t wanted = 264;  // blocks: two for each multiprocessor of an H100
+
 unsigned blocks(int64_t n, int64_t each) { return static_cast<unsigned>((n + each - 1) / each); }
 
 void check_sizes(const char* op, const Matrix& columns) {
@@ -253,14 +295,25 @@ void add_shares(const float* from, int64_t shares, const core::Tensor<float, 2>&
   if (const int64_t n = out.shape[0] * out.shape[1]) add_shares_kernel<<<blocks(n, threads), threads, 0, stream>>>(from, shares, out);
 }
 
+template <bool ByRow, int Tall>
+void weighted_sums_of(const char* op, const Matrix& rows, const Matrix& inner, const Matrix& columns,
+                      const core::Tensor<const float, 1>& log_sums, const core::Tensor<float, 2>& out, cudaStream_t stream) {
+  constexpr int bytes = sizeof(SumTiles<Tall>);
+  core::check_cuda(op, cudaFuncSetAttribute(weighted_sums_kernel<ByRow, Tall>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+                   "asking for shared memory");
+  weighted_sums_kernel<ByRow, Tall>
+      <<<dim3(blocks(out.shape[0], Tall), blocks(out.shape[1], wide)), threads, bytes, stream>>>(rows, inner, columns, log_sums, out);
+}
+
 template <bool ByRow>
 void weighted_sums(const char* op, const Matrix& rows, const Matrix& inner, const Matrix& columns,
                    const core::Tensor<const float, 1>& log_sums, const core::Tensor<float, 2>& out, cudaStream_t stream) {
   if (!out.shape[0] || !out.shape[1]) return;
-  core::check_cuda(op, cudaFuncSetAttribute(weighted_sums_kernel<ByRow>, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(SumTiles)),
-                   "asking for shared memory");
-  weighted_sums_kernel<ByRow><<<dim3(blocks(out.shape[0], tall), blocks(out.shape[1], wide)), threads, sizeof(SumTiles), stream>>>(
-      rows, inner, columns, log_sums, out);
+  const int64_t tall_blocks = int64_t{blocks(out.shape[0], 128)} * blocks(out.shape[1], wide);
+  if (tall_blocks >= wanted)
+    weighted_sums_of<ByRow, 128>(op, rows, inner, columns, log_sums, out, stream);
+  else
+    weighted_sums_of<ByRow, 64>(op, rows, inner, columns, log_sums, out, stream);
 }
 
 core::Tensor<const float, 1> constant(const core::Tensor<float, 1>& t) { return {t.data, t.shape, t.stride, t.device_type, t.device_id}; }
@@ -275,7 +328,7 @@ void memory_attention_cuda(Matrix queries, Matrix keys, Matrix values, core::Ten
   const auto stream = static_cast<cudaStream_t>(queue.handle);
   if (!queries.shape[0]) return;
   if (keys.shape[0])
-    log_sums_kernel<<<blocks(queries.shape[0], 64), threads, 0, stream>>>(queries, keys, log_sums);
+    log_sums_kernel<<<blocks(queries.shape[0], 16), threads, 0, stream>>>(queries, keys, log_sums);
   else
     fill_kernel<<<blocks(queries.shape[0], threads), threads, 0, stream>>>(log_sums, -INFINITY);
   weighted_sums<true>(op, queries, keys, values, constant(log_sums), out, stream);
@@ -290,7 +343,6 @@ void memory_attention_backward_cuda(Matrix queries, Matrix keys, Matrix values, 
   const core::OnDevice guard(op, v_queries.device_id);
   const auto stream = static_cast<cudaStream_t>(queue.handle);
   const int64_t count = queries.shape[0], memories = keys.shape[0], length = queries.shape[1];
-  constexpr int64_t wanted = 264;  // blocks: two for each multiprocessor of an H100
   const int64_t across = std::max<int64_t>(std::min<int64_t>((count + 63) / 64, wanted / 2), 1);
   const int64_t tiles = (memories + 63) / 64;
   const int64_t keys_per_block = std::max<int64_t>((tiles * across + wanted - 1) / wanted, 1) * 64;
