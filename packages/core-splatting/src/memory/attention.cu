@@ -3,7 +3,7 @@
 // Scores are cheap (L is 16 or 32 channels) and values are wide (D is 512 to 4096), so each block of the product has a
 // tile of output columns and computes the weights that it needs anew, from the logarithms of their sums. All products run
 // on the matrix units: a float32 is the sum of two numbers of tf32, and the product of the two lesser parts is left out
-// (relative error about 2^-21).
+// (relative error about 2^-20).
 #include <core/cuda.hpp>
 #include <core_splatting/memory.hpp>
 
@@ -27,14 +27,34 @@ __device__ float element_or_zero(const Matrix& m, int64_t i, int64_t k) { return
 template <int Rows>
 constexpr int pitch_of = Rows + 8;
 
-/// tile[k][r] = m(first + r, from + k): `Rows` rows, depth_step of their columns, zeros outside.
+/// A thread's share of `Rows` rows of m and depth_step of their columns, on the way from memory to a tile [k][row].
+template <int Rows>
+struct Share {
+  static constexpr int count = Rows * depth_step / threads;
+  float held[count];
+
+  static __device__ int row() { return static_cast<int>(threadIdx.x) % 8; }  // and each eighth: a warp takes 8 rows and 4 columns
+  static __device__ int channel() { return static_cast<int>(threadIdx.x) / 8; }
+
+  /// All loads are under way before the first is waited for; zeros outside of m.
+  __device__ void fetch(const Matrix& m, int64_t first, int64_t from) {
+    const float* place = m.data + (first + row()) * m.stride[0] + (from + channel()) * m.stride[1];
+    const int64_t left = from + channel() < m.shape[1] ? m.shape[0] - first - row() : 0;
+    const int rows = static_cast<int>(left < Rows ? left : Rows);
+#pragma unroll
+    for (int j = 0; j < count; ++j, place += 8 * m.stride[0]) held[j] = 8 * j < rows ? *place : 0.f;
+  }
+  __device__ void store(float (*tile)[pitch_of<Rows>]) const {
+#pragma unroll
+    for (int j = 0; j < count; ++j) tile[channel()][row() + 8 * j] = held[j];
+  }
+};
+
 template <int Rows>
 __device__ void load_transposed(const Matrix& m, int64_t first, int64_t from, float (*tile)[pitch_of<Rows>]) {
-  for (int i = static_cast<int>(threadIdx.x); i < Rows * depth_step; i += threads) {
-    const int lane = i % 32, group = i / 32;  // a warp takes 8 rows and 4 columns
-    const int r = group / (depth_step / 4) * 8 + lane % 8, k = group % (depth_step / 4) * 4 + lane / 8;
-    tile[k][r] = element_or_zero(m, first + r, from + k);
-  }
+  Share<Rows> share;
+  share.fetch(m, first, from);
+  share.store(tile);
 }
 
 /// A float32 as the sum of two numbers that the matrix units take.
@@ -42,10 +62,8 @@ struct Parts {
   std::uint32_t high, low;
 };
 __device__ Parts parts_of(float x) {
-  Parts p;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(p.high) : "f"(x));
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(p.low) : "f"(x - __uint_as_float(p.high)));
-  return p;
+  const std::uint32_t high = __float_as_uint(x) & 0xffffe000u;
+  return {high, __float_as_uint(x - __uint_as_float(high))};
 }
 
 __device__ void multiply_add(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2, std::uint32_t a3, std::uint32_t b0,
@@ -60,7 +78,7 @@ __device__ void multiply_add(float (&c)[4], std::uint32_t a0, std::uint32_t a1, 
 template <int M, int N, int Depth, class A, class B>
 __device__ void multiply_tile(float (&sums)[M][N][4], A a, B b) {
   const int g = static_cast<int>(threadIdx.x) % 32 / 4, t = static_cast<int>(threadIdx.x) % 4;
-#pragma unroll
+#pragma unroll 1
   for (int k = 0; k < Depth; k += 8) {
     Parts right[N][2];
 #pragma unroll
@@ -75,9 +93,12 @@ __device__ void multiply_tile(float (&sums)[M][N][4], A a, B b) {
 #pragma unroll
       for (int n = 0; n < N; ++n) {
         const Parts first = right[n][0], second = right[n][1];
-        multiply_add(sums[m][n], left[0].low, left[1].low, left[2].low, left[3].low, first.high, second.high);
-        multiply_add(sums[m][n], left[0].high, left[1].high, left[2].high, left[3].high, first.low, second.low);
-        multiply_add(sums[m][n], left[0].high, left[1].high, left[2].high, left[3].high, first.high, second.high);
+        float c[4] = {};  // the matrix units cut off what they add to a sum: keep their sums short
+        multiply_add(c, left[0].low, left[1].low, left[2].low, left[3].low, first.high, second.high);
+        multiply_add(c, left[0].high, left[1].high, left[2].high, left[3].high, first.low, second.low);
+        multiply_add(c, left[0].high, left[1].high, left[2].high, left[3].high, first.high, second.high);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) sums[m][n][e] += c[e];
       }
     }
   }
@@ -135,8 +156,37 @@ __global__ void __launch_bounds__(threads) log_sums_kernel(Matrix queries, Matri
 constexpr int wide = 128, step = 32;
 template <int Tall>
 struct SumTiles {
-  float a[depth_step][pitch_of<Tall>], b[depth_step][pitch_of<step>], w[step][pitch_of<Tall>], v[step][pitch_of<wide>];
+  float a[depth_step][pitch_of<Tall>], b[depth_step][pitch_of<step>], w[step][pitch_of<Tall>], v[2][step][pitch_of<wide>];
 };
+
+/// Rows [first, first + step) and columns [column, column + wide) of m to shared memory, zeros outside; asynchronously if m's
+/// rows lie in pieces of 16 bytes. `commit` must follow.
+__device__ void begin_copy(const Matrix& m, int64_t first, int64_t column, float (*to)[pitch_of<wide>], bool in_pieces) {
+  const int thread = static_cast<int>(threadIdx.x);
+  if (in_pieces && column + wide <= m.shape[1]) {
+    static_assert(wide / 4 * 8 == threads);
+    const int row = thread / (wide / 4), four = thread % (wide / 4) * 4;
+    const float* from = m.data + (first + row) * m.stride[0] + column + four;
+    const int64_t left = m.shape[0] - first - row;
+    const int rows = static_cast<int>(left < step ? left : step);
+#pragma unroll
+    for (int j = 0; j < step * wide / 4 / threads; ++j, from += 8 * m.stride[0]) {
+      const auto shared = static_cast<unsigned>(__cvta_generic_to_shared(&to[row + 8 * j][four]));
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(8 * j < rows ? from : m.data),
+                   "r"(8 * j < rows ? 16 : 0)
+                   : "memory");
+    }
+  } else {
+#pragma unroll 4
+    for (int j = 0; j < step * wide / threads; ++j) {
+      const int i = j * threads + thread;
+      to[i / wide][i % wide] = element_or_zero(m, first + i / wide, column + i % wide);
+    }
+  }
+}
+__device__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+/// All copies but the latest have arrived, for the threads that began them.
+__device__ void wait_for_all_but_one() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
 
 /// out[row, :] = sum over inner of exp(rows[row] . inner - log_sum) columns[inner, :]: the attention itself (log_sums of the
 /// rows), and the gradient by values (of the inner ones). Tall rows and 128 columns of a block, of a warp a half and a quarter.
@@ -150,7 +200,14 @@ __global__ void __launch_bounds__(threads, 2)
   const int top = warp / 4 * (Tall / 2), side = warp % 4 * (wide / 4);  // of the product
   const int place = warp * 16;                                          // of the weights, if below Tall
   constexpr int pieces = Tall / 32;
-  float sums[pieces][4][4] = {};
+  const bool in_pieces = columns.stride[1] == 1 && columns.stride[0] % 4 == 0 && reinterpret_cast<std::uintptr_t>(columns.data) % 16 == 0;
+  float sums[pieces][4][4] = {}, shift[2] = {};
+  for (int half = 0; half < 2; ++half) {
+    const int64_t row = first + place + lane / 4 + 8 * half;
+    if (ByRow && row < rows.shape[0]) shift[half] = at(log_sums, row);
+  }
+  begin_copy(columns, 0, column, v[0], in_pieces);
+  commit();
   for (int64_t t = 0; t < inner.shape[0]; t += step) {
     float scores[1][4][4] = {};
     for (int64_t from = 0; from < length; from += depth_step) {
@@ -175,12 +232,15 @@ __global__ void __launch_bounds__(threads, 2)
         for (int e = 0; e < 4; ++e) {
           const int row = place + lane / 4 + 8 * (e / 2), key = 8 * n + 2 * (lane % 4) + e % 2;
           const bool there = t + key < inner.shape[0] && first + row < rows.shape[0];
-          w[key][row] = there ? expf(scores[0][n][e] - at(log_sums, ByRow ? first + row : t + key)) : 0.f;
+          w[key][row] = there ? expf(scores[0][n][e] - (ByRow ? shift[e / 2] : at(log_sums, t + key))) : 0.f;
         }
     }
-    for (int i = thread; i < step * wide; i += threads) v[i / wide][i % wide] = element_or_zero(columns, t + i / wide, column + i % wide);
+    const int now = static_cast<int>(t / step % 2);
+    begin_copy(columns, t + step, column, v[1 - now], in_pieces);
+    commit();
+    wait_for_all_but_one();
     __syncthreads();
-    multiply_tile<pieces, 4, step>(sums, [&](int r, int k) { return w[k][top + r]; }, [&](int k, int n) { return v[k][side + n]; });
+    multiply_tile<pieces, 4, step>(sums, [&](int r, int k) { return w[k][top + r]; }, [&](int k, int n) { return v[now][k][side + n]; });
   }
 #pragma unroll
   for (int m = 0; m < pieces; ++m)
@@ -228,11 +288,13 @@ __global__ void __launch_bounds__(threads)
         __syncthreads();
         multiply_tile<1, 4, depth_step>(scores, left, right);
       }
+      Share<64> of_out, of_values;
+      of_out.fetch(v_out, first, 0), of_values.fetch(values, t, 0);
       for (int64_t from = 0; from < depth; from += depth_step) {
         __syncthreads();
-        load_transposed<64>(v_out, first, from, a);
-        load_transposed<64>(values, t, from, b);
+        of_out.store(a), of_values.store(b);
         __syncthreads();
+        if (from + depth_step < depth) of_out.fetch(v_out, first, from + depth_step), of_values.fetch(values, t, from + depth_step);
         multiply_tile<1, 4, depth_step>(gains, left, right);
       }
       __syncthreads();
