@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import core_registry
@@ -73,3 +74,33 @@ def test_stubs_are_current(name: str) -> None:
     files = [Path(f) / f"_{name}.pyi" for f in spec.submodule_search_locations]
     file = next(f for f in files if f.exists())
     assert file.read_text() == stub(core_registry.plugins()[name]), f"run: core stubs {name} -o {file}"
+
+
+def test_results_on_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    from core_registry.timing import floor_ms, write_results
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    assert floor_ms(moved=3.35e9) == floor_ms(67e9, dtype="float32") == floor_ms(989e9, 3.35e9) == 1.0
+    rows = [{"what": "a", "ours_ms": 2.0, "same": True}, {"what": "b"}]
+    write_results(tmp_path / "new" / "x.json", ["what", "ours_ms"], rows, operator="core_x.y")
+    results = json.loads((tmp_path / "new" / "x.json").read_text())
+    assert results.pop("date")
+    assert results == {
+        "operator": "core_x.y", "device": "NVIDIA H100 80GB HBM3", "torch": torch.__version__,
+        "columns": ["what", "ours_ms"], "rows": [rows[0], {"what": "b", "ours_ms": ""}],
+    }  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "another")
+    assert floor_ms(1.0, 1.0) is None
+
+
+@pytest.mark.cuda
+def test_time_on_cuda() -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    from core_registry.timing import device_ms
+
+    called: list[int] = []
+    assert 2 < device_ms(lambda: torch.cuda._sleep(10_000_000), 3, 1, lambda: called.append(1)) < 50
+    assert len(called) == 3

@@ -10,34 +10,23 @@ the ratio is to the faster. Exits 1 if the answers or the gradients differ.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from bench_relational import CHANNELS, CLASSES, EDGE, HEADS, edge_list, peer, problem
 from core_3d_molecule import relational_attention
+from core_registry.timing import device_ms, write_results
 
 COLUMNS = ["what", "ours_ms", "edge_lists_ms", "padded_ms", "ratio", "difference", "floor_ms"]
 RATE, BANDWIDTH = 60e12, 3e12  # float32 operations and bytes a second of an H100
 
 
 def median_ms(call: Callable[[], Any]) -> float:
-    """The median time of a call on the device, in milliseconds: the device sleeps until the host has queued it."""
-    for _ in range(10):
-        call()
-    marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(50)]
-    for begin, end in marks:
-        torch.cuda._sleep(20_000_000)  # some 10 ms, longer than the host takes for any of the calls
-        begin.record()
-        call()
-        end.record()
-    torch.cuda.synchronize()
-    return float(np.median([begin.elapsed_time(end) for begin, end in marks]))
+    """The time of a call; the device sleeps some 10 ms, longer than the host takes to queue any of them."""
+    return device_ms(call, 50, 10, lambda: torch.cuda._sleep(20_000_000))
 
 
 def padded(a: dict[str, torch.Tensor], rows: torch.Tensor, bonds: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
@@ -106,19 +95,11 @@ def main() -> int:
         )
         times = {name: median_ms(lambda name=name: gradients(name)) for name in calls}
     found.append(row("forward and backward", times, worst, max(4 * forward / RATE, 3 * moved / BANDWIDTH)))
-    head = {
-        "date": datetime.date.today().isoformat(),
-        "device": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "molecules": arguments.molecules,
-        "edges": edges,
-        "columns": COLUMNS,
-    }
-    print(head)
+    print(torch.cuda.get_device_name(), edges, "edges")
     for one in found:
         print(one)
     if arguments.out:
-        arguments.out.write_text(json.dumps({**head, "rows": found}, indent=2) + "\n")
+        write_results(arguments.out, COLUMNS, found, molecules=arguments.molecules, edges=edges)
     return 0 if all(one["difference"] < 1e-3 for one in found) else 1
 
 

@@ -10,8 +10,6 @@ that both draw 64 molecules in float32 with the same noise and must give the sam
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import pathlib
 import sys
 import time
@@ -24,6 +22,7 @@ from core_3d_molecule.checkpoints import load_model
 from core_3d_molecule.octree import CLS, MASK, TREE
 from core_3d_molecule.uni3dar import Sampler, Settings, Uni3DAR
 from core_3d_molecule.uni3dar.model import TREE_CLASSES
+from core_registry.timing import write_results
 from torch.nn import functional as F
 
 Entry = tuple[int, int, int, int]
@@ -141,19 +140,14 @@ def main() -> int:
     sampler = Sampler(model, settings, batch=batch)
     mine = seconds(lambda: sampler.sample(batch, seed=1))
     theirs = seconds(lambda: plain(model, batch, settings, torch.bfloat16))
-    head = {
-        "date": datetime.date.today().isoformat(),
-        "device": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "columns": ["what", "ours_s", "plain_s", "ratio", "ours_ms_a_molecule", "same"],
-    }
     row = {
         "what": f"{batch} molecules", "ours_s": mine, "plain_s": theirs, "ratio": theirs / mine,
         "ours_ms_a_molecule": 1e3 * mine / batch, "same": same,
     }  # fmt: skip
-    print(head, row, sep="\n")
+    print(torch.cuda.get_device_name(), row, sep="\n")
     if arguments.out:
-        arguments.out.write_text(json.dumps({**head, "rows": [row]}, indent=2) + "\n")
+        columns = ["what", "ours_s", "plain_s", "ratio", "ours_ms_a_molecule", "same"]
+        write_results(arguments.out, columns, [row])
     return 0 if same else 1
 
 

@@ -10,8 +10,6 @@ kernel's own time, and the floor: bytes of observations, actions and status once
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import pathlib
 import sys
 import time
@@ -22,6 +20,7 @@ import torch
 from core_agents import BatchedTree, Program, compile  # noqa: A004
 from core_agents.cases import combat_tree
 from core_agents.reference.behaviour_tree import random_tree
+from core_registry.timing import write_results
 
 FEATURES, BANDWIDTH = 8, 3.35e12
 
@@ -86,13 +85,7 @@ def main() -> int:
         rows.append(measure(name, program, agents, rng))
         print({k: round(v, 2) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
     if out:
-        head = {
-            "date": datetime.date.today().isoformat(),
-            "device": torch.cuda.get_device_name(),
-            "torch": torch.__version__,
-            "columns": ["what", "agents", "call_us", "kernel_us", "floor_us", "tree_ticks_per_second"],
-        }
-        out.write_text(json.dumps({**head, "rows": rows}, indent=2) + "\n")
+        write_results(out, ["what", "agents", "call_us", "kernel_us", "floor_us", "tree_ticks_per_second"], rows)
     return 0 if all(row["same"] for row in rows) else 1
 
 

@@ -11,18 +11,16 @@ one 8192^3 product of torch, and for the selection its bytes at the rate of a la
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from core_diffusion import moe_route, topk_mask
 from core_diffusion.torch_moe import expert_ffn
+from core_registry.timing import device_ms, write_results
 
 TOKENS, EXPERTS, WIDTH, INNER = 65536, 16, 1024, 4096
 COLUMNS = ["what", "ours_ms", "floor_ms", "loop_ms", "grouped_mm_ms", "ratio", "difference"]
@@ -30,17 +28,8 @@ Row = dict[str, Any]
 
 
 def median_ms(call: Callable[[], Any]) -> float:
-    """The median time of a call on the device, in milliseconds: the device sleeps until the host has queued it."""
-    for _ in range(10):
-        call()
-    marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(50)]
-    for begin, end in marks:
-        torch.cuda._sleep(1_000_000)
-        begin.record()
-        call()
-        end.record()
-    torch.cuda.synchronize()
-    return float(np.median([begin.elapsed_time(end) for begin, end in marks]))
+    """The time of a call; the device sleeps until the host has queued it."""
+    return device_ms(call, 50, 10, lambda: torch.cuda._sleep(1_000_000))
 
 
 def ceilings() -> tuple[float, float]:
@@ -157,15 +146,8 @@ def main() -> int:
     rows += layer(True, rate)
     for row in rows:
         print(row)
-    rows = [dict.fromkeys(COLUMNS, "") | row for row in rows]
     if out:
-        head = {
-            "date": datetime.date.today().isoformat(),
-            "device": torch.cuda.get_device_name(),
-            "torch": torch.__version__,
-            "columns": COLUMNS,
-        }
-        out.write_text(json.dumps({**head, "rows": rows}, indent=2) + "\n")
+        write_results(out, COLUMNS, rows)
     return 0 if all(row.get("same", True) for row in rows) else 1
 
 

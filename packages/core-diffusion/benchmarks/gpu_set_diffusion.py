@@ -10,8 +10,6 @@ printed only if all of ours keep the sum and the shares of the counts agree with
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import pathlib
 import sys
 import time
@@ -23,6 +21,7 @@ import numpy as np
 import torch
 from core_diffusion.cases import make_bridge, make_sample
 from core_diffusion.reference import set_diffusion as reference
+from core_registry.timing import write_results
 
 COLUMNS = ["what", "ours_ms", "peer_ms", "ratio", "floor_ms", "difference"]
 Row = dict[str, Any]
@@ -138,15 +137,8 @@ def main() -> int:
         print(r, flush=True)
     if arguments.training:
         rows += training()
-    rows = [dict.fromkeys(COLUMNS, "") | r for r in rows]
     if arguments.out:
-        head = {
-            "date": datetime.date.today().isoformat(),
-            "device": torch.cuda.get_device_name(),
-            "torch": torch.__version__,
-            "columns": COLUMNS,
-        }
-        arguments.out.write_text(json.dumps({**head, "rows": rows}, indent=2) + "\n")
+        write_results(arguments.out, COLUMNS, rows)
     return 0 if all(r.get("same", True) for r in rows) else 1
 
 

@@ -6,13 +6,11 @@ python benchmarks/gpu_vecset.py [--out FILE.json] [--folder DIR] [--seed N]; nee
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import pathlib
 import sys
 
-import torch
 from core_diffusion.claims.flashvdm import claim
+from core_registry.timing import write_results
 
 
 def main() -> int:
@@ -29,13 +27,7 @@ def main() -> int:
     for row in rows:
         print(row)
     if arguments.out:
-        head = {
-            "date": datetime.date.today().isoformat(),
-            "device": torch.cuda.get_device_name(),
-            "torch": torch.__version__,
-            "columns": ["what", "value", "spread"],
-        }
-        arguments.out.write_text(json.dumps({**head, "rows": rows}, indent=2) + "\n")
+        write_results(arguments.out, ["what", "value", "spread"], rows)
     print("holds" if result.holds else "does not hold")
     return 0 if result.holds else 1
 

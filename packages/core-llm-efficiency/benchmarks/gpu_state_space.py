@@ -12,7 +12,6 @@ Exits 1 if the answers differ by more than 1 %.
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.util
 import json
 import pathlib
@@ -21,30 +20,10 @@ from collections.abc import Callable
 from typing import Any
 
 import core_llm_efficiency as core
-import numpy as np
 import torch
+from core_registry.timing import device_ms, floor_ms, write_results
 
-PEAKS = {"H100": (989e12, 3.35e12), "H200": (989e12, 4.8e12)}  # FLOP/s and bytes/s, dense bfloat16, by data sheet
 Row = dict[str, Any]
-
-
-def median_ms(call: Callable[[], Any], runs: int = 20) -> float:
-    """The median time of a call on the current stream, in milliseconds."""
-    for _ in range(3):
-        call()
-    marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(runs)]
-    for begin, end in marks:
-        begin.record()
-        call()
-        end.record()
-    torch.cuda.synchronize()
-    return float(np.median([begin.elapsed_time(end) for begin, end in marks]))
-
-
-def floor_ms(flops: float, moved: float) -> float | None:
-    """The time that arithmetic or memory needs at the data sheet's rates."""
-    peak = next((v for k, v in PEAKS.items() if k in torch.cuda.get_device_name()), None)
-    return None if peak is None else 1e3 * max(flops / peak[0], moved / peak[1])
 
 
 def chunked(x: torch.Tensor, dt: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
@@ -93,8 +72,8 @@ def measure_ssd(
         row["peer"], theirs = "torch, chunks", lambda: chunked(x, dt, A, B, C)
     exact = theirs().float()
     row["difference"] = float((ours.float() - exact).norm() / exact.norm())
-    row["ours_ms"] = median_ms(lambda: core.mamba_chunk_scan_combined(x, dt, A, B, C))
-    row["peer_ms"] = median_ms(theirs, 5)
+    row["ours_ms"] = device_ms(lambda: core.mamba_chunk_scan_combined(x, dt, A, B, C))
+    row["peer_ms"] = device_ms(theirs, 5)
     row["ratio"] = row["peer_ms"] / row["ours_ms"] if row["difference"] < 1e-2 else "answers differ"
     return row
 
@@ -115,10 +94,10 @@ def measure_ssd_backward(
     with torch.enable_grad():
         out = core.mamba_chunk_scan_combined(*inputs)
         ours = torch.autograd.grad(out, inputs, weight, retain_graph=True)
-        row["ours_ms"] = median_ms(lambda: torch.autograd.grad(out, inputs, weight, retain_graph=True), 10)
+        row["ours_ms"] = device_ms(lambda: torch.autograd.grad(out, inputs, weight, retain_graph=True), 10)
         theirs = chunked(*inputs)
         exact = torch.autograd.grad(theirs, inputs, weight, retain_graph=True)
-        row["peer_ms"] = median_ms(lambda: torch.autograd.grad(theirs, inputs, weight, retain_graph=True), 5)
+        row["peer_ms"] = device_ms(lambda: torch.autograd.grad(theirs, inputs, weight, retain_graph=True), 5)
     row["difference"] = float((ours[0].float() - exact[0].float()).norm() / exact[0].float().norm())
     row["ratio"] = row["peer_ms"] / row["ours_ms"] if row["difference"] < 1e-2 else "answers differ"
     return row
@@ -133,7 +112,7 @@ def measure_step(batch: int = 64, heads: int = 128, width: int = 64, groups: int
     state = torch.randn(batch, heads, width, states, device="cuda")
     row: Row = {"what": "Mamba-2, a step", "length": 1, "difference": 0.0, "peer": "", "peer_ms": "", "ratio": ""}
     row["floor_ms"] = floor_ms(0, 8.0 * state.numel())
-    row["ours_ms"] = median_ms(
+    row["ours_ms"] = device_ms(
         lambda: core.mamba_chunk_scan_combined(x, dt, A, B, C, initial_states=state, return_final_states=True)
     )
     return row
@@ -155,7 +134,7 @@ def measure_mamba1(channels: int = 4096, steps: int = 32768, states: int = 16) -
     exact = torch.stack(worst, -1)
     row["difference"] = float((out - exact).norm() / exact.norm())
     row["floor_ms"] = floor_ms(0, 2.0 * (2 * u.numel() + 2 * B.numel()) + 4.0 * delta.numel())
-    row["ours_ms"] = median_ms(lambda: core.selective_scan_fn(u, delta, A, B, C), 10)
+    row["ours_ms"] = device_ms(lambda: core.selective_scan_fn(u, delta, A, B, C), 10)
     return row
 
 
@@ -172,7 +151,7 @@ def measure_mamba1_backward(channels: int = 4096, steps: int = 32768, states: in
     with torch.enable_grad():
         out = core.selective_scan_fn(*inputs)
         of_u, *_ = torch.autograd.grad(out, inputs, weight, retain_graph=True)
-        row["ours_ms"] = median_ms(lambda: torch.autograd.grad(out, inputs, weight, retain_graph=True), 10)
+        row["ours_ms"] = device_ms(lambda: torch.autograd.grad(out, inputs, weight, retain_graph=True), 10)
     last = steps - 64
     dy, d = weight[0, :64, last:].double(), delta[0, :64, last:].detach().double()
     carried, worst = torch.zeros(64, states, dtype=torch.float64, device="cuda"), []
@@ -201,16 +180,9 @@ def main() -> int:
             rows.append(measurement())
         print(json.dumps(rows[-1]), flush=True)
         torch.cuda.empty_cache()
-    result = {
-        "operator": "core_llm_efficiency.ssd_scan",
-        "device": torch.cuda.get_device_name(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "torch": torch.__version__,
-        "columns": ["what", "length", "ours_ms", "peer", "peer_ms", "ratio", "floor_ms"],
-        "rows": rows,
-    }
+    columns = ["what", "length", "ours_ms", "peer", "peer_ms", "ratio", "floor_ms"]
     if chosen.out:
-        chosen.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_results(chosen.out, columns, rows, operator="core_llm_efficiency.ssd_scan")
     worst = max(r["difference"] for r in rows)
     if not worst < 1e-2:
         print(f"the answers differ by {worst:g}", file=sys.stderr)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import json
 import pathlib
 import sys
@@ -21,27 +20,25 @@ from collections.abc import Callable
 from typing import Any
 
 import core_llm_efficiency as core
-import numpy as np
 import torch
 import torch.nn.functional as F
 from core_llm_efficiency.vidkv import PackedKeys, PackedValues
+from core_registry.timing import device_ms, floor_ms, write_results
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 HEADS, GROUPS, DIM, GROUP = 32, 8, 128, 32
-PEAKS = {"H100": 3.35e12, "H200": 4.8e12}  # bytes/s by data sheet
 Row = dict[str, Any]
 
 
 def median_us(call: Callable[[], Any], flush: Callable[[], Any], runs: int = 40) -> float:
     """The median time of a call on the current stream, in microseconds, with nothing of its operands cached."""
-    marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(runs)]
-    for begin, end in marks:
-        flush()
-        begin.record()
-        call()
-        end.record()
-    torch.cuda.synchronize()
-    return 1e3 * float(np.median([begin.elapsed_time(end) for begin, end in marks]))
+    return 1e3 * device_ms(call, runs, 0, flush)
+
+
+def floor_us(moved: float) -> float | None:
+    """The time that memory needs at the data sheet's rate."""
+    floor = floor_ms(moved=moved)
+    return None if floor is None else 1e3 * floor
 
 
 def replay(call: Callable[[], Any]) -> Callable[[], Any]:
@@ -119,8 +116,7 @@ def measure(batch: int, length: int, flush: Callable[[], Any]) -> Row:
     row: Row = {"what": "packed decode", "batch": batch, "length": length}
     row["bytes"] = keys.nbytes + values.nbytes
     row["bytes_ratio"] = row["bytes"] / (key.nbytes + value.nbytes)
-    peak = next((v for k, v in PEAKS.items() if k in torch.cuda.get_device_name()), None)
-    row["floor_us"] = None if peak is None else 1e6 * row["bytes"] / peak
+    row["floor_us"] = floor_us(row["bytes"])
     out, exact = ours().double(), theirs().double()
     row["difference"] = float((out - exact).norm() / exact.norm())
     row["ours_us"] = median_us(replay(ours), flush)
@@ -150,8 +146,7 @@ def measure_quantise(length: int, flush: Callable[[], Any]) -> Row:
     row["ours_us"] = row["keys_us"] + row["values_us"]
     row["bytes"] = keys.nbytes + values.nbytes + key.nbytes + value.nbytes
     row["bytes_ratio"] = (keys.nbytes + values.nbytes) / (key.nbytes + value.nbytes)
-    peak = next((v for k, v in PEAKS.items() if k in torch.cuda.get_device_name()), None)
-    row["floor_us"] = None if peak is None else 1e6 * row["bytes"] / peak
+    row["floor_us"] = floor_us(row["bytes"])
     return row
 
 
@@ -174,16 +169,9 @@ def main() -> int:
             torch.cuda.empty_cache()
     rows.append(measure_quantise(32768, flush))
     print(json.dumps(rows[-1]), flush=True)
-    result = {
-        "operator": "core_llm_efficiency.packed_attention",
-        "device": torch.cuda.get_device_name(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "torch": torch.__version__,
-        "columns": ["what", "batch", "length", "ours_us", "peer", "peer_us", "ratio", "floor_us", "bytes_ratio"],
-        "rows": rows,
-    }
+    columns = ["what", "batch", "length", "ours_us", "peer", "peer_us", "ratio", "floor_us", "bytes_ratio"]
     if chosen.out:
-        chosen.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_results(chosen.out, columns, rows, operator="core_llm_efficiency.packed_attention")
     worst = max(r["difference"] for r in rows)
     if not worst < 1e-2:
         print(f"the answers differ by {worst:g}", file=sys.stderr)

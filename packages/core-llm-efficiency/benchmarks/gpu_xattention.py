@@ -10,7 +10,6 @@ cuDNN and flash). Exits 1 if the answers of the kernels differ by more than 1 %.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import math
 import pathlib
@@ -19,35 +18,15 @@ from collections.abc import Callable
 from typing import Any
 
 import core_llm_efficiency as core
-import numpy as np
 import torch
 import torch.nn.functional as F
 from core_llm_efficiency.xattention import DENSE_UP_TO, _antidiagonal_scores
+from core_registry.timing import device_ms, floor_ms, write_results
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 HEADS, GROUPS, DIM, BLOCK, STRIDE = 32, 8, 128, 128, 16
-PEAKS = {"H100": (989e12, 3.35e12), "H200": (989e12, 4.8e12)}  # FLOP/s and bytes/s, dense bfloat16, by data sheet
 Row = dict[str, Any]
-
-
-def median_ms(call: Callable[[], Any], warm_up: int = 5, runs: int = 20) -> float:
-    """The median time of a call on the current stream, in milliseconds."""
-    for _ in range(warm_up):
-        call()
-    marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(runs)]
-    for begin, end in marks:
-        begin.record()
-        call()
-        end.record()
-    torch.cuda.synchronize()
-    return float(np.median([begin.elapsed_time(end) for begin, end in marks]))
-
-
-def floor_ms(flops: float, moved: float) -> float | None:
-    """The time that arithmetic or memory needs at the data sheet's rates."""
-    peak = next((v for k, v in PEAKS.items() if k in torch.cuda.get_device_name()), None)
-    return None if peak is None else 1e3 * max(flops / peak[0], moved / peak[1])
 
 
 def operands(length: int) -> list[torch.Tensor]:
@@ -99,12 +78,12 @@ def measure_kernel(length: int, density: float) -> Row:
     row: Row = {"what": "attend", "length": length, "density": float(mask.sum() / (HEADS * blocks * (blocks + 1) / 2))}
     row["floor_ms"] = floor_ms(flops, 2.0 * (2 * q.numel() + k.numel() + v.numel()))
     ours = core.block_sparse_attention(q, k, v, mask)
-    row["ours_ms"] = median_ms(lambda: core.block_sparse_attention(q, k, v, mask))
+    row["ours_ms"] = device_ms(lambda: core.block_sparse_attention(q, k, v, mask))
     row["ours_tflops"] = flops / row["ours_ms"] * 1e-9
     chosen, flex = flex_blocks(mask, length), torch.compile(flex_attention)
     theirs = flex(q, k, v, block_mask=chosen, enable_gqa=True)
     row["difference"] = float((ours.float() - theirs.float()).norm() / theirs.float().norm())
-    row["peer"], row["peer_ms"] = "FlexAttention", median_ms(lambda: flex(q, k, v, block_mask=chosen, enable_gqa=True))
+    row["peer"], row["peer_ms"] = "FlexAttention", device_ms(lambda: flex(q, k, v, block_mask=chosen, enable_gqa=True))
     row["peer_tflops"] = flops / row["peer_ms"] * 1e-9
     row["ratio"] = row["peer_ms"] / row["ours_ms"] if row["difference"] < 1e-2 else "answers differ"
     return row
@@ -116,8 +95,8 @@ def dense_ms(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> dict[str, flo
     runs = 20 if q.shape[2] <= 65536 else 5
     for name, way in (("cudnn", SDPBackend.CUDNN_ATTENTION), ("flash", SDPBackend.FLASH_ATTENTION)):
         with sdpa_kernel(way):
-            times[name] = median_ms(
-                lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True), 2, runs
+            times[name] = device_ms(
+                lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True), runs, 2
             )
     return times
 
@@ -131,9 +110,9 @@ def measure_chain(length: int, threshold: float) -> list[Row]:
     row["density"] = core.block_density(mask, q_len=length, k_len=length, block_size=BLOCK)
     tiles = (length / STRIDE) ** 2 / 2 * STRIDE * DIM * 2 * HEADS
     row["floor_ms"] = floor_ms(tiles + products(mask), 2.0 * (3 * q.numel() + 2 * k.numel() + v.numel()))
-    row["ours_ms"] = median_ms(lambda: core.xattention(q, k, v, dense_up_to=0, **options))
-    row["scores_ms"] = median_ms(lambda: _antidiagonal_scores(q, k, STRIDE, BLOCK, None, True))
-    row["attend_ms"] = median_ms(lambda: core.block_sparse_attention(q, k, v, mask))
+    row["ours_ms"] = device_ms(lambda: core.xattention(q, k, v, dense_up_to=0, **options))
+    row["scores_ms"] = device_ms(lambda: _antidiagonal_scores(q, k, STRIDE, BLOCK, None, True))
+    row["attend_ms"] = device_ms(lambda: core.block_sparse_attention(q, k, v, mask))
     times = dense_ms(q, k, v)
     row |= {f"{name}_ms": ms for name, ms in times.items()}
     row["peer"] = "dense, " + min(times, key=lambda name: times[name])
@@ -152,9 +131,9 @@ def measure_chain(length: int, threshold: float) -> list[Row]:
         "ratio": "",
     }
     estimate["floor_ms"] = floor_ms(tiles, 2.0 * (q.numel() + k.numel()) + 4.0 * mask.numel())
-    estimate["ours_ms"] = median_ms(lambda: core.xattn_estimate(q, k, **options))
+    estimate["ours_ms"] = device_ms(lambda: core.xattn_estimate(q, k, **options))
     default = row | {"what": "default", "density": 1.0 if length <= DENSE_UP_TO else row["density"]}
-    default["ours_ms"] = median_ms(lambda: core.xattention(q, k, v, **options))
+    default["ours_ms"] = device_ms(lambda: core.xattention(q, k, v, **options))
     default["ratio"] = row["peer_ms"] / default["ours_ms"]
     return [estimate, row, *([default] if length <= DENSE_UP_TO else [])]
 
@@ -178,16 +157,9 @@ def main() -> int:
             rows.append(row)
             print(json.dumps(row), flush=True)
         torch.cuda.empty_cache()
-    result = {
-        "operator": "core_llm_efficiency.block_sparse_attention",
-        "device": torch.cuda.get_device_name(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "torch": torch.__version__,
-        "columns": ["what", "length", "density", "ours_ms", "peer", "peer_ms", "ratio", "floor_ms"],
-        "rows": rows,
-    }
+    columns = ["what", "length", "density", "ours_ms", "peer", "peer_ms", "ratio", "floor_ms"]
     if chosen.out:
-        chosen.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_results(chosen.out, columns, rows, operator="core_llm_efficiency.block_sparse_attention")
     worst = max((r["difference"] for r in rows if "difference" in r), default=0.0)
     if not worst < 1e-2:
         print(f"the answers differ by {worst:g}", file=sys.stderr)

@@ -13,13 +13,13 @@ warm up, then whole.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import pathlib
 import time
 from typing import Any
 
 import torch
+from core_registry.timing import write_results
 from core_splatting.scenes import load_scene
 from core_splatting.ssim import ssim
 from core_splatting.training import Config, Trainer
@@ -120,15 +120,8 @@ def main() -> None:
     else:
         rows.append(measure(GsplatTrainer, f"gsplat {gsplat.__version__}", scene, config, chosen.downscale))
         print(json.dumps(rows[-1]), flush=True)
-    result = {
-        "device": torch.cuda.get_device_name(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "torch": torch.__version__,
-        "columns": list(COLUMNS),
-        "rows": rows,
-    }
     if chosen.out:
-        chosen.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_results(chosen.out, COLUMNS, rows)
 
 
 if __name__ == "__main__":

@@ -3,22 +3,21 @@
 python benchmarks/gpu_memory.py [-o FILE.json]
 
 Rows: 2,000 points of an image (a training step, forward and backward) and the pixels of 720p (forward), 2,000
-components. CUDA events, median of 30. The peer computes in full float32. Exits 1 if an answer differs from float64 by
+components. CUDA events, median of 20. The peer computes in full float32. Exits 1 if an answer differs from float64 by
 more than 1e-5 of its norm (gradients 1e-4).
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
+from core_registry.timing import device_ms, floor_ms, write_results
 from core_splatting.memory_ops import memory_attention
 
 SIZES = ((2000, 32, 2000, 768), (2000, 32, 2000, 4096), (1280 * 720, 16, 2000, 512))
@@ -26,20 +25,6 @@ COLUMNS = (
     "pixels", "channels", "components", "width", "ours_ms", "torch_ms", "ratio", "floor_ms", "ours_gib", "torch_gib",
     "error", "ours_both_ms", "torch_both_ms", "both_ratio", "gradient_error",
 )  # fmt: skip
-FLOPS = {"H100": 67e12, "H200": 67e12, "A100": 19.5e12}  # float32 without matrix units
-
-
-def median_ms(call: Callable[[], Any], runs: int = 30) -> float:
-    """The median time of a call on the current stream, in milliseconds."""
-    for _ in range(5):
-        call()
-    marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(runs)]
-    for begin, end in marks:
-        begin.record()
-        call()
-        end.record()
-    torch.cuda.synchronize()
-    return float(np.median([begin.elapsed_time(end) for begin, end in marks]))
 
 
 def peak_gib(call: Callable[[], Any]) -> float:
@@ -72,12 +57,11 @@ def measure(pixels: int, channels: int, components: int, width: int) -> dict[str
     row: dict[str, Any] = dict(zip(COLUMNS[:4], (pixels, channels, components, width), strict=True))
     rows = slice(0, min(pixels, 20_000))
     row["error"] = relative(memory_attention(q, k, v)[0][rows], theirs(q[rows].double(), k.double(), v.double()))
-    row["ours_ms"] = median_ms(lambda: memory_attention(q, k, v))
-    row["torch_ms"] = median_ms(lambda: theirs(q, k, v))
+    row["ours_ms"] = device_ms(lambda: memory_attention(q, k, v))
+    row["torch_ms"] = device_ms(lambda: theirs(q, k, v))
     row["ours_gib"] = peak_gib(lambda: memory_attention(q, k, v)[0])
     row["torch_gib"] = peak_gib(lambda: theirs(q, k, v))
-    peak = next((f for name, f in FLOPS.items() if name in torch.cuda.get_device_name()), None)
-    row["floor_ms"] = None if peak is None else 2e3 * pixels * components * (channels + width) / peak
+    row["floor_ms"] = floor_ms(2 * pixels * components * (channels + width), dtype="float32")
     if row["error"] <= 1e-5:
         row["ratio"] = row["torch_ms"] / row["ours_ms"]
     if pixels > 20_000:
@@ -93,8 +77,8 @@ def measure(pixels: int, channels: int, components: int, width: int) -> dict[str
     leaves = [q.requires_grad_(), k.requires_grad_(), v]
     exact = both(theirs, *(x.detach().double().requires_grad_() for x in leaves[:2]), v.double())
     row["gradient_error"] = max(relative(a, b) for a, b in zip(both(ours, *leaves), exact, strict=True))
-    row["ours_both_ms"] = median_ms(lambda: both(ours, *leaves))
-    row["torch_both_ms"] = median_ms(lambda: both(theirs, *leaves))
+    row["ours_both_ms"] = device_ms(lambda: both(ours, *leaves))
+    row["torch_both_ms"] = device_ms(lambda: both(theirs, *leaves))
     if row["gradient_error"] <= 1e-4:
         row["both_ratio"] = row["torch_both_ms"] / row["ours_both_ms"]
     return row
@@ -110,16 +94,8 @@ def main() -> int:
     for size in SIZES:
         rows.append(measure(*size))
         print(json.dumps(rows[-1]), flush=True)
-    result = {
-        "operator": "core_splatting.memory_attention",
-        "device": torch.cuda.get_device_name(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "torch": torch.__version__,
-        "columns": list(COLUMNS),
-        "rows": [dict.fromkeys(COLUMNS, "") | r for r in rows],
-    }
     if chosen.out:
-        chosen.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_results(chosen.out, COLUMNS, rows, operator="core_splatting.memory_attention")
     wrong = [r for r in rows if r["error"] > 1e-5 or r.get("gradient_error", 0.0) > 1e-4]
     for r in wrong:
         print(f"an answer differs from float64's: {r}", file=sys.stderr)

@@ -12,7 +12,6 @@ Exits 1 if the two images differ by more than 1e-3 in the mean, or the gradients
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import pathlib
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from core_registry.timing import device_ms, floor_ms, write_results
 from core_splatting import rasterization
 from core_splatting.cases import scene
 
@@ -28,27 +28,6 @@ COLUMNS = (
     "gaussians", "channels", "ours_ms", "gsplat_ms", "ratio", "mean_difference", "floor_ms", "ours_gib", "gsplat_gib",
     "ours_both_ms", "gsplat_both_ms", "both_ratio", "gradient_difference",
 )  # fmt: skip
-PEAK_BYTES_PER_SECOND = {"H100": 3.35e12, "H200": 4.8e12, "A100": 2.0e12}
-
-
-def median_ms(call: Callable[[], Any], warm_up: int = 10, runs: int = 100) -> float:
-    """The median time of a call on the current stream, in milliseconds."""
-    for _ in range(warm_up):
-        call()
-    marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(runs)]
-    for begin, end in marks:
-        begin.record()
-        call()
-        end.record()
-    torch.cuda.synchronize()
-    return float(np.median([begin.elapsed_time(end) for begin, end in marks]))
-
-
-def floor_ms(args: dict[str, Any], pairs: int, device: str) -> float | None:
-    """Time to move the least bytes: inputs once, outputs once, one 4-byte id per (Gaussian, tile) pair twice."""
-    peak = next((v for k, v in PEAK_BYTES_PER_SECOND.items() if k in device), None)
-    moved = sum(v.nbytes for v in args.values() if isinstance(v, np.ndarray)) + 8 * pairs
-    return None if peak is None else 1e3 * moved / peak
 
 
 def count_pairs(meta: dict[str, torch.Tensor], width: int, height: int) -> int:
@@ -98,7 +77,6 @@ def measure(gaussians: int, channels: int, width: int, height: int) -> dict[str,
     inputs = [torch.from_numpy(args[k]).cuda() for k in names]
     inputs[4] = inputs[4][0]
     options = {"near_plane": 0.01, "far_plane": 100.0, "radius_clip": 0.0, "eps2d": 0.3}
-    device = torch.cuda.get_device_name()
     with torch.no_grad():
         image, alpha, _ = rasterization(*inputs, width, height, **options)
         again, _, meta = rasterization(*inputs, width, height, **options, meta=True)
@@ -107,13 +85,14 @@ def measure(gaussians: int, channels: int, width: int, height: int) -> dict[str,
             "box_pairs": count_pairs(meta, width, height), "deterministic": bool(torch.equal(image, again)),
             "coverage": float(alpha.mean()),
         }  # fmt: skip
-        row["floor_ms"] = floor_ms(args, row["box_pairs"], device)
+        moved = sum(v.nbytes for v in args.values() if isinstance(v, np.ndarray)) + 8 * row["box_pairs"]
+        row["floor_ms"] = floor_ms(moved=moved)  # inputs and outputs once, a 4-byte id per pair twice
         cpu = args | {"backgrounds": None, "far_plane": 100.0}
         from core_splatting import _core_splatting as _C
 
         _C.rasterize(*cpu.values())
         row["mean_difference_cpu"] = float(np.abs(image.cpu().numpy() - cpu["out_colors"]).mean())
-        row["ours_ms"] = median_ms(lambda: rasterization(*inputs, width, height, **options))
+        row["ours_ms"] = device_ms(lambda: rasterization(*inputs, width, height, **options), 100)
         row["ours_gib"] = peak_gib(lambda: rasterization(*inputs, width, height, **options))
         leaves = [t.clone().requires_grad_() for t in inputs[:5]]
         weights = torch.rand_like(image) - 0.4
@@ -127,7 +106,7 @@ def measure(gaussians: int, channels: int, width: int, height: int) -> dict[str,
             return rasterization(*given, width, height, **options)
 
         if channels == 3:
-            row["ours_both_ms"] = median_ms(lambda: both(ours))
+            row["ours_both_ms"] = device_ms(lambda: both(ours), 100)
         try:
             import gsplat
         except ImportError:
@@ -139,7 +118,7 @@ def measure(gaussians: int, channels: int, width: int, height: int) -> dict[str,
         if channels == 3:
             pairs = zip(both(ours), both(theirs), strict=True)
             row["gradient_difference"] = max(float((a - b).norm() / b.norm()) for a, b in pairs)
-            row["gsplat_both_ms"] = median_ms(lambda: both(theirs))
+            row["gsplat_both_ms"] = device_ms(lambda: both(theirs), 100)
             if row["gradient_difference"] <= 1e-2:
                 row["both_ratio"] = row["gsplat_both_ms"] / row["ours_both_ms"]
 
@@ -149,7 +128,7 @@ def measure(gaussians: int, channels: int, width: int, height: int) -> dict[str,
         row["gsplat"] = gsplat.__version__
         row["mean_difference"] = float((peer() - image).abs().mean())
         row["max_difference"] = float((peer() - image).abs().max())
-        row["gsplat_ms"] = median_ms(peer)
+        row["gsplat_ms"] = device_ms(peer, 100)
         row["gsplat_gib"] = peak_gib(peer)
         if row["mean_difference"] <= 1e-3:
             row["ratio"] = row["gsplat_ms"] / row["ours_ms"]
@@ -172,16 +151,9 @@ def main() -> int:
         gaussians, channels = map(int, size.split("x"))
         rows.append(measure(gaussians, channels, chosen.width, chosen.height))
         print(json.dumps(rows[-1]), flush=True)
-    result = {
-        "operator": "core_splatting.rasterize",
-        "device": torch.cuda.get_device_name(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "torch": torch.__version__,
-        "columns": [c for c in COLUMNS if any(c in r for r in rows)],
-        "rows": [dict.fromkeys(COLUMNS, "") | r for r in rows],
-    }
     if chosen.out:
-        chosen.out.write_text(json.dumps(result, indent=1) + "\n")
+        columns = [c for c in COLUMNS if any(c in r for r in rows)]
+        write_results(chosen.out, columns, rows, operator="core_splatting.rasterize")
     worst = max(max(r["mean_difference_cpu"], r.get("mean_difference", 0.0)) for r in rows)
     if worst > 1e-3:
         print(f"the images differ by {worst:g} in the mean", file=sys.stderr)
