@@ -99,22 +99,6 @@ def _dilate(x: Tensor) -> Tensor:
     return x
 
 
-def _nodes(cells: Tensor, size: int) -> Tensor:
-    """Nodes of a grid twice as fine that lie in or on the cells, cropped to `size` a side."""
-    for d in (1, 2, 3):
-        n = cells.shape[d]
-        shape = list(cells.shape)
-        shape[d] = 2 * n + 1
-        fine = cells.new_zeros(shape)
-        even = fine.narrow(d, 0, 2 * n)
-        for side in (0, 2):
-            part = fine.narrow(d, side, 2 * n - 1)[(slice(None),) * d + (slice(0, None, 2),)]
-            part.logical_or_(cells)
-        even[(slice(None),) * d + (slice(1, None, 2),)] = cells
-        cells = fine.narrow(d, 0, size)
-    return cells
-
-
 def _active(values: Tensor, level: float, near: float, dilation: int) -> Tensor:
     """Cells [B, n, n, n] whose eight nodes are known and which the surface crosses or approaches, dilated."""
     above = values > level
@@ -127,30 +111,51 @@ def _active(values: Tensor, level: float, near: float, dilation: int) -> Tensor:
     return cells
 
 
-def _thrice(x: Tensor, d: int, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Joins nodes 2i, 2i + 1 and 2i + 2 along an axis: [2n + 1] -> [n]."""
-    first, second, third = (x[(slice(None),) * d + (slice(i, x.shape[d] - 2 + i, 2),)] for i in range(3))
-    return join(join(first, second), third)
+class _Level:
+    """A grid of `nodes` a side, known here and there, and the cells of the grid half as fine that it refines.
 
+    Nodes and cells are numbered over all shapes, each in raster order. The last cells may stick out by a node.
+    """
 
-def _followed(values: Tensor, cells: Tensor, level: float) -> Tensor:
-    """Cells outside of `cells` [B, n, n, n] into which the surface runs from one inside: the nodes of the grid twice as
-    fine on their common side lie on both sides of the level."""
-    n = cells.shape[1]
-    above = values > level
-    for d in (1, 2, 3):
-        if above.shape[d] == 2 * n:  # the last cell sticks out
-            above = torch.cat([above, above.narrow(d, 2 * n - 1, 1)], d)
-    grown = torch.zeros_like(cells)
-    for d in (1, 2, 3):
-        some = every = above[(slice(None),) * d + (slice(2, 2 * n - 1, 2),)]
-        for other in {1, 2, 3} - {d}:
-            some, every = _thrice(some, other, torch.logical_or), _thrice(every, other, torch.logical_and)
-        cut = some & ~every
-        low, high = cells.narrow(d, 0, n - 1), cells.narrow(d, 1, n - 1)
-        grown.narrow(d, 1, n - 1).logical_or_(cut & low & ~high)
-        grown.narrow(d, 0, n - 1).logical_or_(cut & high & ~low)
-    return grown
+    def __init__(self, values: Tensor) -> None:
+        self.batch, self.nodes = values.shape[:2]
+        self.cells = self.nodes // 2
+        self.values = values.view(-1)
+        self.known = torch.zeros(self.values.shape, dtype=torch.bool, device=values.device)
+        self.refined = torch.zeros(self.batch * self.cells**3, dtype=torch.bool, device=values.device)
+
+    def refine(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Marks cells [M] as refined; their nodes [M, 3, 3, 3], and of these the unknown [N], ascending."""
+        self.refined[cells] = True
+        n, step = self.cells, torch.arange(3, device=cells.device)
+        at = cells // n**3 * self.nodes
+        for axis, place in enumerate((cells // n**2 % n, cells // n % n, cells % n)):
+            line = (2 * place[:, None] + step).clamp(max=self.nodes - 1)
+            at = at[..., None] + line.view(-1, *[1] * axis, 3)
+            at = at if axis == 2 else at * self.nodes
+        new = at[~self.known[at]]
+        if 16 * len(new) < len(self.known):
+            new = new.unique()
+            self.known[new] = True
+        else:
+            before = self.known.clone()
+            self.known[new] = True
+            new = (self.known & ~before).nonzero().squeeze(1)
+        return at, new
+
+    def followed(self, cells: Tensor, at: Tensor, level: float) -> Tensor:
+        """Cells that are not refined into which the surface runs from `cells`: of their nodes `at`, those on the common
+        side lie on both sides of the level."""
+        n, above = self.cells, self.values[at] > level
+        found = []
+        for axis in range(3):
+            place = cells // n ** (2 - axis) % n
+            for side, step in ((0, -1), (2, 1)):
+                face = above.select(axis + 1, side).flatten(1)
+                cut = face.any(1) & ~face.all(1) & (place != (0 if side == 0 else n - 1))
+                found.append(cells[cut] + step * n ** (2 - axis))
+        near = torch.cat(found)
+        return near[~self.refined[near]].unique()
 
 
 class _Asker:
@@ -160,16 +165,25 @@ class _Asker:
         self.field, self.batch, self.low, self.chunk = field, batch, low, chunk
         self.asked = torch.zeros(batch, dtype=torch.int64, device=low.device)
 
-    def __call__(self, shape_of: Tensor, index: Tensor, nodes: int, spacing: Tensor) -> Tensor:
-        """Values at nodes `index` of the shapes `shape_of` (ascending), on a grid of `nodes` a side."""
+    def __call__(self, at: Tensor | None, nodes: int, spacing: Tensor) -> Tensor:
+        """Values at the nodes `at`, ascending over all shapes, of a grid of `nodes` a side; None: at every node."""
+        total = nodes**3
+        if at is None or self.batch == 1:
+            whole = torch.arange(total, device=self.low.device) if at is None else at
+            self.asked += len(whole)
+            return self._rows(whole.expand(self.batch, -1), nodes, spacing).view(-1)
+        shape_of = at // total
         counts = torch.bincount(shape_of, minlength=self.batch)
         self.asked += counts
-        longest = int(counts.max()) if len(index) else 0
-        column = torch.arange(len(index), device=index.device) - (counts.cumsum(0) - counts)[shape_of]
-        table = index.new_zeros(self.batch, longest)
-        table[shape_of, column] = index
-        found = torch.empty(self.batch, longest, dtype=torch.float32, device=index.device)
-        for begin in range(0, longest, self.chunk):
+        column = torch.arange(len(at), device=at.device) - (counts.cumsum(0) - counts)[shape_of]
+        table = at.new_zeros(self.batch, int(counts.max()))
+        table[shape_of, column] = at % total
+        return self._rows(table, nodes, spacing)[shape_of, column]
+
+    def _rows(self, table: Tensor, nodes: int, spacing: Tensor) -> Tensor:
+        """Values [B, N] at nodes [B, N] of each shape's grid."""
+        found = torch.empty(table.shape, dtype=torch.float32, device=table.device)
+        for begin in range(0, table.shape[1], self.chunk):
             part = table[:, begin : begin + self.chunk]
             place = torch.stack([part // nodes**2, part // nodes % nodes, part % nodes], -1)
             points = torch.addcmul(self.low, place.to(torch.float32), spacing)
@@ -180,7 +194,7 @@ class _Asker:
                     f"for points of shape {tuple(points.shape)}, got {tuple(values.shape)}"
                 )
             found[:, begin : begin + self.chunk] = values.reshape(part.shape)
-        return found[shape_of, column]
+        return found
 
 
 def _check(resolution: int, coarsest: int, chunk: int, dilation: int, batch: int, band: float, level: float) -> None:
@@ -260,35 +274,34 @@ def decode_volume(
     fine = (corners[1] - corners[0]) / resolution
     sizes = levels_of(resolution, coarsest) if hierarchical else [resolution]
     ask = _Asker(field, batch, corners[0].to(device, torch.float32), chunk)
-    values = known = torch.empty(0)
-    for i, count in enumerate(sizes):
-        nodes, scale = count + 1, 2 ** (len(sizes) - 1 - i)
+    values = ask(None, sizes[0] + 1, (fine * 2 ** (len(sizes) - 1)).to(device, torch.float32))
+    values = values.view(batch, *[sizes[0] + 1] * 3)
+    known: Tensor | None = None  # of nodes; None: all
+    for i, count in enumerate(sizes[1:], 2):
+        nodes, scale = count + 1, 2 ** (len(sizes) - i)
         spacing = (fine * scale).to(device, torch.float32)
+        half_diagonal = float((fine * (2 * scale)).norm()) / 2
+        near = band if lipschitz is None else max(band, lipschitz * half_diagonal)
+        new = _active(values, level, near, dilation).view(-1).nonzero().squeeze(1)
         coarser, values = values, torch.full((batch, nodes, nodes, nodes), math.nan, device=device)
-        flat, known = values.view(batch, -1), torch.zeros_like(values, dtype=torch.bool)
-        cells: Tensor | None = None  # to refine; on the first level, all
-        if i > 0:
-            inner = slice(0, (nodes + 1) // 2)
-            values[:, ::2, ::2, ::2] = coarser[:, inner, inner, inner]
-            half_diagonal = float((fine * (2 * scale)).norm()) / 2
-            near = band if lipschitz is None else max(band, lipschitz * half_diagonal)
-            cells = new = _active(coarser, level, near, dilation)
-        while True:
-            wanted = ~known if cells is None else _nodes(new, nodes) & ~known
-            known |= wanted
-            shape_of, index = (wanted & values.isnan()).reshape(batch, -1).nonzero(as_tuple=True)
-            flat[shape_of, index] = ask(shape_of, index, nodes, spacing)
-            if cells is None:
-                break
-            new = _followed(values, cells, level)
-            if not bool(new.any()):
-                break
-            cells = cells | new
-    shape_of, index = known.reshape(batch, -1).nonzero(as_tuple=True)
-    found = values.view(batch, -1)[shape_of, index]
-    parts = torch.bincount(shape_of, minlength=batch).tolist()
-    shape = (resolution + 1,) * 3
+        inner = slice(0, (nodes + 1) // 2)
+        values[:, ::2, ::2, ::2] = coarser[:, inner, inner, inner]
+        grid = _Level(values)
+        while len(new):
+            at, fresh = grid.refine(new)
+            fresh = fresh[grid.values[fresh].isnan()]
+            grid.values[fresh] = ask(fresh, nodes, spacing)
+            new = grid.followed(new, at, level)
+        known = grid.known
+    total = (resolution + 1) ** 3
+    if known is None:
+        at, parts = torch.arange(total, device=device).repeat(batch), [total] * batch
+        found = values.view(-1)
+    else:
+        at = known.nonzero().squeeze(1)
+        parts = torch.bincount(at // total, minlength=batch).tolist()
+        found = values.view(-1)[at]
     return [
-        SparseVolume(one, value, shape, tuple(corners[0].tolist()), tuple(fine.tolist()), asked)
-        for one, value, asked in zip(index.split(parts), found.split(parts), ask.asked.tolist(), strict=True)
+        SparseVolume(index, value, (resolution + 1,) * 3, tuple(corners[0].tolist()), tuple(fine.tolist()), asked)
+        for index, value, asked in zip((at % total).split(parts), found.split(parts), ask.asked.tolist(), strict=True)
     ]
