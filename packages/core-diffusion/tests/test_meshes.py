@@ -9,6 +9,7 @@ from core_diffusion.meshes import (  # noqa: E402
     sample_surface,
     save_mesh,
     shape_rows,
+    shape_set,
     signed_distance,
     winding_number,
 )
@@ -105,3 +106,20 @@ def test_files_and_pictures(tmp_path, suffix):
     (tmp_path / "empty.obj").write_text("v 0 0 0\n")
     with pytest.raises(ValueError, match="no triangles"):
         load_mesh(tmp_path / "empty.obj")
+
+
+def test_a_training_set_leaves_bad_files_out_and_says_so(tmp_path):
+    pytest.importorskip("trimesh")
+    vertices, faces = (x.numpy() for x in box())
+    save_mesh(tmp_path / "good.obj", vertices, faces)
+    save_mesh(tmp_path / "open.obj", vertices, faces[:-3])
+    save_mesh(tmp_path / "nan.obj", np.where(np.arange(8)[:, None] == 5, np.nan, vertices), faces)
+    paths = [tmp_path / f"{name}.obj" for name in ("nan", "good", "open")]
+    with pytest.warns(UserWarning, match=r"left out: .*nan\.obj has \d+ of 12 triangles .* not finite") as seen:
+        shapes, rows = shape_set(paths, 64, torch.device("cpu"), torch.Generator().manual_seed(0))
+    assert len(seen) == 1
+    assert len(shapes) == 1
+    assert rows["points"].shape == (1, 128, 3)
+    assert all(torch.isfinite(x).all() for x in rows.values())
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(ValueError, match="closed mesh"):
+        shape_set(paths[:1], 64, torch.device("cpu"), torch.Generator())

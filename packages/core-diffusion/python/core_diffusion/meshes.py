@@ -7,6 +7,7 @@ files is trimesh's work (`pip install core-diffusion[mesh]`).
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -167,15 +168,19 @@ def load_mesh(path: str | Path, extent: float = 0.95) -> tuple[NDArray[np.float3
     """Vertices float32 [V, 3] and faces int64 [F, 3] of a mesh file, moved and scaled to fit [-extent, extent]^3.
 
     Raises:
-        ValueError: a file without triangles or with coordinates that are not finite.
+        ValueError: a file without triangles or without size, or whose triangles have coordinates that are not finite.
     """
     import trimesh
 
     mesh: Any = trimesh.load(path, force="mesh", process=False)
     vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
-    if len(faces) == 0 or not np.isfinite(vertices).all():
-        raise ValueError(f"{path} has no triangles or coordinates that are not finite")
-    low, high = vertices[faces].min((0, 1)), vertices[faces].max((0, 1))
+    if len(faces) == 0:
+        raise ValueError(f"{path} has no triangles")
+    corners = vertices[faces]
+    bad = ~np.isfinite(corners).all((1, 2))
+    if bad.any():
+        raise ValueError(f"{path} has {bad.sum()} of {len(faces)} triangles with coordinates that are not finite")
+    low, high = corners.min((0, 1)), corners.max((0, 1))
     size = float((high - low).max())
     if not size > 0:
         raise ValueError(f"{path} is a single point")
@@ -192,7 +197,7 @@ def _closed(vertices: Tensor, faces: Tensor, generator: torch.Generator) -> bool
 def shape_set(
     paths: Sequence[Path], rows: int, device: torch.device, generator: torch.Generator
 ) -> tuple[list[tuple[Tensor, Tensor]], dict[str, Tensor]]:
-    """The closed ones of mesh files as a training set.
+    """The closed ones of mesh files as a training set; a file that `load_mesh` refuses is left out with a warning.
 
     Returns:
         vertices and faces of each, on the device, and `shape_rows` of all with one first axis: `rows` points of the
@@ -201,8 +206,15 @@ def shape_set(
     Raises:
         ValueError: no file holds a closed mesh; RuntimeError: a file that trimesh does not read.
     """
-    loaded = [[torch.from_numpy(x).to(device) for x in load_mesh(path)] for path in paths]
-    shapes = [(vertices, faces) for vertices, faces in loaded if _closed(vertices, faces, generator)]
+    shapes = []
+    for path in paths:
+        try:
+            vertices, faces = (torch.from_numpy(x).to(device) for x in load_mesh(path))
+        except ValueError as error:
+            warnings.warn(f"shape_set: left out: {error}", stacklevel=2)
+            continue
+        if _closed(vertices, faces, generator):
+            shapes.append((vertices, faces))
     if not shapes:
         raise ValueError(f"none of the {len(paths)} mesh files holds a closed mesh")
     every = [shape_rows(*shape, rows, rows, rows, generator) for shape in shapes]
