@@ -115,10 +115,10 @@ def training() -> list[Row]:
         )
         trainer = Trainer(DiT(moe=moe, per_layer_target=moe is not None), flow_matching_loss(), data, config)
         start = time.perf_counter()
-        trainer._train_step()
+        trainer.train_step()
         torch.cuda.synchronize()
         first = time.perf_counter() - start
-        step = median_ms(trainer._train_step, 20)
+        step = median_ms(trainer.train_step, 20)
         print(
             f"DiT {what} {'compiled' if compiled else 'eager'}: {step:.2f} ms a step, first {first:.1f} s", flush=True
         )

@@ -174,3 +174,31 @@ def test_experts_on_hopper_wait_for_nothing():
             moe(x).hidden_states.sum().backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("moe", [None, {"num_experts": 4, "router": "race"}, {"num_experts": 4, "router": "diffmoe"}])
+def test_recorded_steps_equal_plain_ones(moe):
+    """The same draws, learning rates and updates: the losses of every step, and what was learnt, agree."""
+    pytest.importorskip("accelerate")
+    from core_diffusion.dit import DiT, flow_matching_loss
+    from core_diffusion.training import TrainConfig, Trainer
+
+    if moe is not None and torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("no Hopper GPU")
+    images = torch.randn(50, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    data = {"images": images, "labels": torch.arange(50) % 3}
+    runs = []
+    for record in (False, True):
+        torch.manual_seed(0)
+        net = DiT(8, 2, 1, 64, 2, 2, num_classes=3, class_dropout_prob=0.5, moe=moe)
+        config = TrainConfig(
+            steps=20, batch_size=16, learning_rate=3e-3, warmup_steps=4, schedule="cosine", ema_decay=0.9, log_every=1,
+            precision="no" if moe is None else "bf16", record=record, progress=False,
+        )  # fmt: skip
+        trainer = Trainer(net, flow_matching_loss(), data, config)
+        runs.append(([line["error"] for line in trainer.fit()], trainer.ema.state_dict()))
+    (plain, first), (recorded, second) = runs
+    assert np.ptp(plain) > 0.05  # the steps differ by more than the tolerance
+    np.testing.assert_allclose(recorded, plain, rtol=1e-4 if moe is None else 2e-2)
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=1e-2, atol=1e-4 if moe is None else 1e-2)

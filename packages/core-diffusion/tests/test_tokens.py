@@ -27,7 +27,7 @@ from core_diffusion.tokenizer import (  # noqa: E402
     set_to_counts,
     tokenizer_loss,
 )
-from core_diffusion.tokenset import CountTransformer, fixed_sum_loss, guided, sample_counts  # noqa: E402
+from core_diffusion.tokenset import CountTransformer, fixed_sum_loss, fixed_sum_path, guided, sample_counts  # noqa: E402
 from core_diffusion.training import TrainConfig, Trainer  # noqa: E402
 
 
@@ -159,7 +159,7 @@ def test_generator_learns_two_classes_of_sets() -> None:
     labels = torch.arange(256) % 2
     tokens = torch.from_numpy(rng.integers(0, 6, (256, 6))) + 6 * labels[:, None]
     data = {"counts": set_to_counts(tokens, 12), "labels": labels}
-    trainer = Trainer(counts_net(), fixed_sum_loss(), data, config(steps=300))
+    trainer = Trainer(counts_net(), fixed_sum_loss(), data, config(steps=300), prepare=fixed_sum_path(6))
     history = trainer.fit()
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]
     drawn = sample_counts(trainer.ema, labels[:64], 10, 1.5, 0.9, torch.Generator().manual_seed(0))

@@ -123,6 +123,22 @@ def test_phases_train_their_own_parameters() -> None:
         Trainer(net, [Phase("g", loss, "c.")], data, config())
 
 
+def test_learning_rate_warms_up_and_falls() -> None:
+    data, rates = {"x": torch.randn(16, 1)}, []
+    net = torch.nn.Linear(1, 1)
+
+    def loss(step: Step) -> torch.Tensor:
+        rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+        return step.model(step.batch["x"]).square().mean()
+
+    trainer = Trainer(net, loss, data, config(steps=8, warmup_steps=4, learning_rate=1.0, schedule="cosine"))
+    trainer.fit()
+    cosine = (1 + np.cos(np.pi * np.arange(4) / 4)) / 2
+    np.testing.assert_allclose(np.array(rates, np.float64), [0.25, 0.5, 0.75, 1, *cosine], rtol=1e-6)
+    with pytest.raises(ValueError, match="'schedule' must be 'constant' or 'cosine'"):
+        config(schedule="linear")
+
+
 def test_bad_runs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="tensors of one length"):
         Trainer(model(), flow_matching_loss(), {"a": torch.zeros(2), "b": torch.zeros(3)}, config())

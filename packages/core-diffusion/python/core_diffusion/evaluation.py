@@ -52,7 +52,9 @@ def train_classifier(images: Tensor, labels: Tensor, steps: int = 600, seed: int
     def loss(step: Step) -> Tensor:
         return functional.cross_entropy(step.model(step.batch["images"]), step.batch["labels"])
 
-    config = TrainConfig(steps=steps, batch_size=64, learning_rate=2e-3, ema_decay=0.99, seed=seed, progress=False)
+    config = TrainConfig(
+        steps=steps, batch_size=64, learning_rate=2e-3, ema_decay=0.99, record=True, seed=seed, progress=False
+    )
     torch.manual_seed(seed)
     trainer = Trainer(Classifier(), loss, {"images": images, "labels": labels}, config)
     trainer.fit()

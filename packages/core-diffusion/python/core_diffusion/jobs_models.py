@@ -33,14 +33,13 @@ def train(
     """
     from .images import image_set
     from .recipes import load_model, make
-    from .training import Trainer
 
     moe = None if router == "none" else {"num_experts": experts, "router": router, "top_k": min(2, experts)}
     weight = 0.0 if router == "expert" else 1.0
     given = None if tokenizer is None else load_model(tokenizer)
     images = image_set(data)
     recipe = make(model, images, size, seed, steps, given, moe, weight, save_every=500, sample_every=500)
-    Trainer(recipe.model, recipe.loss, recipe.data, recipe.config, output, recipe.sample).fit()
+    recipe.trainer(output, sample=True).fit()
 
 
 def sample(

@@ -16,8 +16,8 @@ from .ctf import CoarseToFineModel, TokenTransformer, coarse_to_fine_loss, token
 from .dit import DiT, flow_matching_loss, sample
 from .images import ImageSet
 from .tokenizer import ImageTokenizer, counts_to_set, set_to_counts, tokenizer_loss
-from .tokenset import CountTransformer, fixed_sum_loss, sample_counts
-from .training import Step, TrainConfig
+from .tokenset import CountTransformer, fixed_sum_loss, fixed_sum_path, sample_counts
+from .training import Prepare, Step, TrainConfig, Trainer
 
 __all__ = ["KINDS", "SIZES", "Recipe", "Size", "draw_images", "encode", "load_model", "make"]
 
@@ -57,6 +57,12 @@ class Recipe:
     data: dict[str, Tensor]
     config: TrainConfig
     sample: Callable[[nn.Module, torch.Generator], Tensor]
+    prepare: Prepare | None = None
+
+    def trainer(self, out: Path | None = None, sample: bool = False, **changes: Any) -> Trainer:
+        """The trainer, in a folder and with changes of its config; `sample`: that draws pictures on the way."""
+        config = dataclasses.replace(self.config, **changes)
+        return Trainer(self.model, self.loss, self.data, config, out, self.sample if sample else None, self.prepare)
 
 
 def unit(images: Any) -> Tensor:
@@ -113,12 +119,14 @@ def make(
             "warmup_steps": 50,
             "ema_decay": 0.99 if size == "cpu" else 0.999,
             "precision": "bf16" if torch.cuda.is_available() and not kind.endswith("tokenizer") else "no",
+            "record": size == "gpu",
             "seed": seed,
             **changes,
         }
     )
     pixels = unit(images.train)
     model: nn.Module
+    prepare: Prepare | None = None
     if kind == "dit":
         model = DiT(
             patch_size=s.patch, hidden_size=s.hidden, depth=s.depth, num_heads=s.heads, moe=moe,
@@ -138,6 +146,7 @@ def make(
         count, shape = tokenizer.config.num_codes, {"hidden_size": s.hidden, "num_heads": s.heads}
         if kind == "tokenset":
             model = CountTransformer(count, tokenizer.length, depth=s.depth, **shape)
+            prepare = fixed_sum_path(tokenizer.length)
             loss, data = fixed_sum_loss(), {"counts": set_to_counts(codes, count), "labels": labels}
         elif kind == "ar":
             model = TokenTransformer(count, tokenizer.length, depth=s.depth + s.depth // 2, **shape)
@@ -154,7 +163,7 @@ def make(
         classes = torch.arange(40, device=generator.device) % 10
         return draw_images(ema, classes, generator, tokenizer)
 
-    return Recipe(model, loss, data, config, preview)
+    return Recipe(model, loss, data, config, preview, prepare)
 
 
 def _reconstruct(images: Tensor) -> Callable[[nn.Module, torch.Generator], Tensor]:

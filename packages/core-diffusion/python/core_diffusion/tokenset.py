@@ -20,7 +20,7 @@ from .set_diffusion import FixedSumScheduler, fixed_sum_bridge, fixed_sum_prior
 from .training import Step
 from .transformer import Block, FinalLayer, TimestepEmbedding, drop_labels
 
-__all__ = ["CountTransformer", "CountTransformerOutput", "fixed_sum_loss", "guided", "sample_counts"]
+__all__ = ["CountTransformer", "CountTransformerOutput", "fixed_sum_loss", "fixed_sum_path", "guided", "sample_counts"]
 
 
 @dataclasses.dataclass
@@ -88,22 +88,30 @@ class CountTransformer(ModelMixin, ConfigMixin):
         return CountTransformerOutput(sample=logits) if return_dict else (logits,)
 
 
-def fixed_sum_loss() -> Callable[[Step], dict[str, Tensor]]:
-    """Cross-entropy of the data counts at a state of the fixed-sum path, its time uniform in [0, 1).
+def fixed_sum_path(num_tokens: int) -> Callable[[dict[str, Tensor], torch.Generator], dict[str, Tensor]]:
+    """What a trainer prepares for `fixed_sum_loss`: a state of the fixed-sum path at a time uniform in [0, 1).
 
-    Batches have "counts", int32 [B, K] with one sum, and, if the model has classes, "labels".
+    Adds "state" int32 [B, K] and "t" float32 [B] to batches with "counts", int32 [B, K] with the sum num_tokens.
     """
 
+    def prepare(batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        counts = batch["counts"]
+        seeds = torch.randint(2**62, (2,), generator=generator, device=counts.device).tolist()
+        t = torch.rand(len(counts), generator=generator, device=counts.device, dtype=torch.float64)
+        prior = fixed_sum_prior(len(counts), counts.shape[1], num_tokens, seed=seeds[0], like=counts)
+        state = fixed_sum_bridge(prior, counts, t, max_count=num_tokens, seed=seeds[1])
+        return {**batch, "state": state, "t": t.float()}
+
+    return prepare
+
+
+def fixed_sum_loss() -> Callable[[Step], dict[str, Tensor]]:
+    """Cross-entropy of the data counts at the states of `fixed_sum_path`; "labels" too, if the model has classes."""
+
     def loss(step: Step) -> dict[str, Tensor]:
-        counts = step.batch["counts"]
-        batch, codes = counts.shape
-        tokens = step.plain.config.num_tokens
-        seeds = torch.randint(2**62, (2,), generator=step.generator, device=counts.device).tolist()
-        t = torch.rand(batch, generator=step.generator, device=counts.device, dtype=torch.float64)
-        prior = fixed_sum_prior(batch, codes, tokens, seed=seeds[0], like=counts)
-        state = fixed_sum_bridge(prior, counts, t, max_count=tokens, seed=seeds[1])
-        logits = step.model(state, t.float(), step.batch.get("labels")).sample
-        return {"loss": functional.cross_entropy(logits.flatten(0, 1).float(), counts.flatten().long())}
+        batch = step.batch
+        logits = step.model(batch["state"], batch["t"], batch.get("labels")).sample
+        return {"loss": functional.cross_entropy(logits.flatten(0, 1).float(), batch["counts"].flatten().long())}
 
     return loss
 

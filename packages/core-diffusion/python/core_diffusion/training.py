@@ -10,6 +10,7 @@ import contextlib
 import copy
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,11 +23,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .graphs import Recorded
 from .images import save_grid
 
-__all__ = ["Phase", "Step", "TrainConfig", "Trainer"]
+__all__ = ["Phase", "Prepare", "Step", "TrainConfig", "Trainer"]
 
 Loss = Callable[["Step"], Tensor | dict[str, Tensor]]
+Prepare = Callable[[dict[str, Tensor], torch.Generator], dict[str, Tensor]]
 Sampler = Callable[[nn.Module, torch.Generator], Tensor]
 
 
@@ -45,7 +48,7 @@ class Step:
     generator: torch.Generator
     """Of the device; seeded by the run's seed, the step and the process."""
     index: int
-    """The step's number, from 0."""
+    """The step's number, from 0; in a recorded step that of the recording."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +56,10 @@ class TrainConfig:
     """Settings of a run.
 
     batch_size counts rows over all processes. ema_decay grows from 0 as (1 + n) / (10 + n) up to its value.
+    schedule: of the learning rate after its warm-up, "constant" or "cosine" (to 0 at the last step).
     precision: "no" or "bf16" (autocast). save_every, sample_every, log_every: steps, 0 for never.
+    compile: the model, by torch.compile. record: a step of one process on CUDA as a CUDA graph (`graphs.Recorded` says
+    what a loss may do then); elsewhere it changes nothing.
     """
 
     steps: int = 10_000
@@ -62,6 +68,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     warmup_steps: int = 0
+    schedule: Literal["constant", "cosine"] = "constant"
     max_grad_norm: float | None = 1.0
     ema_decay: float = 0.9999
     precision: Literal["no", "bf16"] = "no"
@@ -70,6 +77,7 @@ class TrainConfig:
     sample_every: int = 0
     log_every: int = 50
     compile: bool = False
+    record: bool = False
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -81,8 +89,10 @@ class TrainConfig:
                 raise ValueError(f"TrainConfig: argument '{name}' must be >= 0, got {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"TrainConfig: argument 'ema_decay' must be in [0, 1), got {self.ema_decay}")
-        if self.precision not in ("no", "bf16"):
-            raise ValueError(f"TrainConfig: argument 'precision' must be 'no' or 'bf16', got {self.precision!r}")
+        for name, words in (("precision", ("no", "bf16")), ("schedule", ("constant", "cosine"))):
+            if getattr(self, name) not in words:
+                one = " or ".join(map(repr, words))
+                raise ValueError(f"TrainConfig: argument '{name}' must be {one}, got {getattr(self, name)!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +116,7 @@ class Trainer:
         config: the settings.
         out: folder for training.safetensors (resumed from if there), metrics.jsonl, samples/ and model/.
         sample: images [N, C, H, W] in 0..1 from the averaged model, for samples/STEP.png.
+        prepare: makes the losses' batch of the data's rows and a generator, outside of what is recorded.
 
     Raises:
         ValueError: no rows, rows of unequal number, a phase without parameters, a checkpoint of another model.
@@ -119,6 +130,7 @@ class Trainer:
         config: TrainConfig,
         out: Path | None = None,
         sample: Sampler | None = None,
+        prepare: Prepare | None = None,
     ) -> None:
         rows = {len(value) for value in data.values()}
         if len(rows) != 1 or 0 in rows:
@@ -128,6 +140,7 @@ class Trainer:
         unused = DistributedDataParallelKwargs(find_unused_parameters=len(self.phases) > 1)
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[unused])
         self.device, self.config, self.out, self.sample = self.accelerator.device, config, out, sample
+        self.prepare, self._generator = prepare, torch.Generator(self.device)
         if config.batch_size % self.accelerator.num_processes:
             raise ValueError(
                 f"Trainer: batch_size {config.batch_size} is not a multiple of the {self.accelerator.num_processes} "
@@ -139,6 +152,8 @@ class Trainer:
         self.optimizers = [self._optimizer(phase) for phase in self.phases]
         wrapped = self.accelerator.prepare_model(self.model)
         self.wrapped = torch.compile(wrapped) if config.compile else wrapped
+        alone = self.accelerator.num_processes == 1 and self.device.type == "cuda"
+        self._pass = Recorded(self._passes, [self._generator]) if config.record and alone else self._passes
         self.step = 0
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
         if self.checkpoint is not None and self.checkpoint.exists():
@@ -153,11 +168,9 @@ class Trainer:
         named = [p for n, p in self.model.named_parameters() if n.startswith(phase.prefix) and p.requires_grad]
         if not named:
             raise ValueError(f"Trainer: no parameter's name begins with {phase.prefix!r} (phase {phase.name!r})")
-        c = self.config
-        rate = c.learning_rate if phase.learning_rate is None else phase.learning_rate
-        return torch.optim.AdamW(
-            named, rate, c.betas, weight_decay=c.weight_decay, fused=self.device.type == "cuda" or None
-        )
+        c, cuda = self.config, self.device.type == "cuda"
+        rate = torch.zeros((), device=self.device) if cuda else c.learning_rate  # `_set_rates` fills it
+        return torch.optim.AdamW(named, rate, c.betas, weight_decay=c.weight_decay, fused=cuda or None, capturable=cuda)
 
     # ---- one step
 
@@ -176,31 +189,50 @@ class Trainer:
         rows = torch.cat(places)
         return {name: value[rows] for name, value in self.data.items()}
 
-    def _train_step(self) -> dict[str, Tensor]:
-        c, logged = self.config, dict[str, Tensor]()
-        seed = _mix(c.seed, self.step, 2 + self.accelerator.process_index)
+    def train_step(self) -> dict[str, Tensor]:
+        """Does the step `self.step`, of all phases; returns their losses, still on the device."""
+        seed = _mix(self.config.seed, self.step, 2 + self.accelerator.process_index)
         torch.manual_seed(seed)  # for modules that draw from the global generator, as dropout does
-        generator = torch.Generator(self.device).manual_seed(seed)
+        self._generator.manual_seed(seed)
         batch = self._batch()
+        if self.prepare is not None:
+            batch = self.prepare(batch, self._generator)
+        self._set_rates()
+        losses = self._pass(batch)
+        self.step += 1
+        self._average()
+        return losses
+
+    def _set_rates(self) -> None:
+        c = self.config
+        share = min(1.0, (self.step + 1) / max(c.warmup_steps, 1))
+        if c.schedule == "cosine" and self.step >= c.warmup_steps:
+            share = (1 + math.cos(math.pi * (self.step - c.warmup_steps) / max(c.steps - c.warmup_steps, 1))) / 2
+        for phase, optimizer in zip(self.phases, self.optimizers, strict=True):
+            rate = share * (c.learning_rate if phase.learning_rate is None else phase.learning_rate)
+            for group in optimizer.param_groups:
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(rate)
+                else:
+                    group["lr"] = rate
+
+    def _passes(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Forward, backward and the optimiser's step of each phase."""
+        c, logged = self.config, dict[str, Tensor]()
         autocast = (
             torch.autocast(self.device.type, torch.bfloat16) if c.precision == "bf16" else contextlib.nullcontext()
         )
         for phase, optimizer in zip(self.phases, self.optimizers, strict=True):
             for other in self.optimizers:
                 other.zero_grad(set_to_none=True)
-            base = c.learning_rate if phase.learning_rate is None else phase.learning_rate
-            for group in optimizer.param_groups:
-                group["lr"] = base * min(1.0, (self.step + 1) / max(c.warmup_steps, 1))
             with autocast:
-                found = phase.loss(Step(self.wrapped, self.model, self.ema, batch, generator, self.step))
+                found = phase.loss(Step(self.wrapped, self.model, self.ema, batch, self._generator, self.step))
             losses = found if isinstance(found, dict) else {"loss": found}
             self.accelerator.backward(losses["loss"])
             if c.max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], c.max_grad_norm)
             optimizer.step()
             logged |= {f"{phase.name}_{k}" if phase.name else k: v.detach().float() for k, v in losses.items()}
-        self.step += 1
-        self._average()
         return logged
 
     @torch.no_grad()
@@ -208,8 +240,9 @@ class Trainer:
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
         ours, theirs = list(self.ema.parameters()), list(self.model.parameters())
         torch._foreach_lerp_(ours, theirs, 1 - decay)
-        for mine, other in zip(self.ema.buffers(), self.model.buffers(), strict=True):
-            mine.copy_(other)
+        ours, theirs = list(self.ema.buffers()), list(self.model.buffers())
+        if ours:
+            torch._foreach_copy_(ours, theirs)
 
     # ---- the run
 
@@ -224,7 +257,7 @@ class Trainer:
             self._trim_metrics()
         with _bar(c.steps, self.step, c.progress and main) as show:
             while self.step < c.steps:
-                for name, value in self._train_step().items():
+                for name, value in self.train_step().items():
                     sums[name] = sums[name] + value if name in sums else value
                 counted += 1
                 last = self.step == c.steps

@@ -11,7 +11,7 @@ from core_registry.claims import Claim
 from torch import nn
 
 from ..images import save_grid
-from ..recipes import SIZES, draw_images, make
+from ..recipes import SIZES, Kind, draw_images, make
 from ..tokenizer import ImageTokenizer
 from ..training import Trainer
 from .seeds import SEEDS, Result, distance, draws, fit, judge, over_seeds, pictures, plot_bars, spread
@@ -23,14 +23,14 @@ TEMPERATURE = 1.1
 def train_side_by_side(trainers: dict[str, Trainer], seconds: float) -> dict[str, float]:
     """Trains each for so many seconds, by turns of ten steps to whichever has had less; returns steps taken."""
     spent = dict.fromkeys(trainers, 0.0)
-    for trainer in trainers.values():  # the first steps allocate and choose kernels
-        for _ in range(3):
-            trainer._train_step()
+    for trainer in trainers.values():  # the first steps allocate, choose kernels and record
+        for _ in range(5):
+            trainer.train_step()
     while min(spent.values()) < seconds:
         name = min(spent, key=lambda n: spent[n])
         start = time.perf_counter()
         for _ in range(10):
-            trainers[name]._train_step()
+            trainers[name].train_step()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         spent[name] += time.perf_counter() - start
@@ -52,8 +52,8 @@ def run(size: str, seed: int, folder: Path) -> Result:
     images = pictures()
     classifier, accuracy = judge(images, size, seed)
     tokenizer = fit(make("grid-tokenizer", images, size, seed), folder / "tokenizer")
-    recipes = {kind: make(kind, images, size, seed, 10**6, tokenizer) for kind in ("ctf", "ar")}  # type: ignore[arg-type]
-    trainers = {kind: Trainer(r.model, r.loss, r.data, r.config) for kind, r in recipes.items()}
+    kinds: tuple[Kind, ...] = ("ctf", "ar")
+    trainers: dict[str, Trainer] = {k: make(k, images, size, seed, 10**6, tokenizer).trainer() for k in kinds}
     steps = train_side_by_side(trainers, SECONDS[size])
     test = torch.as_tensor(images.test[:1000]).float() / 255
     with torch.no_grad():

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import dataclasses
 import json
-import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +15,6 @@ from ..evaluation import Classifier, frechet_distance, train_classifier
 from ..images import ImageSet, image_set
 from ..recipes import Recipe, draw_images, unit
 from ..tokenizer import ImageTokenizer
-from ..training import Trainer
 
 Result = dict[str, float]
 SEEDS = 3
@@ -26,22 +22,15 @@ CLASSIFIER_STEPS = {"cpu": 600, "gpu": 2000}
 
 
 def over_seeds(run: Callable[[str, int, Path], Result], size: str, seed: int, out: Path) -> dict[str, list[float]]:
-    """The results of `run(size, seed, folder)` for three seeds, name by name; side by side where there is a GPU.
+    """The results of `run(size, seed, folder)` for three seeds, name by name.
 
     A seed's result is kept in its folder, and not run again.
     """
-    jobs = [(run, size, seed + i, out / size / f"seed-{seed + i}") for i in range(SEEDS)]
-    if torch.cuda.is_available():
-        spawn = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(SEEDS, spawn) as pool:
-            results = list(pool.map(_kept, jobs))
-    else:
-        results = [_kept(job) for job in jobs]
+    results = [_kept(run, size, seed + i, out / size / f"seed-{seed + i}") for i in range(SEEDS)]
     return {name: [r[name] for r in results] for name in results[0]}
 
 
-def _kept(job: tuple[Callable[[str, int, Path], Result], str, int, Path]) -> Result:
-    run, size, seed, folder = job
+def _kept(run: Callable[[str, int, Path], Result], size: str, seed: int, folder: Path) -> Result:
     file = folder / "result.json"
     if not file.exists():
         result = run(size, seed, folder)
@@ -53,8 +42,7 @@ def _kept(job: tuple[Callable[[str, int, Path], Result], str, int, Path]) -> Res
 
 def fit(recipe: Recipe, folder: Path) -> nn.Module:
     """Trains, or goes on, in the folder; returns the averaged model."""
-    config = dataclasses.replace(recipe.config, progress=False)
-    trainer = Trainer(recipe.model, recipe.loss, recipe.data, config, folder)
+    trainer = recipe.trainer(folder, progress=False)
     trainer.fit()
     return trainer.ema
 

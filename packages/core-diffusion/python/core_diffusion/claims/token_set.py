@@ -101,14 +101,15 @@ def run(size: str, seed: int, folder: Path) -> Result:
             return out
 
     ours, guided, free, wrong = [], [], [], []
-    for part in labels.split(1000):
-        ours.append(
-            sample_counts(model, part, STEPS, generator=g, scheduler=Watched(model.config.num_tokens, "probabilities"))
-        )
-        guided.append(sample_counts(model, part, STEPS, GUIDANCE, generator=g))
-        counts, share = unconstrained(model, part, g)
-        free.append(counts)
-        wrong.append(share)
+    with torch.autocast(device.type, torch.bfloat16, enabled=size == "gpu"):  # as in training
+        for part in labels.split(1000):
+            watched = Watched(model.config.num_tokens, "probabilities")
+            ours.append(sample_counts(model, part, STEPS, generator=g, scheduler=watched))
+            guided.append(sample_counts(model, part, STEPS, GUIDANCE, generator=g))
+            counts, share = unconstrained(model, part, g)
+            free.append(counts)
+            wrong.append(share)
+        whole, network = sampler_time(model, labels[: 64 if size == "cpu" else 512], g)
 
     def images_of(parts: list[Tensor]) -> Tensor:
         return torch.cat([tokenizer.decode(counts_to_set(counts)) for counts in parts])
@@ -117,7 +118,6 @@ def run(size: str, seed: int, folder: Path) -> Result:
         kinds = {"fixed sum": images_of(ours), "fixed sum, guided": images_of(guided), "rounded": images_of(free)}
     for name, drawn in kinds.items():
         save_grid(drawn[:100], folder / f"{name.replace(', ', '-').replace(' ', '-')}.png")
-    whole, network = sampler_time(model, labels[: 64 if size == "cpu" else 512], g)
     found: Result = {f"distance, {name}": distance(classifier, images, drawn) for name, drawn in kinds.items()}
     return found | {
         "accuracy of the classifier": accuracy,
