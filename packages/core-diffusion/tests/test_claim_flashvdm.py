@@ -26,8 +26,11 @@ def test_the_experiment(tmp_path, monkeypatch):
         resolution=32,
         coarsest=16,
         shares=(2,),
-        model={"num_latents": 16, "latent_channels": 4, "width": 32, "heads": 2, "layers": 1, "mlp_ratio": 1},
-        config={"steps": 30, "batch_size": 6, "learning_rate": 3e-3, "ema_decay": 0.9},
+        model={"latent_channels": 4, "width": 32, "heads": 2, "layers": 1, "mlp_ratio": 1},
+        stages=(
+            flashvdm.Stage(16, 256, {"steps": 40, "batch_size": 6, "learning_rate": 3e-3, "ema_decay": 0.9}),
+            flashvdm.Stage(32, 512, {"steps": 15, "batch_size": 4, "learning_rate": 1e-3, "ema_decay": 0.9}),
+        ),
     )
     monkeypatch.setattr(flashvdm, "CPU", small)
     monkeypatch.setattr(flashvdm, "mesh_files", lambda: files)
@@ -39,3 +42,5 @@ def test_the_experiment(tmp_path, monkeypatch):
     assert measured["IoU, hierarchy"][0] == pytest.approx(measured["IoU, dense"][0], abs=0.02)
     vertices, _ = load_mesh(tmp_path / "out" / "2503.16302-0.glb")
     assert np.isfinite(vertices).all()
+    again = flashvdm.claim("cpu", 0, tmp_path / "out").measured  # from the finished training
+    assert again["IoU, dense"] == measured["IoU, dense"]
