@@ -196,6 +196,18 @@ def test_wanted_composition():
         sampler.sample(1, composition=wanted[:5])
 
 
+def test_fillers_of_a_compacted_batch_are_not_given():
+    sampler = Sampler(seeded(), Settings(tree=2.0, max_tokens=300, compact=0.9), batch=40)
+    sampler.record = []
+    found = sampler.sample(40, seed=2)
+    sizes = [len(rows) for rows, _ in sampler.record]
+    assert {size % 2 for size in sizes} == {0}
+    assert min(sizes) < 40
+    assert any((rows < 0).any() for rows, _ in sampler.record)
+    assert len(found.rows) + found.discarded == 40
+    assert len(set(found.rows)) == len(found.rows)
+
+
 def test_sampling_is_deterministic():
     sampler = Sampler(seeded(), Settings(tree=2.0, top_p=0.95), batch=8)
     one, same, other = (sampler.sample(16, seed=s) for s in (5, 5, 6))

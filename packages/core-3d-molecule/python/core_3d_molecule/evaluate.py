@@ -129,9 +129,7 @@ def _of_bonds(given: Bonded, rdkit: bool, threads: int | None) -> dict[str, Rate
         found[f"given_atom_stability_{table}"] = clustered(stable, atoms)
         found[f"given_molecule_stability_{table}"] = wilson(int(((stable == atoms) & (atoms > 0)).sum()), count)
     if rdkit:
-        texts, fragments = smiles(given, threads)
-        found["given_validity"] = wilson(sum(text is not None for text in texts), count)
-        found["given_valid_connected"] = wilson(int((fragments == 1).sum()), count)
+        found |= {f"given_{name}": rate for name, rate in _of_smiles(*smiles(given, threads), None).items()}
     return found
 
 

@@ -83,7 +83,7 @@ def train(
     shown: dict[str, Any] = {}
     with Progress(*columns) as progress:
         task = progress.add_task(model, total=steps, completed=trainer.step)
-        while trainer.step < steps:
+        while not trainer.done:
             for shown in trainer.run(min(save_every, steps - trainer.step)):
                 progress.advance(task)
                 if trainer.step % 20 == 0:
@@ -211,7 +211,9 @@ def _uae3d(run: _Run) -> Any:
     numbers, counts = np.asarray(run.structures.numbers), np.diff(np.asarray(run.structures.offsets))
     config = vae.Config(elements=tuple(np.unique(numbers).tolist()), most_atoms=int(counts.max(initial=1)))
     dataset = Dataset.of(run.structures, config.elements, config.most_atoms, run.device)
-    return make_autoencoder_trainer(dataset, config, run.optimisation, batch=run.batch)
+    return make_autoencoder_trainer(
+        dataset, config, run.optimisation, batch=run.batch, compiled=run.device != "cpu"
+    )
 
 
 def _udm3d(run: _Run) -> Any:

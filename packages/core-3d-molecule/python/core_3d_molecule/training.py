@@ -6,6 +6,8 @@ import dataclasses
 import json
 import math
 import os
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,23 @@ from typing import Any
 import torch
 from core_registry import files
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 _FORMAT = "core-3d-molecule trainer 1"
+_WARM = 3
+"""Steps before the one that is captured: what is allocated once, and torch.compile, lie in them."""
 Step = Callable[[Any], dict[str, Tensor]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimisation:
-    """How weights move: AdamW, linear warm-up over `warmup` steps, then a cosine from `lr` to `last_lr` at `steps`."""
+    """How weights move: AdamW, linear warm-up over `warmup` steps, then a cosine from `lr` to `last_lr` at `steps`.
+
+    `minutes` above 0 ends the schedule, and the run, after so much time of training if `steps` have not ended it before.
+    """
 
     steps: int
+    minutes: float = 0.0
     lr: float = 3e-4
     last_lr: float = 0.0
     warmup: int = 0
@@ -36,6 +45,7 @@ class Optimisation:
     def __post_init__(self) -> None:
         problems = {
             "steps": self.steps >= 1,
+            "minutes": 0 <= self.minutes < math.inf,
             "lr": 0 < self.lr < math.inf,
             "last_lr": 0 <= self.last_lr <= self.lr,
             "warmup": 0 <= self.warmup <= self.steps,
@@ -46,11 +56,15 @@ class Optimisation:
             if not good:
                 raise ValueError(f"Optimisation: argument '{name}' is out of range, got {getattr(self, name)!r}")
 
-    def rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
+    def part(self, seconds: float) -> float:
+        """Of the time, what is over after so many seconds; 0 without a limit."""
+        return seconds / (60 * self.minutes) if self.minutes else 0.0
+
+    def rate(self, step: int, seconds: float = 0.0) -> float:
+        """The learning rate of a step, counted from 0, that begins after so many seconds of training."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
-        part = (step - self.warmup) / max(self.steps - self.warmup, 1)
+        part = max((step - self.warmup) / max(self.steps - self.warmup, 1), self.part(seconds))
         return self.last_lr + (self.lr - self.last_lr) * 0.5 * (1 + math.cos(math.pi * min(part, 1)))
 
 
@@ -65,6 +79,7 @@ class Trainer:
         optimisation: see there.
         amp: the dtype of autocast on CUDA, None for none.
         compiled: run the loss through torch.compile.
+        graph: on CUDA, capture a whole step once and replay it; batches, trees of tensors, must keep their shapes.
         about: what a checkpoint must agree with to be loaded; JSON.
     """
 
@@ -77,26 +92,35 @@ class Trainer:
         *,
         amp: torch.dtype | None = None,
         compiled: bool = False,
+        graph: bool = False,
         about: dict[str, Any] | None = None,
     ) -> None:
         self.model, self.optimisation, self.amp = model, optimisation, amp
         self.about = {"format": _FORMAT, "optimisation": dataclasses.asdict(optimisation)} | (about or {})
         self.about = json.loads(json.dumps(self.about))
         self.device = next(model.parameters()).device
+        cuda = self.device.type == "cuda"
         self._loss = torch.compile(loss) if compiled else loss
         self._batches = batches
         self._behind: dict[str, Any] | None = None
-        self.step = 0
+        self.step, self.seconds = 0, 0.0
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(),
-            lr=torch.tensor(optimisation.lr, device=self.device) if self.device.type == "cuda" else optimisation.lr,
+            lr=torch.tensor(optimisation.lr, device=self.device) if cuda else optimisation.lr,
             betas=optimisation.betas,
             eps=optimisation.eps,
             weight_decay=optimisation.weight_decay,
-            fused=self.device.type == "cuda",
+            fused=cuda,
+            capturable=cuda,
         )
         self.average = {n: p.detach().clone() for n, p in self.parameters.items()}
+        self._move = _Captured(self._moved, self.device) if graph and cuda else self._moved
+
+    @property
+    def done(self) -> bool:
+        """Whether the schedule has come to its end."""
+        return self.step >= self.optimisation.steps or self.optimisation.part(self.seconds) >= 1
 
     def run(self, steps: int) -> Iterator[dict[str, Tensor]]:
         """Trains `steps` more steps, at most to the end of the schedule; yields what the loss gave, on its device.
@@ -104,24 +128,37 @@ class Trainer:
         Dropout and whatever else draws from torch's generators are seeded by the run's seed and the step.
         """
         self.model.train()
-        batches = iter(self._batches(self._behind))
-        for _ in range(min(steps, self.optimisation.steps - self.step)):
+        batches, end = iter(self._batches(self._behind)), self.step + steps
+        started: deque[torch.cuda.Event] = deque()
+        while self.step < end and not self.done:
+            begin = time.perf_counter()
+            if len(started) > 1:  # the clock of the host is that of the device, two steps ahead
+                started.popleft().synchronize()
             batch, behind = next(batches)
             torch.manual_seed(self.optimisation.seed * 1_000_003 + self.step)
-            with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
-                found = self._loss(batch)
-            self.optimizer.zero_grad(set_to_none=True)
-            found["loss"].backward()
-            found["gradient"] = nn.utils.clip_grad_norm_(self.parameters.values(), self.optimisation.clip)
-            self._set_rate(self.optimisation.rate(self.step))
-            self.optimizer.step()
+            self._set_rate(self.optimisation.rate(self.step, self.seconds))
+            found = self._move(batch)
             self.step += 1
             self._behind = behind
             # early steps of a short run would otherwise be remembered for long
             weight = 1 - min(self.optimisation.ema, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), weight)
+            if self.device.type == "cuda":
+                started.append(torch.cuda.Event())
+                started[-1].record()
+            self.seconds += time.perf_counter() - begin
             yield {k: v.detach() for k, v in found.items()}
+
+    def _moved(self, batch: Any) -> dict[str, Tensor]:
+        """One step of the optimiser."""
+        with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None, cache_enabled=False):
+            found = self._loss(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        found["loss"].backward()
+        found["gradient"] = nn.utils.clip_grad_norm_(self.parameters.values(), self.optimisation.clip)
+        self.optimizer.step()
+        return found
 
     def _set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -140,7 +177,8 @@ class Trainer:
         tensors |= {f"average.{k}": v for k, v in self.average.items()}
         for name, parameter in self.parameters.items():
             tensors |= {f"adam.{name}.{k}": v for k, v in self.optimizer.state.get(parameter, {}).items()}
-        write_tensors(path, tensors, {"about": self.about, "step": self.step, "behind": self._behind})
+        about = {"about": self.about, "step": self.step, "seconds": self.seconds, "behind": self._behind}
+        write_tensors(path, tensors, about)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Goes on from a checkpoint of a run with the same settings; raises ValueError for another."""
@@ -165,7 +203,41 @@ class Trainer:
                     k: v.to(self.device if k != "step" or self.device.type == "cuda" else "cpu")
                     for k, v in state[name].items()
                 }
-        self.step, self._behind = int(meta["step"]), meta["behind"]
+        self.step, self.seconds, self._behind = int(meta["step"]), float(meta.get("seconds", 0)), meta["behind"]
+        if isinstance(self._move, _Captured):
+            self._move = _Captured(self._moved, self.device)
+
+
+class _Captured:
+    """A function of a tree of tensors to a dictionary of tensors on CUDA: run at first, then captured and replayed."""
+
+    def __init__(self, call: Step, device: torch.device) -> None:
+        self._call, self._before = call, 0
+        self._stream = torch.cuda.Stream(device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, batch: Any) -> dict[str, Tensor]:
+        leaves, self._tree = pytree.tree_flatten(batch)
+        current = torch.cuda.current_stream()
+        if self._before < _WARM:
+            self._before += 1
+            self._stream.wait_stream(current)
+            with torch.cuda.stream(self._stream):
+                found = self._call(batch)
+            current.wait_stream(self._stream)
+            return found
+        if self._graph is None:
+            self._given = [x.clone() for x in leaves]
+            self._graph = torch.cuda.CUDAGraph()
+            # batches are pinned by another thread meanwhile, which must be let to
+            with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
+                self._found = self._call(pytree.tree_unflatten(self._given, self._tree))
+        for mine, one in zip(self._given, leaves, strict=True):
+            if mine.shape != one.shape:
+                raise ValueError(f"Trainer: batches must keep their shapes, got {one.shape} after {mine.shape}")
+            mine.copy_(one, non_blocking=True)
+        self._graph.replay()
+        return {k: v.detach().clone() for k, v in self._found.items()}
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], about: dict[str, Any]) -> None:

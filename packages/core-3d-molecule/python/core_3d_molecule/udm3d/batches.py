@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,9 @@ from torch import Tensor
 from ..bonds import edm_bonds
 from ..structures import Structures
 from .vae import SELF_LOOP, Molecules
+
+_SLACK, _LARGEST = 512, 29
+"""Atoms that fillers have at least; a larger one would wait for blocks of its own on the device."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,24 +72,87 @@ class Dataset:
         square[molecule[i], place[i], place[j]] = square[molecule[i], place[j], place[i]] = orders
         return cls(*(torch.from_numpy(x).to(device) for x in (kinds, positions, square, counts)))
 
-    def batch(self, rows: Tensor, scale: float, turn: bool, shift: float = 0.1) -> Molecules:
+    def batch(
+        self, rows: Tensor, scale: float, turn: bool, shift: float = 0.1, sizes: Tensor | None = None,
+        room: Room | None = None,
+    ) -> Molecules:  # fmt: skip
         """The molecules of rows (B,), divided by `scale`; with `turn` each in a random orientation and shifted by a
-        normal vector of `shift` (SE(3) augmentation), from torch's generator of the device."""
-        counts = self.counts[rows]
+        normal vector of `shift` (SE(3) augmentation), from torch's generator of the device.
+
+        sizes (B,) and room: see `Room.fill`; then no size of a tensor depends on the molecules.
+        """
         at = self.positions[rows] / scale
         if turn:
             at = at @ rotations(len(rows), at.device) + shift * torch.randn(len(rows), 1, 3, device=at.device)
-        return ragged(self.kinds[rows], at, self.bonds[rows], counts)
+        return ragged(self.kinds[rows], at, self.bonds[rows], self.counts[rows] if sizes is None else sizes, room)
 
 
-def ragged(kinds: Tensor, positions: Tensor, bonds: Tensor, counts: Tensor) -> Molecules:
-    """Molecules side by side (B, N, ...) as one list of atoms."""
-    place = torch.arange(kinds.shape[1], device=kinds.device)
-    real = place < counts[:, None]
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """The fixed size of a batch's tensors: `molecules`, and behind them `others` that fill `atoms` and `pairs` up."""
+
+    molecules: int
+    others: int
+    atoms: int
+    pairs: int
+
+    @classmethod
+    def of(cls, counts: np.ndarray, molecules: int) -> Room:
+        """Room for so many molecules drawn from those of counts (M,) atoms, five standard deviations above the mean."""
+        counts = np.asarray(counts, np.float64)
+        squares, root = counts**2, math.sqrt(molecules)
+        atoms = math.ceil(molecules * counts.mean() + 5 * root * counts.std()) + _SLACK
+        pairs = math.ceil(molecules * squares.mean() + 5 * root * squares.std())
+        pairs += round(_SLACK * squares.mean() / counts.mean() / 2)
+        return cls(molecules, _SLACK // 2, atoms, pairs + (pairs - atoms) % 2)
+
+    def fill(self, rows: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (molecules + others,) and their numbers of atoms: those of rows and counts (molecules,), and fillers so
+        that atoms and pairs add up to the room's. Where that cannot be, the smallest molecule takes the last ones' place.
+        """
+        out, sizes = (np.concatenate([x, np.zeros(self.others, np.int64)]) for x in (rows, counts))
+        least = int(np.argmin(counts))
+        for last in range(self.molecules, 0, -1):
+            out[last : self.molecules], sizes[last : self.molecules] = rows[least], counts[least]
+            fillers = self._fillers(self.atoms - int(sizes.sum()), self.pairs - int((sizes**2).sum()))
+            if fillers is not None:
+                sizes[self.molecules : self.molecules + len(fillers)] = fillers
+                return out, sizes
+        raise ValueError(f"molecules of {counts.min()} to {counts.max()} atoms cannot fill {self}")
+
+    def _fillers(self, atoms: int, pairs: int) -> list[int] | None:
+        """Sizes n that add up to `atoms`, n^2 to `pairs`."""
+        found: list[int] = []
+        while atoms > 0 and pairs >= atoms:
+            # one of the mean size while many are left, then the largest triangular numbers (Gauss: every number is a
+            # sum of three), then single atoms
+            triangle = (1 + math.isqrt(1 + 4 * (pairs - atoms))) // 2
+            size = min(triangle, _LARGEST, pairs // atoms if atoms > 4 * _LARGEST else _LARGEST)
+            found.append(size)
+            atoms, pairs = atoms - size, pairs - size * size
+        return found if atoms == pairs == 0 and len(found) <= self.others else None
+
+
+def ragged(kinds: Tensor, positions: Tensor, bonds: Tensor, counts: Tensor, room: Room | None = None) -> Molecules:
+    """Molecules side by side (B, N, ...) as one list of atoms; with a room the last of them are only its fillers."""
+    n, device = kinds.shape[1], kinds.device
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    rows = torch.where(real, offsets[:-1, None] + place, 0)
-    both = real[:, :, None] & real[:, None]
-    return Molecules(kinds[real], positions[real].contiguous(), bonds[both], offsets, rows, real)
+    pairs = torch.cat([counts.new_zeros(1), counts.square().cumsum(0)])
+    atoms, squares = (room.atoms, room.pairs) if room else (int(offsets[-1]), int(pairs[-1]))
+    every = torch.arange(atoms, device=device)
+    molecule = torch.searchsorted(offsets[1:], every, right=True)
+    place = (every - offsets[molecule]).clamp(max=n - 1)  # a filler may be larger than the molecules
+    every = torch.arange(squares, device=device)
+    owner = torch.searchsorted(pairs[1:], every, right=True)
+    within, side = every - pairs[owner], counts[owner]
+    first, second = (x.clamp(max=n - 1) for x in (within // side, within % side))
+    mine = len(counts) if room is None else room.molecules
+    places = torch.arange(n, device=device)
+    real = places < counts[:mine, None]
+    rows = torch.where(real, offsets[:mine, None] + places, 0)
+    return Molecules(
+        kinds[molecule, place], positions[molecule, place], bonds[owner, first, second], offsets, rows, real
+    )
 
 
 def rotations(count: int, device: torch.device | str) -> Tensor:
@@ -100,14 +167,19 @@ def rotations(count: int, device: torch.device | str) -> Tensor:
 
 
 def orders_of(
-    size: int, batch: int, seed: int, device: str, state: dict[str, Any] | None
-) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-    """Rows of endless batches, each epoch in an order of its own, with the state behind each."""
+    data: Dataset, batch: int, seed: int, state: dict[str, Any] | None, room: Room | None = None
+) -> Iterator[tuple[tuple[Tensor, Tensor], dict[str, Any]]]:
+    """Rows and sizes, for `Dataset.batch`, of endless batches, each epoch in an order of its own, with the state
+    behind each."""
+    size, device = len(data), data.counts.device
     epoch, cursor = (state["epoch"], state["cursor"]) if state else (0, 0)
-    batch = min(batch, size)
+    batch, counts = min(batch, size), data.counts.cpu().numpy()
     while True:
-        order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(size)).to(device)
+        order = np.random.default_rng([seed, epoch]).permutation(size)
         while cursor + batch <= size:
             cursor += batch
-            yield order[cursor - batch : cursor], {"epoch": epoch, "cursor": cursor}
+            rows = order[cursor - batch : cursor]
+            filled = room.fill(rows, counts[rows]) if room else (rows, counts[rows])
+            given, sizes = torch.from_numpy(np.stack(filled)).to(device).unbind(0)
+            yield (given, sizes), {"epoch": epoch, "cursor": cursor}
         epoch, cursor = epoch + 1, 0

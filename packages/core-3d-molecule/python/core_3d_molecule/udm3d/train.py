@@ -10,24 +10,33 @@ from torch import Tensor
 
 from ..training import Optimisation, Trainer
 from . import dit
-from .batches import Dataset, orders_of
+from .batches import Dataset, Room, orders_of
 from .model import UDM3D
 from .vae import UAE3D, Config, Weights, weighted
 
 
 def make_autoencoder_trainer(
-    data: Dataset, config: Config, optimisation: Optimisation, *, batch: int = 512, weights: Weights | None = None
+    data: Dataset,
+    config: Config,
+    optimisation: Optimisation,
+    *,
+    batch: int = 512,
+    weights: Weights | None = None,
+    compiled: bool = False,
 ) -> Trainer:
     """A trainer of a new `UAE3D` on the device of `data`, in float32; SE(3) augmentation at every visit.
 
-    The weights at the beginning follow from `optimisation.seed`. It yields the terms of the loss too, unweighted.
+    On CUDA batches are filled up to a fixed size and a step is a replayed graph; `compiled` runs the model through
+    torch.compile. The weights at the beginning follow from `optimisation.seed`. It yields the terms of the loss too,
+    unweighted.
     """
     torch.manual_seed(optimisation.seed)
-    device, weights = str(data.counts.device), weights or Weights()
-    model = UAE3D(config).to(device)
+    weights, room = weights or Weights(), _room(data, batch)
+    model = UAE3D(config).to(data.counts.device)
 
-    def loss(rows: Tensor) -> dict[str, Tensor]:
-        terms = model(data.batch(rows, config.scale, True))
+    def loss(given: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        rows, sizes = given
+        terms = model(data.batch(rows, config.scale, True, sizes=sizes, room=room))
         return {"loss": weighted(terms, weights)} | {k: v.detach() for k, v in terms.items()}
 
     about = {"model": "uae3d", "config": dataclasses.asdict(config), "weights": dataclasses.asdict(weights)}
@@ -35,10 +44,19 @@ def make_autoencoder_trainer(
     return Trainer(
         model,
         loss,
-        lambda state: orders_of(len(data), batch, optimisation.seed, device, state),
+        lambda state: orders_of(data, batch, optimisation.seed, state, room),
         optimisation,
+        compiled=compiled,
+        graph=True,
         about=about,
     )
+
+
+def _room(data: Dataset, batch: int) -> Room | None:
+    """On CUDA, of a batch."""
+    if data.counts.device.type != "cuda":
+        return None
+    return Room.of(data.counts.cpu().numpy(), min(batch, len(data)))
 
 
 def make_diffusion_trainer(
@@ -54,7 +72,7 @@ def make_diffusion_trainer(
 ) -> Trainer:
     """A trainer of a new `UDM3D` on the device of `data`; context (molecules, properties) makes it conditional.
 
-    The transformer runs in bfloat16 on CUDA, and through torch.compile if `compiled`.
+    The transformer runs in bfloat16 on CUDA, where a step is a replayed graph, and through torch.compile if `compiled`.
     """
     if (context is not None and tuple(context.shape) != (len(data), config.context)) or (
         context is None and config.context
@@ -67,9 +85,13 @@ def make_diffusion_trainer(
     if compiled:
         model.dit.compile()
 
-    def loss(rows: Tensor) -> dict[str, Tensor]:
-        told = None if context is None else context[rows]
-        found: dict[str, Tensor] = model.loss(data.batch(rows, autoencoder.config.scale, True), told, drop)
+    room = _room(data, batch)
+
+    def loss(given: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        rows, sizes = given
+        m = data.batch(rows, autoencoder.config.scale, True, sizes=sizes, room=room)
+        told = None if context is None else context[rows[: len(m.real)]]
+        found: dict[str, Tensor] = model.loss(m, told, drop)
         return found
 
     about: dict[str, Any] = {
@@ -79,8 +101,9 @@ def make_diffusion_trainer(
     return Trainer(
         model,
         loss,
-        lambda state: orders_of(len(data), batch, optimisation.seed, str(device), state),
+        lambda state: orders_of(data, batch, optimisation.seed, state, room),
         optimisation,
         amp=torch.bfloat16 if device.type == "cuda" else None,
+        graph=True,
         about=about,
     )

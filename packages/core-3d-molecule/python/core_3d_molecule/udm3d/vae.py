@@ -55,11 +55,11 @@ class Config:
 
 
 class Molecules(NamedTuple):
-    """A ragged batch.
+    """A ragged batch of B molecules, behind which others may follow that only fill it (`batches.Room`).
 
     kinds (A,) int64 atom classes; positions (A, 3) float32 in units of the scale; bonds (P,) uint8, for each molecule
-    its n x n classes, SELF_LOOP on the diagonal; offsets (B + 1,) int64; rows (B, N) int64, the atom at each place of a
-    molecule, and real (B, N) bool, whether there is one.
+    its n x n classes, SELF_LOOP on the diagonal; offsets (B + 1 or more,) int64; rows (B, N) int64, the atom at each
+    place of a molecule, and real (B, N) bool, whether there is one.
     """
 
     kinds: Tensor
@@ -72,8 +72,10 @@ class Molecules(NamedTuple):
     def pairs(self) -> tuple[Tensor, Tensor]:
         """Which places of (B, N, N) hold pairs of atoms, bool, and the bond classes (B, N, N) int64, 0 elsewhere."""
         both = self.real[:, :, None] & self.real[:, None]
-        square = torch.zeros(both.shape, dtype=torch.int64, device=both.device)
-        return both, square.masked_scatter(both, self.bonds.long())
+        counts, places = self.offsets.diff()[: len(self.real)], torch.arange(self.real.shape[1], device=both.device)
+        begin = counts.square().cumsum(0) - counts.square()
+        at = begin[:, None, None] + places[:, None] * counts[:, None, None] + places
+        return both, torch.where(both, self.bonds[torch.where(both, at, 0)].long(), 0)
 
 
 class Relational(nn.Module):
@@ -198,9 +200,9 @@ class UAE3D(nn.Module):
         mean, log_variance = self.encode(m)
         z = mean + torch.randn_like(mean) * (0.5 * log_variance).exp() if self.training else mean
         atoms, positions, bonds = self.decode(z[m.rows] * m.real[..., None], m.real)
-        return reconstruction(m, atoms, positions, bonds, self.config.scale) | {
-            "kl": 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        }
+        apart = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean(-1)
+        kl = (apart[m.rows] * m.real).sum() / m.real.sum()
+        return reconstruction(m, atoms, positions, bonds, self.config.scale) | {"kl": kl}
 
 
 def reconstruction(m: Molecules, atoms: Tensor, positions: Tensor, bonds: Tensor, scale: float) -> dict[str, Tensor]:

@@ -31,6 +31,8 @@ def collate(
         raise ValueError(
             f"{used} rows in {len(cu) - 1} sequences do not fit into {rows} rows and {sequences} sequences"
         )
+    if np.diff(cu).max(initial=1) > longest:
+        raise ValueError(f"sequences must have at most {longest} rows, got {np.diff(cu).max()}")
     bounds = np.concatenate([cu, ends, np.full(count + 1 - len(cu) - len(ends), used + filling)])
 
     def filled(x: Any, value: float) -> np.ndarray:

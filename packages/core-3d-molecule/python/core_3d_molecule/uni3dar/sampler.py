@@ -99,6 +99,7 @@ class Sampler:
         self.dtype = dtype or (torch.bfloat16 if cuda else torch.float32)
         self.graphs = cuda if graphs is None else graphs
         self._captured: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] = {}
+        self._pool = torch.cuda.graph_pool_handle() if self.graphs else None
         c, room = model.config, 2 * self.settings.max_tokens
         depth = c.layers * c.recycle
         shape = (depth, batch, c.heads, room, c.width // c.heads)
@@ -153,6 +154,7 @@ class Sampler:
         if wanted is not None:
             s["left"].copy_(wanted.expand(size, -1))
         finished: list[dict[str, np.ndarray]] = []
+        unit = max(self.batch // 16, 1)  # graphs of few sizes are captured
         for step in range(self.settings.max_tokens):
             s["noise"].exponential_(generator=generator)
             self._step.fill_(step)
@@ -162,22 +164,26 @@ class Sampler:
                 left = int(going.sum())
                 if left == 0:
                     break
-                if left <= self.settings.compact * len(going) and step < self.settings.max_tokens - 1:
+                room = min(-(-left // unit) * unit, size)
+                if room <= self.settings.compact * len(going) and step < self.settings.max_tokens - 1:
                     finished.append(self._out(s, s["done"]))
-                    s = self._gather(going.nonzero()[:, 0])
+                    s = self._gather(going.nonzero()[:, 0], room)
         finished.append(self._out(s, torch.ones_like(s["done"])))
         merged = {k: np.concatenate([f[k] for f in finished]) for k in finished[0]}
-        order = np.argsort(merged["row"])
+        order = np.argsort(merged["row"])[-size:]
         return {k: v[order] for k, v in merged.items()}
 
-    def _gather(self, rows: Tensor) -> dict[str, Tensor]:
-        """Moves molecules to the front of the state and of the arena."""
-        n, used = len(rows), 2 * int(self._step) + 1
+    def _gather(self, rows: Tensor, n: int) -> dict[str, Tensor]:
+        """Moves molecules to the front of the state and of the arena; the rest up to `n` are finished copies."""
+        alive, used = len(rows), 2 * int(self._step) + 1
+        rows = torch.cat([rows, rows[:1].expand(n - alive)])
         for arena in (self._keys, self._values):
             for layer in arena:
                 layer[:n, :, :used] = layer[rows, :, :used]
         for value in self._state.values():
             value[:n] = value[rows]
+        self._state["done"][alive:n] = True
+        self._state["row"][alive:n] = -1
         return {k: v[:n] for k, v in self._state.items()}
 
     @staticmethod
@@ -203,7 +209,7 @@ class Sampler:
             for name, value in before.items():
                 s[name].copy_(value)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, pool=self._pool):
                 self._one(s, length, False, constrained)
             self._captured[key] = graph
         graph.replay()

@@ -33,8 +33,8 @@ def make_trainer(
 ) -> Trainer:
     """A trainer of a new `Uni3DAR` on batches of `rows` rows of packed tokens (about 165 a molecule of QM9).
 
-    On CUDA in bfloat16 with float32 weights, batches being made in a thread of their own; `compiled` runs the model
-    through torch.compile. The weights at the beginning follow from `optimisation.seed`. What it yields beside the loss:
+    On CUDA in bfloat16 with float32 weights, batches being made in a thread of their own and a step being a replayed
+    graph; `compiled` runs the model through torch.compile. The weights at the beginning follow from `optimisation.seed`. What it yields beside the loss:
     cross-entropies per predicted token, in nats, of tree tokens, types and coordinates, and "nll" per molecule.
     """
     torch.manual_seed(optimisation.seed)
@@ -73,9 +73,8 @@ def make_trainer(
     about["data"] = {
         "structures": len(structures), "rows": rows, "augment": augment and dataclasses.asdict(augment)
     }  # fmt: skip
-    return Trainer(
-        model, loss, batches, optimisation, amp=torch.bfloat16 if cuda else None, compiled=compiled, about=about
-    )
+    amp = torch.bfloat16 if cuda else None
+    return Trainer(model, loss, batches, optimisation, amp=amp, compiled=compiled, graph=True, about=about)
 
 
 def ahead(batches: Iterator[tuple[Batch, dict[str, Any]]], device: str, depth: int = 8) -> Iterator[tuple[Batch, Any]]:
