@@ -211,9 +211,7 @@ def _uae3d(run: _Run) -> Any:
     numbers, counts = np.asarray(run.structures.numbers), np.diff(np.asarray(run.structures.offsets))
     config = vae.Config(elements=tuple(np.unique(numbers).tolist()), most_atoms=int(counts.max(initial=1)))
     dataset = Dataset.of(run.structures, config.elements, config.most_atoms, run.device)
-    return make_autoencoder_trainer(
-        dataset, config, run.optimisation, batch=run.batch, compiled=run.device != "cpu"
-    )
+    return make_autoencoder_trainer(dataset, config, run.optimisation, batch=run.batch, compiled=run.device != "cpu")
 
 
 def _udm3d(run: _Run) -> Any:

@@ -1,4 +1,4 @@
-"""Long runs behind claims: trained to the end of their schedule, resumed from a checkpoint, and a record to read meanwhile."""
+"""Long runs behind claims: to the end of a schedule, from a checkpoint if there is one, with a record to read."""
 
 from __future__ import annotations
 

@@ -19,7 +19,15 @@ from ..structures import Structures
 from .runs import Record, train
 
 ADAM = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-5}
-BARS = {"atoms": 0.9999, "bonds": 0.999, "rmsd": 0.01, "stability": 0.01, "atom": 0.97, "connected": 0.90, "unique": 0.88}
+BARS = {
+    "atoms": 0.9999,
+    "bonds": 0.999,
+    "rmsd": 0.01,
+    "stability": 0.01,
+    "atom": 0.97,
+    "connected": 0.90,
+    "unique": 0.88,
+}
 MOST_MS = 5.0
 
 
@@ -48,7 +56,10 @@ def generate(
     qm9 = data.qm9(limit)
     split = data.edm_split() if limit is None else (np.arange(len(qm9)),) * 3
     if not path.exists():
-        shapes = ({"hidden": 16, "edge": 8, "heads": 2, "latent": 4}, {"latent": 4, "layers": 2, "width": 32, "heads": 2})
+        shapes = (
+            {"hidden": 16, "edge": 8, "heads": 2, "latent": 4},
+            {"latent": 4, "layers": 2, "width": 32, "heads": 2},
+        )
         schedules = [
             {"steps": steps, "minutes": most, "lr": high, "last_lr": high * 1e-3, "warmup": min(500, steps // 5),
              "ema": ema, "seed": seed, **ADAM}
