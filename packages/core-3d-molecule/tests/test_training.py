@@ -148,7 +148,7 @@ def test_compact_file(tmp_path, monkeypatch):
     np.testing.assert_array_equal(found.offsets, given.offsets)
     assert np.abs(found.positions - given.positions).max() <= 0.000251
     assert len(data.qm9(7)) == 7
-    with pytest.raises(ValueError, match="16.38 angstroms"):
+    with pytest.raises(ValueError, match=r"16\.38 angstroms"):
         data.save_compact(path, Structures.from_list([[1]], [[[20.0, 0, 0]]]))
     path.write_bytes(b"junk")
     with pytest.raises(ValueError, match="expected a file of save_compact"):
@@ -175,7 +175,7 @@ def trainers(kind, steps=12):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("kind", ["uni3dar", "uae3d", "udm3d"])
 def test_replayed_steps_are_the_steps(kind, tmp_path):
-    """Captured or not, the run is the same, and so is one that goes on from a checkpoint; sums differ in their order."""
+    """Captured or not, the run is the same, and so is one resumed from a checkpoint; sums differ in their order."""
     plain, captured, resumed = (trainers(kind) for _ in range(3))
     plain._move = plain._moved
     want = [float(f["loss"]) for f in plain.run(12)]

@@ -27,7 +27,7 @@ Step = Callable[[Any], dict[str, Tensor]]
 class Optimisation:
     """How weights move: AdamW, linear warm-up over `warmup` steps, then a cosine from `lr` to `last_lr` at `steps`.
 
-    `minutes` above 0 ends the schedule, and the run, after so much time of training if `steps` have not ended it before.
+    `minutes` above 0 ends the schedule, and the run, after so much time of training if `steps` have not before.
     """
 
     steps: int

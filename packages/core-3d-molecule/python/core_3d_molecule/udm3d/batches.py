@@ -108,7 +108,7 @@ class Room:
 
     def fill(self, rows: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows (molecules + others,) and their numbers of atoms: those of rows and counts (molecules,), and fillers so
-        that atoms and pairs add up to the room's. Where that cannot be, the smallest molecule takes the last ones' place.
+        that atoms and pairs add up to the room's. If they do not fit, the smallest molecule takes the last ones' place.
         """
         out, sizes = (np.concatenate([x, np.zeros(self.others, np.int64)]) for x in (rows, counts))
         least = int(np.argmin(counts))

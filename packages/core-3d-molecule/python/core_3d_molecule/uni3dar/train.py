@@ -34,8 +34,9 @@ def make_trainer(
     """A trainer of a new `Uni3DAR` on batches of `rows` rows of packed tokens (about 165 a molecule of QM9).
 
     On CUDA in bfloat16 with float32 weights, batches being made in a thread of their own and a step being a replayed
-    graph; `compiled` runs the model through torch.compile. The weights at the beginning follow from `optimisation.seed`. What it yields beside the loss:
-    cross-entropies per predicted token, in nats, of tree tokens, types and coordinates, and "nll" per molecule.
+    graph; `compiled` runs the model through torch.compile. The weights at the beginning follow from
+    `optimisation.seed`. What it yields beside the loss: cross-entropies per predicted token, in nats, of tree tokens,
+    types and coordinates, and "nll" per molecule.
     """
     torch.manual_seed(optimisation.seed)
     model = Uni3DAR(config).to(device)
