@@ -81,7 +81,7 @@ def save_compact(path: str | Path, structures: Structures) -> None:
     if not (np.abs(steps) < 2**15).all() or counts.max(initial=0) > 255:
         raise ValueError("argument 'structures' must lie within 16.38 angstroms of the origin, of at most 255 atoms")
     with replace(Path(path)) as temporary, temporary.open("wb") as file:
-        small = {"numbers": np.asarray(structures.numbers, np.uint8), "counts": counts.astype(np.uint8)}
+        small: dict[str, Any] = {"numbers": np.asarray(structures.numbers, np.uint8), "counts": counts.astype(np.uint8)}
         np.savez_compressed(file, positions=steps.astype(np.int16), **small)
 
 
