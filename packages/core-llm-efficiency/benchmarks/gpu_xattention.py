@@ -4,7 +4,8 @@ python benchmarks/gpu_xattention.py [-o FILE.json] [--lengths 32768 131072]
 
 CUDA events, median of 20 runs after 5. Kernel: ours beside FlexAttention on the same random blocks. Chain: estimate,
 select and attend on operands with topics, locality and a sink, beside torch's dense causal attention (the faster of
-cuDNN and flash). Exits 1 if the answers of the kernels differ by more than 1 %.
+cuDNN and flash). Backward: torch.autograd.grad alone, beside FlexAttention's on the same blocks. Exits 1 if the answers
+of the kernels differ by more than 1 %.
 """
 
 from __future__ import annotations
@@ -68,14 +69,20 @@ def flex_blocks(mask: torch.Tensor, length: int) -> BlockMask:
     )
 
 
-def measure_kernel(length: int, density: float) -> Row:
-    """Ours and FlexAttention on the same random blocks, the diagonal included."""
-    q, k, v = operands(length)
+def random_blocks(length: int, density: float) -> torch.Tensor:
+    """A causal mask of random blocks, the diagonal included."""
     blocks = length // BLOCK
     mask = torch.rand(1, HEADS, blocks, blocks, device="cuda") < density
-    mask = (mask | torch.eye(blocks, dtype=torch.bool, device="cuda")).tril()
+    return (mask | torch.eye(blocks, dtype=torch.bool, device="cuda")).tril()
+
+
+def measure_kernel(length: int, density: float) -> Row:
+    """Ours and FlexAttention on the same random blocks."""
+    q, k, v = operands(length)
+    mask = random_blocks(length, density)
     flops = products(mask)
-    row: Row = {"what": "attend", "length": length, "density": float(mask.sum() / (HEADS * blocks * (blocks + 1) / 2))}
+    row: Row = {"what": "attend", "length": length}
+    row["density"] = core.block_density(mask, q_len=length, k_len=length, block_size=BLOCK)
     row["floor_ms"] = floor_ms(flops, 2.0 * (2 * q.numel() + k.numel() + v.numel()))
     ours = core.block_sparse_attention(q, k, v, mask)
     row["ours_ms"] = device_ms(lambda: core.block_sparse_attention(q, k, v, mask))
@@ -89,10 +96,41 @@ def measure_kernel(length: int, density: float) -> Row:
     return row
 
 
+def measure_gradients(length: int, density: float) -> Row:
+    """The gradients of q, k and v alone, ours and FlexAttention's on the same random blocks."""
+    inputs = [x.requires_grad_() for x in operands(length)]
+    mask = random_blocks(length, density)
+    weight = torch.randn_like(inputs[0])
+    chosen, flex = flex_blocks(mask, length), torch.compile(flex_attention)
+    row: Row = {"what": "attend, backward", "length": length}
+    row["density"] = core.block_density(mask, q_len=length, k_len=length, block_size=BLOCK)
+    flops = 2.5 * products(mask)
+    row["floor_ms"] = floor_ms(flops, 4.0 * sum(x.numel() for x in inputs) + 4.0 * weight.numel())
+    found: list[tuple[torch.Tensor, ...]] = []
+    for name, call in (
+        ("ours", lambda: core.block_sparse_attention(*inputs, mask)),
+        ("peer", lambda: flex(*inputs, block_mask=chosen, enable_gqa=True)),
+    ):
+        out = call()
+
+        def back(out: torch.Tensor = out) -> tuple[torch.Tensor, ...]:
+            return torch.autograd.grad(out, inputs, weight, retain_graph=True)
+
+        found.append(back())
+        row[f"{name}_ms"] = device_ms(back)
+        row[f"{name}_tflops"] = flops / row[f"{name}_ms"] * 1e-9
+    row["peer"] = "FlexAttention"
+    row["difference"] = max(
+        float((x.float() - y.float()).norm() / y.float().norm()) for x, y in zip(*found, strict=True)
+    )
+    row["ratio"] = row["peer_ms"] / row["ours_ms"] if row["difference"] < 1e-2 else "answers differ"
+    return row
+
+
 def dense_ms(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> dict[str, float]:
     """torch's dense causal attention by its fast ways."""
     times = {}
-    runs = 20 if q.shape[2] <= 65536 else 5
+    runs = 100 if q.shape[2] <= DENSE_UP_TO else 20 if q.shape[2] <= 65536 else 5
     for name, way in (("cudnn", SDPBackend.CUDNN_ATTENTION), ("flash", SDPBackend.FLASH_ATTENTION)):
         with sdpa_kernel(way):
             times[name] = device_ms(
@@ -133,7 +171,7 @@ def measure_chain(length: int, threshold: float) -> list[Row]:
     estimate["floor_ms"] = floor_ms(tiles, 2.0 * (q.numel() + k.numel()) + 4.0 * mask.numel())
     estimate["ours_ms"] = device_ms(lambda: core.xattn_estimate(q, k, **options))
     default = row | {"what": "default", "density": 1.0 if length <= DENSE_UP_TO else row["density"]}
-    default["ours_ms"] = device_ms(lambda: core.xattention(q, k, v, **options))
+    default["ours_ms"] = device_ms(lambda: core.xattention(q, k, v, **options), 100)
     default["ratio"] = row["peer_ms"] / default["ours_ms"]
     return [estimate, row, *([default] if length <= DENSE_UP_TO else [])]
 
@@ -152,6 +190,7 @@ def main() -> int:
         lambda n=n: measure_chain(n, chosen.threshold) for n in chosen.lengths
     ]
     measurements += [lambda d=d: [measure_kernel(max(chosen.lengths), d)] for d in chosen.densities]
+    measurements += [lambda d=d: [measure_gradients(32768, d)] for d in chosen.densities]
     for measurement in measurements:
         for row in measurement():
             rows.append(row)

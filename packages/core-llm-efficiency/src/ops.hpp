@@ -20,7 +20,8 @@ inline constexpr auto ops = core::op_set(
         "Softmax attention over the selected blocks only; grouped-query heads, right-aligned causal mask.",
         {"q[B,H,N,D]", "k[B,G,M,D]", "v[B,G,M,E]", "mask[B,H,QB,KB]", "block", "scale", "causal", "out[B,H,N,E]", "lse[B,H,N]"},
         {.paper = "2503.16428", .ns_per_element = 100}),
-    core::op<"block_sparse_attention_backward", &block_sparse_attention_backward>(
+    core::op<"block_sparse_attention_backward",
+             &block_sparse_attention_backward CORE_IF_CUDA(&block_sparse_attention_backward_bf16, &block_sparse_attention_backward_fp16)>(
         "The gradients of block-sparse attention, its weights made again from the logarithm of the softmax denominator.",
         {"q[B,H,N,D]", "k[B,G,M,D]", "v[B,G,M,E]", "mask[B,H,QB,KB]", "block", "scale", "causal", "out[B,H,N,E]", "lse[B,H,N]",
          "grad_out[B,H,N,E]", "grad_lse[B,H,N]", "grad_q[B,H,N,D]", "grad_k[B,G,M,D]", "grad_v[B,G,M,E]"},

@@ -85,6 +85,24 @@ CORE_EXPORT void block_sparse_attention_fp16(core::Tensor<const core::float16, 4
                                              core::Tensor<const core::float16, 4> v, core::Tensor<const bool, 4> mask, std::int64_t block,
                                              double scale, bool causal, core::Tensor<core::float16, 4> out,
                                              std::optional<core::Tensor<float, 3>> lse, core::Stream stream);
+
+/// block_sparse_attention_backward; D and E at most 256. The same bits at every run.
+CORE_EXPORT void block_sparse_attention_backward_bf16(core::Tensor<const core::bfloat16, 4> q, core::Tensor<const core::bfloat16, 4> k,
+                                                      core::Tensor<const core::bfloat16, 4> v, core::Tensor<const bool, 4> mask,
+                                                      std::int64_t block, double scale, bool causal,
+                                                      core::Tensor<const core::bfloat16, 4> out, core::Tensor<const float, 3> lse,
+                                                      core::Tensor<const core::bfloat16, 4> grad_out,
+                                                      std::optional<core::Tensor<const float, 3>> grad_lse,
+                                                      core::Tensor<core::bfloat16, 4> grad_q, core::Tensor<core::bfloat16, 4> grad_k,
+                                                      core::Tensor<core::bfloat16, 4> grad_v, core::Stream stream);
+CORE_EXPORT void block_sparse_attention_backward_fp16(core::Tensor<const core::float16, 4> q, core::Tensor<const core::float16, 4> k,
+                                                      core::Tensor<const core::float16, 4> v, core::Tensor<const bool, 4> mask,
+                                                      std::int64_t block, double scale, bool causal,
+                                                      core::Tensor<const core::float16, 4> out, core::Tensor<const float, 3> lse,
+                                                      core::Tensor<const core::float16, 4> grad_out,
+                                                      std::optional<core::Tensor<const float, 3>> grad_lse,
+                                                      core::Tensor<core::float16, 4> grad_q, core::Tensor<core::float16, 4> grad_k,
+                                                      core::Tensor<core::float16, 4> grad_v, core::Stream stream);
 #endif
 
 }  // namespace core_llm_efficiency

@@ -24,19 +24,18 @@ def register_transformers(
 
     options: threshold, stride, block_size as in `xattention`: float32 on the CPU, bfloat16 and float16 on CUDA;
     `densities` gets the share of visible blocks that was read appended, for every layer that ran sparse. What has
-    no sparse path (decoding one token, padded batches, masks other than causal, dropout, other dtypes and devices,
-    gradients on CUDA) goes to torch's dense SDPA, and so does what would not gain: prompts of at most `dense_up_to`
-    keys (if None, 256 on the CPU and 8192 on CUDA), and layers that chose more than a share `dense_above` of the
-    visible blocks (if None, 0.75 where gradients are wanted, else 1), the measured break-even points.
+    no sparse path (decoding one token, padded batches, masks other than causal, dropout, other dtypes and devices)
+    goes to torch's dense SDPA, and so does what would not gain: prompts of at most `dense_up_to` keys (if None, 256 on
+    the CPU and 8192 on CUDA), and layers that chose more than a share `dense_above` of the visible blocks (if None,
+    0.75 where gradients are wanted on the CPU, else 1), the measured break-even points.
     """
 
-    def shortest(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> float:
+    def shortest(query: torch.Tensor, value: torch.Tensor) -> float:
         """The number of keys up to which attention is dense."""
-        cpu, trains = query.device.type == "cpu", query.requires_grad or key.requires_grad or value.requires_grad
         half = query.dtype in (torch.bfloat16, torch.float16) and max(query.shape[3], value.shape[3]) <= 256
-        if cpu and query.dtype == torch.float32:
+        if query.device.type == "cpu" and query.dtype == torch.float32:
             return 256 if dense_up_to is None else dense_up_to
-        if query.device.type == "cuda" and half and not (trains and torch.is_grad_enabled()):
+        if query.device.type == "cuda" and half:
             return DENSE_UP_TO if dense_up_to is None else dense_up_to
         return float("inf")
 
@@ -58,7 +57,7 @@ def register_transformers(
             or not causal
             or attention_mask is not None
             or dropout > 0
-            or key.shape[2] <= shortest(query, key, value)
+            or key.shape[2] <= shortest(query, value)
         )
         if dense:
             answer: tuple[Any, None] = sdpa_attention_forward(
@@ -67,7 +66,8 @@ def register_transformers(
             return answer
         above = dense_above
         if above is None:
-            above = 0.75 if torch.is_grad_enabled() and query.requires_grad else 1.0
+            trains = torch.is_grad_enabled() and query.requires_grad
+            above = 0.75 if trains and query.device.type == "cpu" else 1.0
         counted = densities is not None
         out = xattention(
             query, key, value, scale=scaling, dense_up_to=0, dense_above=above, return_density=counted, **options

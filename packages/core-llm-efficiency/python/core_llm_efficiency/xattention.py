@@ -5,12 +5,13 @@ float32 on the CPU and all bfloat16 or float16 on CUDA (there D, E <= 256), H a 
 un-repeated: head h reads h // (H // G)). With `is_causal` the queries are the last N of M positions, so N <= M
 (chunked prefill; torch aligns to the left instead). numpy in gives numpy out, torch gives torch. NaN and infinite
 inputs give NaN in the scores and in the query blocks that read them, and such a query block keeps all its blocks.
-torch tensors on the CPU get gradients through the chosen blocks; the choice itself has none.
+torch tensors get gradients through the chosen blocks; the choice itself has none.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -39,7 +40,7 @@ def _check_rank(x: Any, name: str, rank: int = 4) -> None:
 
 
 def _on_gpu(query: Any) -> bool:
-    return is_torch(query) and query.device.type == "cuda" and str(query.dtype) in ("torch.bfloat16", "torch.float16")
+    return is_torch(query) and query.is_cuda and query.dtype.itemsize == 2 and query.dtype.is_floating_point
 
 
 def _operand(x: Any, name: str, query: Any) -> Any:
@@ -134,8 +135,8 @@ def block_sparse_attention(
 
     mask: bool (B, H, QB, KB), which blocks of keys each block of queries reads; block_size: a multiple of 16 in
     [16, 4096]; scale: 1/sqrt(D) if None. A query that sees no key gives zeros. With return_lse also the logarithm of
-    the softmax denominator, float32 (B, H, N), as `(out, lse)`. Both are differentiable in query, key and value (torch,
-    CPU). Raises ValueError on sizes that do not fit, TypeError on another dtype.
+    the softmax denominator, float32 (B, H, N), as `(out, lse)`. Both are differentiable in query, key and value
+    (torch). Raises ValueError on sizes that do not fit, TypeError on another dtype.
     """
     key, value = _operand(key, "key", query), _operand(value, "value", query)
     query = _operand(query, "query", query)
@@ -169,14 +170,18 @@ def block_density(mask: Any, *, q_len: int, k_len: int, block_size: int = 128, i
 
 def _dense(query: Any, key: Any, value: Any, block_size: int, is_causal: bool, scale: float | None) -> Any:
     """Attention over all blocks: torch's, where it aligns queries and keys as this module does, else this module's."""
-    if is_torch(query) and (not is_causal or query.shape[2] == key.shape[2]) and key.shape[2] > 0:
-        if not (query.dtype == key.dtype == value.dtype and query.ndim == key.ndim == value.ndim == 4):
+    if is_torch(query):
+        # a short prompt takes some 35 us, so what is no error costs no check
+        try:
+            _, heads, n, _ = query.shape
+            _, groups, m, _ = key.shape
+            if (not is_causal or n == m) and m > 0 and value.ndim == 4:
+                attend = sys.modules["torch"].nn.functional.scaled_dot_product_attention
+                return attend(query, key, value, is_causal=is_causal, scale=scale, enable_gqa=heads != groups)
+        except (RuntimeError, ValueError):
             for x, name in ((query, "query"), (key, "key"), (value, "value")):
                 _check_rank(_operand(x, name, query), name)
-        from torch.nn.functional import scaled_dot_product_attention
-
-        grouped = query.shape[1] != key.shape[1]
-        return scaled_dot_product_attention(query, key, value, is_causal=is_causal, scale=scale, enable_gqa=grouped)
+            raise
     shape = *query.shape[:2], _blocks(query.shape[2], block_size), _blocks(key.shape[2], block_size)
     mask = empty(shape, "bool", query)
     mask[...] = True

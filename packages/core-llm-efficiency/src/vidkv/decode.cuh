@@ -61,6 +61,7 @@ struct Operands {
   float scale;                                                // of a logit, in powers of two
   float2* tops;                                               // [batch, head, split]: the largest logit and the sum of weights
   float* parts;                                               // [batch, head, split, e]
+  struct Prepared* prepared;                                  // [batch, group, tile]
 };
 
 /// The sizes of a kernel's work where the compiler knows them: as many channels of values as of keys, every operand flat.
@@ -181,82 +182,44 @@ __device__ inline uint2 four(const __half* row, std::int64_t col, int first, int
   return {bits(__halves2half2(x[0], x[1])), bits(__halves2half2(x[2], x[3]))};
 }
 
-/// The query in shared memory: as it came, and transformed, in the order of the packed channels, as two float16 numbers.
-struct Query {
-  float plain[tile_heads][most_channels];
-  float packed[tile_heads][most_channels + 32];
+/// The query transformed, in the order of the packed channels, as two float16 numbers.
+struct Prepared {
   __half split[2][tile_heads][most_channels + 32];
   float factor[tile_heads];  // what brings a product to a logit in powers of two
 };
 
-template <int Warps>
-__device__ inline void load_query(const Operands& p, int d, int b, int first_head, int count, Query& q) {
-  for (int x = static_cast<int>(threadIdx.x) * 32; x < d; x += 32 * 32 * Warps)  // for transform_query
-    asm volatile("prefetch.global.L1 [%0];" ::"l"(p.channels + b * p.channels_row + x * p.channels_col));
-#pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x); i < tile_heads * d; i += 32 * Warps) {
-    const int h = i / d, x = i % d;
-    q.plain[h][x] = h < count ? load(p.q, b * p.q_batch + (first_head + h) * p.q_head + x * p.q_col, p.kind) : 0.f;
+/// What a thread block works on.
+struct Unit {
+  int set, tile, b, g, first_head, count;
+  __device__ Unit(const Operands& p, int unit) {
+    set = unit % p.sets, tile = unit / p.sets;  // of all groups and batches
+    const int own = tile % p.tiles;
+    g = tile / p.tiles % p.groups, b = tile / p.tiles / p.groups;
+    first_head = g * p.share + own * tile_heads, count = min(tile_heads, p.share - own * tile_heads);
   }
-  __syncthreads();
-}
+  __device__ std::int64_t row(const Operands& p, int h, int split) const {
+    return (std::int64_t{b} * p.heads + first_head + h) * p.splits + split;
+  }
+};
 
-/// The Fourier transform of the channels [c, d), all scaled by a power of two to at most 1.
-template <int Warps, class Shape>
-__device__ inline void transform_query(const Operands& p, const Shape& s, int b, Query& q) {
-  __shared__ float cosine[most_channels], sine[most_channels], ordered[tile_heads][most_channels];
-  constexpr int threads = 32 * Warps;
-  const int thread = static_cast<int>(threadIdx.x), n = s.d - s.c;
-#pragma unroll 1
-  for (int m = thread; m < n; m += threads) sincospif(2.f * static_cast<float>(m) / static_cast<float>(n), &sine[m], &cosine[m]);
-#pragma unroll 1
-  for (int x = thread; x < s.d; x += threads) {
-    const std::int32_t from = p.channels[b * p.channels_row + x * p.channels_col];
-#pragma unroll
-    for (int h = 0; h < tile_heads; ++h) ordered[h][x] = from >= 0 && from < s.d ? q.plain[h][from] : NAN;
-  }
-  __syncthreads();
-#pragma unroll 1
-  for (int i = thread; i < tile_heads * s.wide; i += threads) {
-    const int h = i / s.wide, x = i % s.wide;
-    q.packed[h][x] = x < s.c ? ordered[h][x] : 0.f;
-  }
-#pragma unroll 1
-  for (int i = thread; i < 2 * tile_heads * s.signs; i += threads) {  // two threads a coefficient: every other channel
-    const int h = i / 2 / s.signs, f = i / 2 % s.signs;
-    float y = 0;
-    if (f < n) {
-      const float* const wave = f % 2 || f == 0 ? cosine : sine;
-      const int once = (f + 1) / 2, step = 2 * once % n;
-      int turn = i % 2 ? once % n : 0;
-#pragma unroll 8
-      for (int j = i % 2; j < n; j += 2) {
-        y += ordered[h][s.c + j] * wave[turn];
-        turn += step;
-        turn -= turn >= n ? n : 0;
-      }
-      y *= sqrtf((f == 0 || (f == n - 1 && n % 2 == 0) ? 1.f : 2.f) / static_cast<float>(n));
-    }
-    y += __shfl_xor_sync(~0u, y, 1);
-    if (i % 2 == 0) q.packed[h][s.wide + f] = y;
-  }
-  __syncthreads();
-  if (const int h = thread / 32, positions = s.wide + s.signs; h < tile_heads) {
-    float most = 0;
-#pragma unroll 1
-    for (int x = thread % 32; x < positions; x += 32) most = fmaxf(most, fabsf(q.packed[h][x]));
-    for (int o = 16; o; o /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, o));
-    const int power = most > 0 && most < INFINITY ? min(__float_as_int(most) / (1 << 23) - 126, 126) : 0;
-    const float down = __int_as_float((127 - power) << 23);
-    if (thread % 32 == 0) q.factor[h] = p.scale * __int_as_float((127 + power) << 23);
-#pragma unroll 1
-    for (int x = thread % 32; x < positions; x += 32) {
-      const float y = q.packed[h][x] * down;
-      const __half high = __float2half_rn(y);
-      q.split[0][h][x] = high;
-      q.split[1][h][x] = __float2half_rn(y - __half2float(high));
-    }
-  }
-  __syncthreads();
+/// Where a thread block leaves its largest logits and sums of weights, and its weighted sums; steps from head to head.
+struct Found {
+  float2* tops;
+  float* parts;
+  int tops_step, parts_step;
+  __device__ Found(const Operands& p, const Unit& u, int split)
+      : tops(p.tops + u.row(p, 0, split)), parts(p.parts + u.row(p, 0, split) * p.e), tops_step(p.splits), parts_step(p.splits * p.e) {}
+};
+
+// A kernel that is launched early starts beside the one before it and waits for it where it needs its results.
+__device__ inline void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ inline void wait_for_last() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 }  // namespace core_llm_efficiency::decode

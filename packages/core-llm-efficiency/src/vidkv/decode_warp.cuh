@@ -50,7 +50,7 @@ template <class Shape, bool Exact>
 class KeyProduct {
  public:
   static constexpr bool held = Shape::known && !Exact;  // the query, in registers
-  __device__ KeyProduct(const Lane& l, const Shape& s, const Query& q) : l_(l), s_(s), q_(q) {
+  __device__ KeyProduct(const Lane& l, const Shape& s, const Prepared& q) : l_(l), s_(s), q_(q) {
     if constexpr (held) {
 #pragma unroll
       for (int j = 0; j < s.d / 16; ++j) held_[j] = *from(0, j * 16);
@@ -119,14 +119,14 @@ class KeyProduct {
   }
   const Lane& l_;
   const Shape& s_;
-  const Query& q_;
+  const Prepared& q_;
   uint2 held_[sixteens()];
 };
 
 /// base[i][h], for the runs of up to 16 blocks from `block` on: x what belongs to every logit, y to those in the sign
 /// bit's row too.
 template <class Shape>
-__device__ inline void find_bases(const Lane& l, const Operands& p, const Shape& s, const Query& q, int b, int g, int block, int end,
+__device__ inline void find_bases(const Lane& l, const Operands& p, const Shape& s, const Prepared& q, int b, int g, int block, int end,
                                   float2 (*base)[tile_heads]) {
   float zero[4] = {}, wide[4] = {}, sign[4] = {};
   const __half *zeros[2], *scales[2];

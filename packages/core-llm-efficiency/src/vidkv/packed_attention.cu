@@ -2,87 +2,13 @@
 // 32 tokens each with a softmax of its own, and what they found is merged in a fixed order.
 #include <algorithm>
 
+#include "decode_recent.cuh"
 #include "decode_warp.cuh"
 
 namespace core_llm_efficiency {
 namespace {
 using namespace decode;
 constexpr int warps = 8;  // of a thread block
-
-/// What a thread block works on.
-struct Unit {
-  int set, b, g, first_head, count;
-  __device__ Unit(const Operands& p, int unit) {
-    set = unit % p.sets;
-    const int tile = unit / p.sets % p.tiles;
-    g = unit / p.sets / p.tiles % p.groups, b = unit / p.sets / p.tiles / p.groups;
-    first_head = g * p.share + tile * tile_heads, count = min(tile_heads, p.share - tile * tile_heads);
-  }
-  __device__ std::int64_t row(const Operands& p, int h, int split) const {
-    return (std::int64_t{b} * p.heads + first_head + h) * p.splits + split;
-  }
-};
-
-/// Where a thread block leaves its largest logits and sums of weights, and its weighted sums; steps from head to head.
-struct Found {
-  float2* tops;
-  float* parts;
-  int tops_step, parts_step;
-  Found(const Found&) = default;
-  __device__ Found(float2* tops, float* parts, int tops_step, int parts_step)
-      : tops(tops), parts(parts), tops_step(tops_step), parts_step(parts_step) {}
-  __device__ Found(const Operands& p, const Unit& u, int split)
-      : Found(p.tops + u.row(p, 0, split), p.parts + u.row(p, 0, split) * p.e, p.splits, p.splits * p.e) {}
-};
-
-/// Tokens in full precision: four threads a token, then one a channel.
-template <int Warps>
-__device__ __noinline__ void attend_recent(const Operands& p, const Unit& u, int split, const Query& q, const Found& found) {
-  constexpr int threads = 32 * Warps;
-  __shared__ float weights[tile_heads][recent_tokens];
-  const int thread = static_cast<int>(threadIdx.x), first = split * recent_tokens, count = min(recent_tokens, p.recent - first);
-  const std::int64_t keys = u.b * p.rk[0] + u.g * p.rk[1], values = u.b * p.rv[0] + u.g * p.rv[1];
-  if (const int t = thread / 4, part = thread % 4; t < recent_tokens) {
-    float sum[tile_heads] = {};
-    if (t < count)
-#pragma unroll 4
-      for (int x = part; x < p.d; x += 4) {
-        const float k = load(p.recent_k, keys + (first + t) * p.rk[2] + x * p.rk[3], p.kind);
-#pragma unroll
-        for (int h = 0; h < tile_heads; ++h) sum[h] += q.plain[h][x] * k;
-      }
-    const bool seen = t < count && (!p.seen || p.seen[u.b * p.seen_row + (p.packed + first + t) * p.seen_col]);
-#pragma unroll
-    for (int h = 0; h < tile_heads; ++h) {
-      const float x = quad_sum(sum[h]) * p.scale;
-      if (part == 0) weights[h][t] = seen ? x : -INFINITY;
-    }
-  }
-  __syncthreads();
-  if (const int h = thread / 32, lane = thread % 32; h < tile_heads) {
-    const float x = weights[h][lane], y = weights[h][lane + 32];
-    float top = fmaxf(x, y);
-    for (int o = 16; o; o /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, o));
-    const float base = top == -INFINITY ? 0.f : top, wx = exp2_fast(x - base), wy = exp2_fast(y - base);
-    weights[h][lane] = wx, weights[h][lane + 32] = wy;
-    float sum = wx + wy;
-    for (int o = 16; o; o /= 2) sum += __shfl_xor_sync(~0u, sum, o);
-    if (lane == 0 && h < u.count) found.tops[h * found.tops_step] = {top, sum};
-  }
-  __syncthreads();
-  for (int x = thread; x < p.e; x += threads) {
-    float out[tile_heads] = {};
-#pragma unroll 4
-    for (int t = 0; t < count; ++t) {
-      const float v = load(p.recent_v, values + (first + t) * p.rv[2] + x * p.rv[3], p.kind);
-#pragma unroll
-      for (int h = 0; h < tile_heads; ++h) out[h] += weights[h][t] * v;
-    }
-#pragma unroll
-    for (int h = 0; h < tile_heads; ++h)
-      if (h < u.count) found.parts[h * found.parts_step + x] = out[h];
-  }
-}
 
 /// What a thread block's warps keep beside the query.
 template <int Warps>
@@ -94,7 +20,7 @@ struct Kept {
 
 /// Packed tokens whose values are of one kind: blocks [begin, end) of them.
 template <class Digits, class Shape, bool Exact, int Warps>
-__device__ void attend_packed(const Operands& p, const Values& v, const Unit& u, int begin, int end, Query& q, Kept<Warps>& kept,
+__device__ void attend_packed(const Operands& p, const Values& v, const Unit& u, int begin, int end, Prepared& q, Kept<Warps>& kept,
                               char* shared, const Found& found) {
   constexpr int threads = 32 * Warps;
   const Shape s(p, v);
@@ -115,8 +41,8 @@ __device__ void attend_packed(const Operands& p, const Values& v, const Unit& u,
     for (int x = 0; x < s.c; x += 64) soon(p.zeros.at(u.b, u.g, run) + x);
     for (int x = 0; x < s.d; x += 64) soon(p.scales.at(u.b, u.g, run) + x);
   }
-  load_query<Warps>(p, s.d, u.b, u.first_head, u.count, q);
-  transform_query<Warps>(p, s, u.b, q);
+  fetch_query<Warps>(p.prepared[u.tile], s.wide + s.signs, q);
+  __syncthreads();
   const KeyProduct<Shape, Exact> product(l, s, q);
   const float factor[2] = {q.factor[l.head()], q.factor[l.head() + 1]};
   float top[2] = {-INFINITY, -INFINITY}, sum[2] = {}, out[Digits::planes][4] = {};
@@ -221,16 +147,16 @@ __device__ void attend_packed(const Operands& p, const Values& v, const Unit& u,
 template <class Digits, class Shape, bool Exact>
 __global__ void __launch_bounds__(32 * warps, 2) attend(const __grid_constant__ Operands p) {
   extern __shared__ __align__(16) char shared[];
-  __shared__ Query q;
+  __shared__ alignas(16) Prepared q;
   __shared__ Kept<warps> kept;
+  let_next_start();
   constexpr bool two = std::is_same_v<Digits, TwoBits>;
   const Values& v = p.values[two ? 0 : 1];
   const int units = p.batch * p.groups * p.tiles * p.sets, part = static_cast<int>(blockIdx.x) / units;
   const Unit u(p, static_cast<int>(blockIdx.x) % units);
   if (!two && part < p.recent_splits) {
-    if (u.set) return;
-    load_query<warps>(p, p.d, u.b, u.first_head, u.count, q);
-    return attend_recent<warps>(p, u, part, q, Found(p, u, part));
+    if (u.set == 0) attend_recent<warps>(p, u, part, Found(p, u, part));
+    return wait_for_last();  // whoever waits for this kernel waits for those before it
   }
   if (threadIdx.x == 0) kept.sources.find(p, v, u.b, u.g);
   __syncthreads();
@@ -239,46 +165,20 @@ __global__ void __launch_bounds__(32 * warps, 2) attend(const __grid_constant__ 
                                       Found(p, u, p.recent_splits + (two ? 0 : p.values[0].splits) + own));
 }
 
-/// One thread block for each query head: the weighted mean of its parts. Eight threads share a channel's parts.
-constexpr int sharers = 8, merged_channels = 64;
-template <class T>
-__global__ void __launch_bounds__(sharers* merged_channels)
-    merge(const float2* tops, const float* parts, int splits, int heads, int e, T* out, std::int64_t out_batch, std::int64_t out_head,
-          std::int64_t out_col) {
-  __shared__ float sums[sharers][merged_channels];
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-  const std::int64_t row = blockIdx.x;
-  const int lane = static_cast<int>(threadIdx.x) % 32, channel = static_cast<int>(threadIdx.x) % merged_channels,
-            sharer = static_cast<int>(threadIdx.x) / merged_channels, x = static_cast<int>(blockIdx.y) * merged_channels + channel;
-  tops += row * splits, parts += row * splits * e;
-  const int each = (splits + sharers - 1) / sharers, first = sharer * each, last = min(first + each, splits);
-  constexpr int ahead = 8;  // parts on their way while the weights are found
-  float part[ahead];
-#pragma unroll
-  for (int i = 0; i < ahead; ++i) part[i] = x < e && first + i < last ? parts[std::int64_t{first + i} * e + x] : 0.f;
-  float top = -INFINITY, total = 0;
-  for (int i = lane; i < splits; i += 32) top = fmaxf(top, tops[i].x);
-  for (int o = 16; o; o /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, o));
-  const auto weight = [&](float y) { return y == -INFINITY ? 1.f : exp2_fast(y - top); };  // parts that saw nothing are zero, or NaN
-  for (int i = lane; i < splits; i += 32) total += tops[i].y * weight(tops[i].x);
-  for (int o = 16; o; o /= 2) total += __shfl_xor_sync(~0u, total, o);
-  float sum = 0;
-#pragma unroll
-  for (int i = 0; i < ahead; ++i)
-    if (first + i < last) sum += part[i] * weight(tops[first + i].x);
-  for (int i = first + ahead; i < last && x < e; ++i) sum += parts[std::int64_t{i} * e + x] * weight(tops[i].x);
-  sums[sharer][channel] = sum;
-  __syncthreads();
-  if (sharer || x >= e) return;
-#pragma unroll
-  for (int i = 1; i < sharers; ++i) sum += sums[i][channel];
-  out[row / heads * out_batch + row % heads * out_head + x * out_col] = T(total == 0 ? 0.f : sum / total);
+/// Where `early`, beside the kernel before.
+template <class... Parameters, class... Arguments>
+void launch_kernel(void (*kernel)(Parameters...), dim3 grid, int threads, int bytes, bool early, cudaStream_t stream,
+                   Arguments... arguments) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization, attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid, config.blockDim = dim3(static_cast<unsigned>(threads)), config.stream = stream;
+  config.dynamicSmemBytes = static_cast<std::size_t>(bytes), config.attrs = &attribute, config.numAttrs = early ? 1 : 0;
+  check_cuda("packed_attention", cudaLaunchKernelEx(&config, kernel, arguments...), "attending");
 }
 
 template <class Digits, class Shape, bool Exact>
-void launch(const Operands& p, cudaStream_t stream) {
+void launch(const Operands& p, bool early, cudaStream_t stream) {
   const char* op = "packed_attention";
   constexpr bool two = std::is_same_v<Digits, TwoBits>;
   const Values& v = p.values[two ? 0 : 1];
@@ -289,16 +189,15 @@ void launch(const Operands& p, cudaStream_t stream) {
   const int bytes = std::max(warps * stages * Stage(p.wide, p.signs, v.width, p.e, two).bytes, warps * tile_heads * p.e * 4);
   check_cuda(op, cudaFuncSetAttribute(attend<Digits, Shape, Exact>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
              "asking for shared memory");
-  attend<Digits, Shape, Exact><<<static_cast<unsigned>(blocks), 32 * warps, static_cast<std::size_t>(bytes), stream>>>(p);
-  check_cuda(op, cudaGetLastError(), "attending");
+  launch_kernel(attend<Digits, Shape, Exact>, dim3(static_cast<unsigned>(blocks)), 32 * warps, bytes, early, stream, p);
 }
 
 template <class Digits, bool Exact>
-void launch_any(const Operands& p, cudaStream_t stream) {
+void launch_any(const Operands& p, bool early, cudaStream_t stream) {
   const bool plain = !Exact && p.flat && p.values[std::is_same_v<Digits, TwoBits> ? 0 : 1].flat && p.e == p.d && p.sets == 1;
-  if (plain && p.wide == 64 && p.signs == 64) return launch < Digits, Fixed<64, 64, Digits::planes>, Exact && false > (p, stream);
-  if (plain && p.wide == 32 && p.signs == 32) return launch < Digits, Fixed<32, 32, Digits::planes>, Exact && false > (p, stream);
-  launch<Digits, Any, Exact>(p, stream);
+  if (plain && p.wide == 64 && p.signs == 64) return launch < Digits, Fixed<64, 64, Digits::planes>, Exact && false > (p, early, stream);
+  if (plain && p.wide == 32 && p.signs == 32) return launch < Digits, Fixed<32, 32, Digits::planes>, Exact && false > (p, early, stream);
+  launch<Digits, Any, Exact>(p, early, stream);
 }
 
 bool aligned(const void* p, std::initializer_list<std::int64_t> bytes) {
@@ -366,24 +265,21 @@ void attention_on(core::Tensor<const T, 3> q, core::Tensor<const std::int32_t, 2
   p.splits = p.recent_splits;
   for (Values& v : p.values) p.splits += v.splits = small(ceil_div(v.blocks, p.per_split));
   using Out = std::conditional_t<exact, float, std::conditional_t<std::is_same_v<T, core::float16>, __half, __nv_bfloat16>>;
-  const std::int64_t rows = batch * heads * p.splits;
-  const DeviceScratch scratch(op, q.device_id, stream, core::checked_mul(rows, e + 2, "packed_attention: scratch") * 4);
-  p.tops = scratch.get<float2>(), p.parts = reinterpret_cast<float*>(p.tops + rows);
-  launch_any<TwoBits, exact>(p, stream);
-  launch_any<Ternary, exact>(p, stream);
-
+  const std::int64_t rows = batch * heads * p.splits, of_query = batch * groups * p.tiles;
+  const DeviceScratch scratch(op, q.device_id, stream,
+                              of_query * std::int64_t{sizeof(Prepared)} + core::checked_mul(rows, e + 2, "packed_attention: scratch") * 4);
+  p.prepared = scratch.get<Prepared>(), p.tops = reinterpret_cast<float2*>(p.prepared + of_query);
+  p.parts = reinterpret_cast<float*>(p.tops + rows);
   int major = 0;
   check_cuda(op, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, q.device_id), "asking for the device");
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization, early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(batch * heads), static_cast<unsigned>(ceil_div(e, merged_channels)));
-  config.blockDim = dim3(sharers * merged_channels), config.stream = stream;
-  config.attrs = &early, config.numAttrs = major >= 9 ? 1 : 0;
-  check_cuda(op,
-             cudaLaunchKernelEx(&config, merge<Out>, static_cast<const float2*>(p.tops), static_cast<const float*>(p.parts), p.splits,
-                                p.heads, p.e, reinterpret_cast<Out*>(out.data), out.stride[0], out.stride[1], out.stride[2]),
-             "merging");
+  if (n) launch_kernel(prepare, dim3(static_cast<unsigned>(of_query * tile_heads)), preparers, 0, false, stream, p);
+  const bool early = major >= 9 && n > 0;
+  launch_any<TwoBits, exact>(p, early, stream);
+  launch_any<Ternary, exact>(p, early, stream);
+  const dim3 merged(static_cast<unsigned>(batch * heads), static_cast<unsigned>(ceil_div(e, merged_channels)));
+  launch_kernel(merge<Out>, merged, sharers * merged_channels, 0, major >= 9, stream, static_cast<const float2*>(p.tops),
+                static_cast<const float*>(p.parts), p.splits, p.heads, p.e, reinterpret_cast<Out*>(out.data), out.stride[0], out.stride[1],
+                out.stride[2]);
 }
 }  // namespace
 

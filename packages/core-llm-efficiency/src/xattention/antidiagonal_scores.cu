@@ -57,43 +57,44 @@ __global__ void __launch_bounds__(threads) estimate(View<const T> q, View<const 
   }
 }
 
-/// One thread block for one query block: the sums of its rows, then its scores. `kept`: the rows stay in shared memory.
-__global__ void __launch_bounds__(256) normalise(Estimate e, const float* partial, core::Tensor<float, 4> scores, bool kept) {
-  extern __shared__ float total[];                           // log2 of each row's sum of exponentials
-  int* const shown = reinterpret_cast<int*>(total + e.per);  // the units that each row sees
+/// One thread block for one query block: its rows' exponentials, in shared memory (Kept) or where they were, and their
+/// sums; then its scores.
+template <bool Kept>
+__global__ void __launch_bounds__(256) normalise(Estimate e, float* partial, core::Tensor<float, 4> scores) {
+  extern __shared__ float inverse[];  // of each row's sum
   const std::int64_t pair = e.first_head + blockIdx.y, b = pair / e.heads, h = pair % e.heads;
-  const int first = static_cast<int>(blockIdx.x) * e.per, count = min(e.per, e.rows - first);
-  float* const copies = total + 2 * e.per;
-  const float* rows = partial + (std::int64_t{blockIdx.y} * e.rows + first) * e.units;
+  const int first = static_cast<int>(blockIdx.x) * e.per, count = min(e.per, e.rows - first), blocks = static_cast<int>(scores.shape[3]);
+  const int visible = (e.units_seen(first + count - 1) + e.units_of_block - 1) / e.units_of_block, end = visible * e.units_of_block;
+  float* const rows = partial + (std::int64_t{blockIdx.y} * e.rows + first) * e.units;
+  float* const powers = Kept ? inverse + e.per : rows;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   for (int r = static_cast<int>(threadIdx.x) / 32; r < count; r += 8) {
-    const float* row = rows + std::int64_t{r} * e.units;
-    float* const copy = copies + std::int64_t{r} * e.units;
+    const float* const from = rows + std::int64_t{r} * e.units;
+    float* const row = powers + std::int64_t{r} * e.units;
     const int units = e.units_seen(first + r);
     float top = -INFINITY, sum = 0;
 #pragma unroll 8
-    for (int u = lane; u < units; u += 32) {
-      const float x = row[u];
-      if (kept) copy[u] = x;
+    for (int u = lane; u < end; u += 32) {
+      const float x = u < units ? from[u] : -INFINITY;
+      row[u] = x;
       top = fmaxf(top, x);
     }
     for (int i = 16; i; i /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, i));
     const float base = top == -INFINITY ? 0.f : top;
-    if (kept) row = copy;
 #pragma unroll 8
-    for (int u = lane; u < units; u += 32) sum += exp2_fast(row[u] - base);
+    for (int u = lane; u < end; u += 32) sum += row[u] = exp2_fast(row[u] - base);
     for (int i = 16; i; i /= 2) sum += __shfl_xor_sync(~0u, sum, i);
-    if (lane == 0) total[r] = base + log2f(sum), shown[r] = units;
+    if (lane == 0) inverse[r] = 1.f / sum;
   }
   __syncthreads();
-  if (kept) rows = copies;
-  for (int j = static_cast<int>(threadIdx.x); j < static_cast<int>(scores.shape[3]); j += 256) {
+  float* const to = scores.data + b * scores.stride[0] + h * scores.stride[1] + blockIdx.x * scores.stride[2];
+  for (int j = static_cast<int>(threadIdx.x); j < blocks; j += 256) {
     float mass = 0;
-    for (int r = 0; r < count; ++r) {
-      const int units = min(shown[r], (j + 1) * e.units_of_block);
-      for (int u = j * e.units_of_block; u < units; ++u) mass += exp2_fast(rows[std::int64_t{r} * e.units + u] - total[r]);
-    }
-    scores.data[b * scores.stride[0] + h * scores.stride[1] + blockIdx.x * scores.stride[2] + j * scores.stride[3]] = mass;
+    if (j < visible)
+#pragma unroll 8
+      for (int r = 0; r < count; ++r)
+        for (int u = 0; u < e.units_of_block; ++u) mass += powers[std::int64_t{r} * e.units + j * e.units_of_block + u] * inverse[r];
+    to[j * scores.stride[3]] = mass;
   }
 }
 
@@ -127,19 +128,21 @@ void antidiagonal_scores_on(core::Tensor<const T, 4> q, core::Tensor<const T, 4>
                      at_once = std::clamp<std::int64_t>((std::int64_t{1} << 30) / of_head, 1, std::min<std::int64_t>(all, 65535));
   const DeviceScratch scratch(op, q.device_id, stream, core::checked_mul(of_head, at_once, "antidiagonal_scores: scratch"));
   auto* partial = scratch.get<float>();
-  const std::size_t of_sums = static_cast<std::size_t>(e.per) * 8,
-                    of_rows = static_cast<std::size_t>(e.per) * static_cast<std::size_t>(e.units) * 4;
+  const std::size_t of_sums = static_cast<std::size_t>(e.per) * 4, of_rows = of_sums * static_cast<std::size_t>(e.units);
   const bool kept = of_sums + of_rows <= 48 * 1024;  // what every kernel may have
   for (std::int64_t first = 0; first < all; first += at_once) {
     e.first_head = static_cast<int>(first);
     const auto pairs = static_cast<unsigned>(std::min(at_once, all - first));
     if (!estimate_hopper(view(q), view(k), e, static_cast<int>(batch), static_cast<int>(pairs), q.device_id, partial, stream)) {
-      const dim3 grid(static_cast<unsigned>(ceil_div(e.units, e.units_of_tile)), static_cast<unsigned>(ceil_div(e.rows, edge)), pairs);
-      estimate<<<grid, threads, 0, stream>>>(view(q), view(k), e, partial);
+      const dim3 tiles(static_cast<unsigned>(ceil_div(e.units, e.units_of_tile)), static_cast<unsigned>(ceil_div(e.rows, edge)), pairs);
+      estimate<<<tiles, threads, 0, stream>>>(view(q), view(k), e, partial);
       check_cuda(op, cudaGetLastError(), "estimating");
     }
-    normalise<<<dim3(static_cast<unsigned>(scores.shape[2]), pairs), 256, of_sums + (kept ? of_rows : 0), stream>>>(e, partial, scores,
-                                                                                                                    kept);
+    const dim3 grid(static_cast<unsigned>(scores.shape[2]), pairs);
+    if (kept)
+      normalise<true><<<grid, 256, of_sums + of_rows, stream>>>(e, partial, scores);
+    else
+      normalise<false><<<grid, 256, of_sums, stream>>>(e, partial, scores);
     check_cuda(op, cudaGetLastError(), "normalising");
   }
 }

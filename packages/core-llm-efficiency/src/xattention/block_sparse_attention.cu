@@ -1,30 +1,11 @@
 // Block-sparse attention on CUDA for any sizes and strides: tiles of 64 queries and 64 keys, mma.sync, an online softmax.
 #include <algorithm>
 
-#include "attention.cuh"
+#include "attention_blocks.cuh"
 
 namespace core_llm_efficiency {
 namespace {
 constexpr int threads = 128, edge = 64;
-
-/// One warp for each row of the mask.
-__global__ void __launch_bounds__(256) pack_mask(core::Tensor<const bool, 4> mask, std::int64_t rows, int words, int block, std::int64_t n,
-                                                 std::int64_t m, bool causal, std::uint32_t* bits, int* counts) {
-  const std::int64_t i = blockIdx.x * std::int64_t{8} + threadIdx.x / 32;
-  if (i >= rows) return;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const std::int64_t q_blocks = mask.shape[2], row = i % q_blocks, h = i / q_blocks % mask.shape[1], b = i / q_blocks / mask.shape[1];
-  const bool* from = mask.data + b * mask.stride[0] + h * mask.stride[1] + row * mask.stride[2];
-  const std::int64_t visible = causal ? (m - n + std::min((row + 1) * block, n) - 1) / block + 1 : mask.shape[3];
-  int count = 0;
-  for (int w = 0; w < words; ++w) {
-    const std::int64_t j = w * 32 + lane;
-    const std::uint32_t word = __ballot_sync(~0u, j < visible && from[j * mask.stride[3]]);
-    if (lane == 0) bits[i * words + w] = word;
-    count += __popc(word);
-  }
-  if (lane == 0) counts[i] = count;
-}
 
 /// 64 queries of one block, 16 a warp. Width: head dimension, rounded up.
 template <class T, int Width>
@@ -143,36 +124,17 @@ void attention_on(core::Tensor<const T, 4> q, core::Tensor<const T, 4> k, core::
                   std::int64_t block, double scale, bool causal, core::Tensor<T, 4> out, std::optional<core::Tensor<float, 3>> lse,
                   core::Stream queue) {
   const char* op = "block_sparse_attention";
-  const auto [batch, heads, n, d] = q.shape;
-  const std::int64_t groups = k.shape[1], m = k.shape[2], e = v.shape[3];
-  check_blocks(op, n, m, block, causal, "mask", mask.shape[2], mask.shape[3]);
-  check_heads(op, heads, groups, scale);
-  if (d > 256) refuse(op, "q", "of at most 256 channels on CUDA, got " + std::to_string(d));
-  if (e > 256) refuse(op, "v", "of at most 256 channels on CUDA, got " + std::to_string(e));
-  if (n > INT32_MAX / 2 || m > INT32_MAX / 2 || batch > 65535 || heads > 65535)
-    refuse(op, "q", "of at most 2^30 positions and 65,535 batches and heads on CUDA");
-  if (batch == 0 || heads == 0 || n == 0) return;
+  check_attention(op, q, k, v, mask, block, scale, causal);
+  if (q.shape[0] == 0 || q.shape[1] == 0 || q.shape[2] == 0) return;
   const auto stream = static_cast<cudaStream_t>(queue.handle);
   const OnDevice on(op, q.device_id);
-  const std::int64_t rows = batch * heads * mask.shape[2], words = ceil_div(mask.shape[3], 32);
-  const DeviceScratch scratch(op, q.device_id, stream, core::checked_mul(rows, words + 1, "block_sparse_attention: scratch") * 4);
-  auto* bits = scratch.get<std::uint32_t>();
-  auto* counts = reinterpret_cast<int*>(bits + rows * words);
-  pack_mask<<<static_cast<unsigned>(ceil_div(rows, 8)), 256, 0, stream>>>(mask, rows, static_cast<int>(words), static_cast<int>(block), n,
-                                                                          m, causal, bits, counts);
-  check_cuda(op, cudaGetLastError(), "packing the mask");
-
+  const DeviceScratch scratch(op, q.device_id, stream, core::checked_mul(words_of_mask(op, mask), 4, op));
   using N = typename native<T>::type;
-  Attention<N> a{};
-  a.q = view(q), a.k = view(k), a.v = view(v), a.out = view(out);
+  Attention<N> a{read_blocks(op, q, k, v, mask, block, scale, causal, scratch.get<std::uint32_t>(), stream)};
+  a.out = view(out);
   if (lse) a.lse = lse->data, a.lse_batch = lse->stride[0], a.lse_head = lse->stride[1], a.lse_row = lse->stride[2];
-  a.bits = bits, a.counts = counts, a.words = static_cast<int>(words), a.batch = static_cast<int>(batch);
-  a.heads = static_cast<int>(heads), a.share = static_cast<int>(heads / groups), a.q_blocks = static_cast<int>(mask.shape[2]);
-  a.n = static_cast<int>(n), a.m = static_cast<int>(m), a.d = static_cast<int>(d), a.e = static_cast<int>(e);
-  a.block = static_cast<int>(block), a.offset = static_cast<int>(m - n), a.causal = causal;
-  a.scale = static_cast<float>(scale) * log2_e;
   if (attend_hopper(a, q.device_id, stream)) return;
-  const std::int64_t width = std::max(d, e);
+  const std::int64_t width = std::max(q.shape[3], v.shape[3]);
   if (width <= 64) return attend_portable<N, 64>(a, stream);
   if (width <= 128) return attend_portable<N, 128>(a, stream);
   attend_portable<N, 256>(a, stream);

@@ -68,6 +68,13 @@ __device__ inline void copy(void* to, const CUtensorMap* map, Barrier* b, int co
       : "memory");
 }
 
+/// Copies a piece of memory whose place and size are multiples of 16 bytes.
+__device__ inline void copy(void* to, const void* from, int bytes, Barrier* b) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)),
+               "l"(from), "r"(bytes), "r"(shared_address(b))
+               : "memory");
+}
+
 /// A matrix in shared memory, of rows of 128 swizzled bytes. leading: bytes between pieces of 64 columns, where those run
 /// along the product's free dimension.
 __device__ inline std::uint64_t matrix(const void* p, int leading = 16) {
@@ -101,6 +108,14 @@ __device__ inline void hold(float (&c)[N]) {
                " " CORE_ACCUMULATORS_64 ", %64, %65, p, 1, 1, 0, 0;\n}"                                               \
                : CORE_FLOATS_64(c)                                                                                    \
                : "l"(a), "l"(b), "r"(add))
+#define CORE_FLOATS_32(c) CORE_FLOATS_8(c, 0), CORE_FLOATS_8(c, 8), CORE_FLOATS_8(c, 16), CORE_FLOATS_8(c, 24)
+#define CORE_ACCUMULATORS_32 \
+  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}"
+#define CORE_NARROW_PRODUCT_SHARED(type)                                                                             \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type \
+               " " CORE_ACCUMULATORS_32 ", %32, %33, p, 1, 1, 0, 0;\n}"                                              \
+               : CORE_FLOATS_32(c)                                                                                   \
+               : "l"(a), "l"(b), "r"(add))
 #define CORE_FLOATS_128(c)                                                                                                         \
   CORE_FLOATS_64(c), CORE_FLOATS_8(c, 64), CORE_FLOATS_8(c, 72), CORE_FLOATS_8(c, 80), CORE_FLOATS_8(c, 88), CORE_FLOATS_8(c, 96), \
       CORE_FLOATS_8(c, 104), CORE_FLOATS_8(c, 112), CORE_FLOATS_8(c, 120)
@@ -128,6 +143,14 @@ __device__ inline void product_of_rows(float (&c)[64], std::uint64_t a, std::uin
   else
     CORE_PRODUCT_SHARED("bf16");
 }
+/// The same with b[64 x 16].
+template <class T>
+__device__ inline void product_of_rows(float (&c)[32], std::uint64_t a, std::uint64_t b, int add) {
+  if constexpr (std::is_same_v<T, __half>)
+    CORE_NARROW_PRODUCT_SHARED("f16");
+  else
+    CORE_NARROW_PRODUCT_SHARED("bf16");
+}
 /// The same with b[256 x 16].
 template <class T>
 __device__ inline void product_of_rows(float (&c)[128], std::uint64_t a, std::uint64_t b, int add) {
@@ -147,5 +170,6 @@ __device__ inline void product(float (&c)[64], const std::uint32_t (&a)[4], std:
 #undef CORE_PRODUCT_SHARED
 #undef CORE_PRODUCT_REGISTERS
 #undef CORE_WIDE_PRODUCT_SHARED
+#undef CORE_NARROW_PRODUCT_SHARED
 
 }  // namespace core_llm_efficiency::hopper

@@ -1,5 +1,5 @@
-// Block selection on CUDA, without sorting: one warp a row looks for the lowest score that is kept by
-// bisecting over the bits of the scores, whose order as integers is their order as numbers.
+// Block selection on CUDA, without sorting: one warp a row looks for the lowest score that is kept by bisecting over the
+// bits of the scores, whose order as integers is their order as numbers; among all, then among the few that are left.
 #include "device.cuh"
 
 namespace core_llm_efficiency {
@@ -67,17 +67,49 @@ __global__ void __launch_bounds__(threads)
   int ties = 0;  // how many of the scores equal to the lowest are kept
   int best = k_blocks;
   if (!all && mass < enough) {
-    std::uint32_t low = 0;
+    __shared__ float few[threads];
+    float top = 0;
+    for (int j = static_cast<int>(threadIdx.x); j < row.visible; j += threads)
+      if (!row.forced(j)) top = fmaxf(top, row(j));
+    for (int o = 16; o; o /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, o));
+    lowest = __float_as_uint(top);
+    // what is below this may be left out altogether
+    std::uint32_t low = __float_as_uint(static_cast<float>((1 - static_cast<double>(tau)) * sum / (2. * row.visible)));
+    int left = row.visible;  // scores in [low, lowest], at most
+    const auto halve = [&](std::uint32_t middle, double more, int count) {
+      if (above + more < enough)
+        lowest = middle, above += more, left -= count;
+      else
+        low = middle + 1, left = count;
+    };
+    while (low < lowest && left > threads) {
+      const std::uint32_t middle = low + (lowest - low) / 2;
+      int count = 0;
+      const double more = sum_row(row.visible, [&](int j) {
+        const float x = row(j);
+        const bool in = __float_as_uint(fabsf(x)) > middle && __float_as_uint(fabsf(x)) <= lowest && !row.forced(j);
+        count += in;
+        return in ? x : 0.f;
+      });
+      halve(middle, more, __reduce_add_sync(~0u, count));
+    }
+    few[threadIdx.x] = 0;
+    __syncwarp();
+    int found = 0;
+    for (int base = 0; low < lowest && base < row.visible; base += threads) {
+      const int j = base + static_cast<int>(threadIdx.x);
+      const float x = j < row.visible ? fabsf(row(j)) : 0.f;
+      const bool in = j < row.visible && __float_as_uint(x) >= low && __float_as_uint(x) <= lowest && !row.forced(j);
+      const unsigned which = __ballot_sync(~0u, in);
+      if (in) few[found + __popc(which & ((1u << threadIdx.x) - 1))] = x;
+      found += __popc(which);
+    }
+    __syncwarp();
+    const float mine = few[threadIdx.x];
     while (low < lowest) {
       const std::uint32_t middle = low + (lowest - low) / 2;
-      const double part = mass + sum_row(row.visible, [&](int j) {
-                            const float x = row(j);
-                            return __float_as_uint(fabsf(x)) > middle && !row.forced(j) ? x : 0.f;
-                          });
-      if (part < enough)
-        lowest = middle, above = part;
-      else
-        low = middle + 1;
+      const bool in = __float_as_uint(mine) > middle && __float_as_uint(mine) <= lowest;
+      halve(middle, sum_all(in ? mine : 0.f), 0);
     }
     const float x = __uint_as_float(lowest);
     for (double m = above; m < enough && x > 0 && ties < k_blocks; ++ties) m += x;
