@@ -88,20 +88,24 @@ class UDM3D(nn.Module):
         """
         if count < 0:
             raise ValueError(f"sample: argument 'count' must be 0 or more, got {count}")
-        device = self.mean.device
+        device, batch = self.mean.device, max(min(batch, count), 1)
+        whole = -(-count // batch) * batch  # the last batch is as large as the others: one shape, compiled once
         generator = torch.Generator(device).manual_seed(seed)
-        sizes = torch.multinomial(self.sizes, max(count, 1), replacement=True, generator=generator)[:count]
+        sizes = torch.multinomial(self.sizes, max(whole, 1), replacement=True, generator=generator)[:whole]
+        if context is not None:
+            context = torch.cat([context, context[-1:].expand(whole - count, -1)])
         kinds, positions, orders = [], [], []
-        for begin in range(0, count, batch):
-            here = slice(begin, min(begin + batch, count))
+        for here in (slice(begin, begin + batch) for begin in range(0, whole, batch)):
             real = torch.arange(len(self.sizes) - 1, device=device) < sizes[here, None]
             told = self.whitened(context[here]) if context is not None else None
             z = dit.sample(self.dit, real, told, generator=generator, **settings)
-            atoms, at, bonds = self.autoencoder.decode(z * self.deviation + self.mean, real)
+            with torch.autocast(device.type, enabled=False):  # half precision would show in the coordinates
+                atoms, at, bonds = self.autoencoder.decode(z * self.deviation + self.mean, real)
             kinds.append(atoms.argmax(-1).cpu())
-            positions.append((at.float() * self.autoencoder.config.scale).cpu())
+            positions.append((at * self.autoencoder.config.scale).cpu())
             orders.append(bonds[..., :SELF_LOOP].argmax(-1).to(torch.uint8).cpu())
-        return self._generated(sizes.cpu().numpy(), kinds, positions, orders)
+        found = self._generated(sizes.cpu().numpy(), kinds, positions, orders)
+        return found if whole == count else found.select(np.arange(count))
 
     def _generated(
         self, sizes: np.ndarray, kinds: list[Tensor], positions: list[Tensor], orders: list[Tensor]

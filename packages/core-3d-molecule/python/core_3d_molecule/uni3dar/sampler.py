@@ -209,7 +209,7 @@ class Sampler:
             for name, value in before.items():
                 s[name].copy_(value)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 self._one(s, length, False, constrained)
             self._captured[key] = graph
         graph.replay()
