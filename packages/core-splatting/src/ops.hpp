@@ -64,7 +64,7 @@ inline constexpr auto ops = core::op_set(
         {"queries[P,L]", "keys[T,L]", "values[T,D]", "out[P,D]", "log_sums[P]", "v_out[P,D]", "v_queries[P,L]", "v_keys[T,L]",
          "v_values[T,D]"},
         {.paper = "2503.16413", .ns_per_element = 100}),
-    core::op<"principal_components", &principal_components>(
+    core::op<"principal_components", &principal_components CORE_IF_CUDA(&principal_components_cuda)>(
         "The rows that stand for all: visited in order, each that is near no taken row takes those near it.",
         {"features[N,D]", "threshold", "selected[N]"}, {.paper = "2503.16413", .ns_per_element = 100}),
     core::op<"ssim", &ssim CORE_IF_CUDA(&ssim_cuda)>(

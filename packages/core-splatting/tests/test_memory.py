@@ -110,6 +110,47 @@ def test_components_are_the_references(count: int, width: int, clusters: int, th
     np.testing.assert_array_equal(principal_scene_components(a["features"], threshold), expected)
 
 
+def test_rows_of_zeros_are_never_near() -> None:
+    rows = np.eye(4, dtype=f32)
+    rows[1] = 0
+    a = {"features": rows, "threshold": 1e-6}
+    assert principal_scene_components(rows, 1e-6).tolist() == [0, 2, 3]
+    assert np.flatnonzero(reference.principal_components(a)["selected"]).tolist() == [0, 2, 3]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(
+    ("count", "width", "clusters", "threshold"),
+    [
+        (1, 3, 1, 0.9),
+        (700, 33, 20, 0.9),
+        (3000, 7, 30, 0.6),
+        (3000, 300, 40, 0.85),
+        (4000, 64, 400, 0.3),
+        (5000, 768, 9, 0.97),
+    ],
+)  # fmt: skip
+def test_cuda_components_are_the_references(count: int, width: int, clusters: int, threshold: float) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    rows = clustered(np.random.default_rng(count), count, width, clusters)["features"]
+    rows[count // 2 :: 50] = rows[::50][: len(rows[count // 2 :: 50])]
+    rows[5::97] = 0
+    wide = torch.zeros(count, 2 * width, device="cuda")
+    wide[:, ::2] = torch.from_numpy(rows)
+    for t in (threshold, 1.0):
+        expected = np.flatnonzero(reference.principal_components({"features": rows, "threshold": t})["selected"])
+        for _ in range(2):
+            found = principal_scene_components(wide[:, ::2], t)
+            np.testing.assert_array_equal(found.cpu(), expected)
+    wide[count - 1, 2 * (width // 2)] = float("inf")
+    with pytest.raises(ValueError, match=f"row {count - 1} has not"):
+        principal_scene_components(wide[:, ::2], threshold)
+    with pytest.raises(ValueError, match="threshold"):
+        principal_scene_components(wide, 0.0)
+
+
 def test_bad_arguments() -> None:
     queries, projection, components = parts()
     for bad in ((queries, projection[:3], components), (queries, projection, components[:, :5])):

@@ -40,6 +40,9 @@ CORE_EXPORT void memory_attention_backward_cuda(core::Tensor<const float, 2> que
                                                 core::Tensor<const float, 1> log_sums, core::Tensor<const float, 2> v_out,
                                                 core::Tensor<float, 2> v_queries, core::Tensor<float, 2> v_keys,
                                                 std::optional<core::Tensor<float, 2>> v_values, core::Stream stream);
+/// The host waits for the device.
+CORE_EXPORT void principal_components_cuda(core::Tensor<const float, 2> features, double threshold, core::Tensor<bool, 1> selected,
+                                           core::Stream stream);
 #endif
 
 }  // namespace core_splatting

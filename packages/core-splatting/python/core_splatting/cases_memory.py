@@ -53,21 +53,22 @@ def _peer(args: dict[str, Any]) -> Callable[[], Mapping[str, Any]]:
     return run
 
 
-def _greedy_torch(args: dict[str, Any]) -> Callable[[], Mapping[str, Any]]:
-    """Algorithm 1 in torch: cosines of 1,000 rows at a time with all rows, then row by row."""
+def greedy_torch(args: dict[str, Any]) -> Callable[[], Mapping[str, Any]]:
+    """Algorithm 1 in torch: cosines of 1,000 rows at a time with all rows, then row by row, on the features' device."""
     import torch
 
-    rows = torch.nn.functional.normalize(torch.from_numpy(args["features"]), dim=1)
+    features = torch.as_tensor(args["features"])
 
     def run() -> Mapping[str, Any]:
-        taken, selected = torch.zeros(len(rows), dtype=torch.bool), torch.zeros(len(rows), dtype=torch.bool)
+        rows = torch.nn.functional.normalize(features, dim=1)
+        taken, selected = (torch.zeros(len(rows), dtype=torch.bool, device=rows.device) for _ in range(2))
         for first in range(0, len(rows), 1000):
             near = rows[first : first + 1000] @ rows.T >= args["threshold"]
             for i, mask in enumerate(near, first):
                 if not taken[i] and not (taken & mask).any():
                     selected[i] = True
                     taken |= mask
-        return {"selected": selected.numpy()}
+        return {"selected": selected.cpu().numpy()}
 
     return run
 
@@ -121,7 +122,8 @@ cases = [
         make=clustered,
         reference=reference.principal_components,
         tolerance={"selected": (0, 0)},
-        peer=("torch, 1,000 rows at a time", _greedy_torch),
+        peer=("torch, 1,000 rows at a time", greedy_torch),
         vary={"N": (0, 400), "D": (0, 30), "clusters": (1, 20)},
+        devices=("cpu", "cuda"),
     ),
 ]

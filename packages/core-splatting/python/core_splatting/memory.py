@@ -17,8 +17,7 @@ def principal_scene_components(features: Any, threshold: float) -> Any:
     at least `threshold`, but only if none of those is taken already; else it is neither a component nor taken.
 
     Args:
-        features: (N, D) float32 embeddings of pixels, of any length; rows of zeros are never components. A torch tensor
-            on CUDA is copied to the host.
+        features: (N, D) float32 embeddings of pixels, of any length; rows of zeros are never components.
         threshold: in (0, 1]; M3 uses 0.80 to 0.90 for CLIP, 0.85 for SigLIP, 0.70 to 0.75 for DINOv2, 0.98 to 1 for
             LLaMA3.
 
@@ -29,17 +28,15 @@ def principal_scene_components(features: Any, threshold: float) -> Any:
         TypeError: another dtype. ValueError: another shape, values that are not finite, a threshold out of range.
     """
     features = as_array(features, "float32", "features")
-    torch_like = features if is_torch(features) else None
-    rows = features.detach().cpu() if is_torch(features) else features
-    if rows.ndim != 2:
+    if is_torch(features):
+        features = features.detach()
+    if features.ndim != 2:
         raise ValueError(
-            f"principal_scene_components: argument 'features' must be of shape (N, D), got {tuple(rows.shape)}"
+            f"principal_scene_components: argument 'features' must be of shape (N, D), got {tuple(features.shape)}"
         )
-    selected = empty((rows.shape[0],), "bool", like=rows)
-    _C.principal_components(rows, float(threshold), selected)
-    if torch_like is not None:
-        return selected.nonzero()[:, 0].to(torch_like.device)
-    return selected.nonzero()[0]
+    selected = empty((features.shape[0],), "bool", like=features)
+    _C.principal_components(features, float(threshold), selected)
+    return selected.nonzero()[:, 0] if is_torch(features) else selected.nonzero()[0]
 
 
 def gaussian_memory_attention(

@@ -8,8 +8,8 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
-#include <string>
 
+#include "components.hpp"
 #include "panels.hpp"
 
 namespace core_splatting {
@@ -21,7 +21,6 @@ using Bits = std::uint16_t;
 static_assert(lanes == 16);
 
 constexpr int64_t candidates = 240, panels_at_a_time = 512;
-constexpr double slack = 1e-12;    // below the threshold, for a cosine of equal rows
 constexpr float doubtful = 2e-5f;  // a float32 cosine this near to the threshold is computed again
 
 struct Search {
@@ -39,9 +38,11 @@ std::size_t index_of(int64_t i) { return static_cast<std::size_t>(i); }
 
 bool reaches(const Search& s, int64_t i, int64_t j) {
   if (i == j) return true;
+  if (j >= s.features.shape[0]) return false;
   double sum = 0;
   for (int64_t d = 0; d < s.features.shape[1]; ++d) sum += static_cast<double>(s.features(i, d)) * static_cast<double>(s.features(j, d));
-  return sum >= (s.threshold - slack) * s.norms[static_cast<std::size_t>(i)] * s.norms[static_cast<std::size_t>(j)];
+  const double norms = s.norms[index_of(i)] * s.norms[index_of(j)];
+  return norms > 0 && sum >= (s.threshold - slack) * norms;
 }
 
 /// Which of a panel's rows are near the candidates that are alive.
@@ -73,10 +74,7 @@ void measure(Search& s) {
     for (int64_t i = begin; i < end; ++i) {
       double sum = 0;
       for (int64_t d = 0; d < depth; ++d) sum += static_cast<double>(s.features(i, d)) * static_cast<double>(s.features(i, d));
-      if (!(sum <= static_cast<double>(std::numeric_limits<float>::max())))
-        throw core::Error("ValueError",
-                          "principal_components: argument 'features' must have finite values whose squares fit into float32, row " +
-                              std::to_string(i) + " has not");
+      if (!(sum <= static_cast<double>(std::numeric_limits<float>::max()))) throw not_finite(i);
       s.norms[index_of(i)] = std::sqrt(sum);
     }
   });
@@ -111,8 +109,7 @@ void compare(Search& s, const std::vector<int64_t>& order, const std::vector<Bit
 }  // namespace
 
 void principal_components(Matrix features, double threshold, core::Tensor<bool, 1> selected) {
-  if (!(threshold > 0 && threshold <= 1))
-    throw core::Error("ValueError", "principal_components: argument 'threshold' must be in (0, 1], got " + std::to_string(threshold));
+  check_threshold(threshold);
   const int64_t count = features.shape[0], depth = features.shape[1];
   for (int64_t i = 0; i < count; ++i) selected(i) = false;
   Search s{features, threshold, {}, {}, {}, {}, {}, {}};

@@ -2,51 +2,16 @@
 // is a matrix product for the tensor cores: both factors are split into two bfloat16 each, high and low, and three of the
 // four products are added in float32, which leaves a relative error of about 2^-16.
 #include "features.cuh"
-
-#include <cuda_bf16.h>
+#include "matrix.cuh"
 
 namespace core_splatting {
 namespace {
 
 constexpr int batch = 128;
-constexpr int depth = 16;          // Gaussians of one product
-constexpr int weight_stride = 24;  // of a pixel's weights: 48 bytes, so that eight rows lie in different banks
 
 constexpr int odd(int n) { return n | 1; }
 template <int N>
 inline constexpr int color_stride = odd(N / 8) * 8;  // in bfloat16: an odd number of 16-byte units
-
-struct Half2s {
-  std::uint32_t high, low;
-};
-
-/// (a, b) as the sum of two pairs of bfloat16.
-__device__ Half2s split(float a, float b) {
-  const __nv_bfloat162 high = __floats2bfloat162_rn(a, b);
-  const float2 rounded = __bfloat1622float2(high);
-  const __nv_bfloat162 low = __floats2bfloat162_rn(a - rounded.x, b - rounded.y);
-  return {*reinterpret_cast<const std::uint32_t*>(&high), *reinterpret_cast<const std::uint32_t*>(&low)};
-}
-
-__device__ void load_matrices(std::uint32_t (&to)[4], const __nv_bfloat16* row) {
-  const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(row));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(address)
-               : "memory");
-}
-__device__ void load_transposed(std::uint32_t (&to)[4], const __nv_bfloat16* row) {
-  const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(row));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(address)
-               : "memory");
-}
-__device__ void multiply(float (&sum)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 
 template <int N>
 struct Shared {
@@ -131,13 +96,8 @@ __global__ void __launch_bounds__(block, N <= 32 ? 3 : 2)
       }
       __syncwarp();
 #pragma unroll
-      for (int i = 0; i < depth; i += 8) {
-        Half2s pairs[4];
-#pragma unroll
-        for (int k = 0; k < 4; ++k) pairs[k] = split(weight[i + 2 * k], weight[i + 2 * k + 1]);
-        *reinterpret_cast<uint4*>(weights + lane * weight_stride + i) = {pairs[0].high, pairs[1].high, pairs[2].high, pairs[3].high};
-        *reinterpret_cast<uint4*>(weights + (32 + lane) * weight_stride + i) = {pairs[0].low, pairs[1].low, pairs[2].low, pairs[3].low};
-      }
+      for (int i = 0; i < depth; i += 8)
+        store_weights(weight + i, weights + lane * weight_stride + i, weights + (32 + lane) * weight_stride + i);
       __syncwarp();
       std::uint32_t a[2][2][4];  // of 16 pixels each: high, low
 #pragma unroll
@@ -152,11 +112,7 @@ __global__ void __launch_bounds__(block, N <= 32 ? 3 : 2)
         std::uint32_t b[4];  // high, low: of eight Gaussians and the next eight
         load_transposed(b, fetched + 8 * n);
 #pragma unroll
-        for (int m = 0; m < 2; ++m) {
-          multiply(sum[m][n], a[m][0], b[0], b[1]);
-          multiply(sum[m][n], a[m][0], b[2], b[3]);
-          multiply(sum[m][n], a[m][1], b[0], b[1]);
-        }
+        for (int m = 0; m < 2; ++m) multiply(sum[m][n], a[m], b);
       }
     }
   }

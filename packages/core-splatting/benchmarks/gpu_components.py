@@ -1,0 +1,67 @@
+"""GPU benchmark: principal scene components (arXiv 2503.16413, algorithm 1) beside the same rule in torch.
+
+python benchmarks/gpu_components.py [-o FILE.json]
+
+The peer computes the cosines of 1,000 rows at a time with all rows in float32 and follows the rule in Python. Wall time
+of whole calls with the device's, the shortest. Exits 1 if ours are not the components that the CPU finds, which are
+those of float64; the peer's may differ where float32 cannot decide.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from core_registry.timing import fastest, floor_ms, write_results
+from core_splatting import principal_scene_components
+from core_splatting.cases_memory import clustered, greedy_torch
+
+SIZES = ((20_000, 256, 40), (100_000, 768, 400), (300_000, 512, 2000))  # rows, width, clusters
+COLUMNS = ("rows", "width", "components", "ours_ms", "torch_ms", "ratio", "cpu_ms", "floor_ms", "same", "torch_differs")
+
+
+def measure(count: int, width: int, clusters: int) -> dict[str, Any]:
+    """One row of the table. The floor is that of the cosines of components with all rows, on the matrix units."""
+    args = clustered(np.random.default_rng(0), count, width, clusters)
+    features = torch.from_numpy(args["features"]).cuda()
+
+    def ours() -> torch.Tensor:
+        return principal_scene_components(features, args["threshold"])
+
+    peer = greedy_torch(args | {"features": features})
+    found, theirs = ours().cpu(), torch.from_numpy(np.flatnonzero(peer()["selected"]))
+    row: dict[str, Any] = {"rows": count, "width": width, "components": len(found)}
+    row["ours_ms"], row["torch_ms"] = 1e3 * fastest(lambda: ours().sum().item(), 1.0), 1e3 * fastest(peer, 0.1)
+    row["floor_ms"] = floor_ms(2.0 * len(found) * count * width, 4.0 * count * width)
+    row["torch_differs"] = int((~torch.isin(found, theirs)).sum() + (~torch.isin(theirs, found)).sum())
+    if count <= 20_000:
+        exact = principal_scene_components(args["features"], args["threshold"])
+        row["same"] = bool(np.array_equal(found.numpy(), exact))
+        row["cpu_ms"] = 1e3 * fastest(lambda: principal_scene_components(args["features"], args["threshold"]), 0.1)
+    if row.get("same", True) and row["torch_differs"] <= 1e-2 * len(found):
+        row["ratio"] = row["torch_ms"] / row["ours_ms"]
+    return row
+
+
+def main() -> int:
+    """Measures, prints, writes; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--out", type=pathlib.Path)
+    chosen = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = False
+    rows = []
+    for size in SIZES:
+        rows.append(measure(*size))
+        print(json.dumps(rows[-1]), flush=True)
+    if chosen.out:
+        write_results(chosen.out, COLUMNS, rows, operator="core_splatting.principal_components")
+    return int(not all(row.get("same", True) for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
