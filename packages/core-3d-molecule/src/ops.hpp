@@ -6,6 +6,7 @@
 #include <core_3d_molecule/geometry.hpp>
 #include <core_3d_molecule/octree.hpp>
 #include <core_3d_molecule/relational_attention.hpp>
+#include <core_3d_molecule/relational_projections.hpp>
 
 namespace core_3d_molecule {
 inline constexpr auto ops = core::op_set(
@@ -128,5 +129,25 @@ inline constexpr auto ops = core::op_set(
          "grad_b1[F]",
          "grad_w2[E,F]",
          "grad_b2[E]"},
-        {.paper = "2503.15567", .ns_per_element = 500}));
+        {.paper = "2503.15567", .ns_per_element = 500}),
+    core::op<"relational_projections", &relational_projections<float>,
+             &relational_projections<double> CORE_IF_CUDA(&relational_projections_cuda)>(
+        "What relational_attention reads, from projections of atoms and pairs.",
+        {"q[A,H,D]", "k[A,H,D]", "edge_q[H,D,E]", "edge_k[H,D,E]", "scale", "scaled_q[A,H,D]", "q_edge[A,H,E]", "k_edge[A,H,E]",
+         "form[H,S]"},
+        {.paper = "2503.15567", .ns_per_element = 2}),
+    core::op<"relational_projections_backward", &relational_projections_backward<float>,
+             &relational_projections_backward<double> CORE_IF_CUDA(&relational_projections_backward_cuda)>(
+        "The gradients of relational_projections.",
+        {"q[A,H,D]", "k[A,H,D]", "edge_q[H,D,E]", "edge_k[H,D,E]", "scale", "grad_scaled_q[A,H,D]", "grad_q_edge[A,H,E]",
+         "grad_k_edge[A,H,E]", "grad_form[H,S]", "grad_q[A,H,D]", "grad_k[A,H,D]", "grad_edge_q[H,D,E]", "grad_edge_k[H,D,E]"},
+        {.paper = "2503.15567", .ns_per_element = 4}),
+    core::op<"relational_values", &relational_values<float>, &relational_values<double> CORE_IF_CUDA(&relational_values_cuda)>(
+        "The mean of values that see the pairs' features, from relational_attention's means.",
+        {"out[A,H,D]", "out_edge[A,H,E]", "edge_v[H,D,E]", "values[A,H,D]"}, {.paper = "2503.15567", .ns_per_element = 2}),
+    core::op<"relational_values_backward", &relational_values_backward<float>,
+             &relational_values_backward<double> CORE_IF_CUDA(&relational_values_backward_cuda)>(
+        "The gradients of relational_values.",
+        {"out_edge[A,H,E]", "edge_v[H,D,E]", "grad_values[A,H,D]", "grad_out_edge[A,H,E]", "grad_edge_v[H,D,E]"},
+        {.paper = "2503.15567", .ns_per_element = 4}));
 }  // namespace core_3d_molecule

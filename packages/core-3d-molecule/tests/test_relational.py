@@ -125,6 +125,22 @@ class TestTorch:
         assert self.torch.autograd.gradcheck(torch_ops.relational_attention, inputs)
         self.torch.library.opcheck(torch_ops.relational_attention, inputs)
 
+    def test_projections_are_operators(self):
+        from core_3d_molecule import torch_ops
+
+        def normal(*shape):
+            return self.torch.randn(shape, dtype=self.torch.float64, requires_grad=True)
+
+        for operator, inputs in (
+            (
+                torch_ops.relational_projections,
+                (normal(4, 2, 3), normal(4, 2, 3), normal(2, 3, 5), normal(2, 3, 5), 0.6),
+            ),
+            (torch_ops.relational_values, (normal(4, 2, 3), normal(4, 2, 5), normal(2, 3, 5))),
+        ):
+            assert self.torch.autograd.gradcheck(operator, inputs)
+            self.torch.library.opcheck(operator, inputs)
+
     def test_compiles_whole(self):
         a = self.arguments([6, 2], dtype=np.float32)
         compiled = self.torch.compile(relational_attention, fullgraph=True, backend="aot_eager")

@@ -324,3 +324,50 @@ def relational_attention_backward(
     grad_b2: Any,  # out float32 | float64[E]
 ) -> None:
     """The gradients of relational_attention."""
+
+def relational_projections(
+    q: Any,  # float32 | float64[A,H,D]
+    k: Any,  # float32 | float64[A,H,D]
+    edge_q: Any,  # float32 | float64[H,D,E]
+    edge_k: Any,  # float32 | float64[H,D,E]
+    scale: float,
+    scaled_q: Any,  # out float32 | float64[A,H,D]
+    q_edge: Any,  # out float32 | float64[A,H,E]
+    k_edge: Any,  # out float32 | float64[A,H,E]
+    form: Any,  # out float32 | float64[H,S]
+) -> None:
+    """What relational_attention reads, from projections of atoms and pairs."""
+
+def relational_projections_backward(
+    q: Any,  # float32 | float64[A,H,D]
+    k: Any,  # float32 | float64[A,H,D]
+    edge_q: Any,  # float32 | float64[H,D,E]
+    edge_k: Any,  # float32 | float64[H,D,E]
+    scale: float,
+    grad_scaled_q: Any,  # float32 | float64[A,H,D]
+    grad_q_edge: Any,  # float32 | float64[A,H,E]
+    grad_k_edge: Any,  # float32 | float64[A,H,E]
+    grad_form: Any,  # float32 | float64[H,S]
+    grad_q: Any,  # out float32 | float64[A,H,D]
+    grad_k: Any,  # out float32 | float64[A,H,D]
+    grad_edge_q: Any,  # out float32 | float64[H,D,E]
+    grad_edge_k: Any,  # out float32 | float64[H,D,E]
+) -> None:
+    """The gradients of relational_projections."""
+
+def relational_values(
+    out: Any,  # float32 | float64[A,H,D]
+    out_edge: Any,  # float32 | float64[A,H,E]
+    edge_v: Any,  # float32 | float64[H,D,E]
+    values: Any,  # out float32 | float64[A,H,D]
+) -> None:
+    """The mean of values that see the pairs' features, from relational_attention's means."""
+
+def relational_values_backward(
+    out_edge: Any,  # float32 | float64[A,H,E]
+    edge_v: Any,  # float32 | float64[H,D,E]
+    grad_values: Any,  # float32 | float64[A,H,D]
+    grad_out_edge: Any,  # out float32 | float64[A,H,E]
+    grad_edge_v: Any,  # out float32 | float64[H,D,E]
+) -> None:
+    """The gradients of relational_values."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 from core_registry.testing import Case
@@ -203,6 +204,47 @@ def _attention_backward(rng: np.random.Generator, **size: int) -> Args:
     return a | outputs | {n: np.empty_like(a[n.removeprefix("grad_")]) for n in GRADIENTS}
 
 
+def _projections(rng: np.random.Generator, A: int, H: int, D: int, E: int) -> Args:
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, np.float32)
+
+    return {
+        "q": normal(A, H, D), "k": normal(A, H, D), "edge_q": normal(H, D, E), "edge_k": normal(H, D, E), "scale": 0.6,
+        "scaled_q": np.empty((A, H, D), np.float32), "q_edge": np.empty((A, H, E), np.float32),
+        "k_edge": np.empty((A, H, E), np.float32), "form": np.empty((H, E * (E + 1) // 2), np.float32),
+    }  # fmt: skip
+
+
+def _projections_backward(rng: np.random.Generator, **size: int) -> Args:
+    a = _projections(rng, **size)
+    inputs, outputs = list(a.items())[:5], list(a.items())[5:]
+    grads = {f"grad_{name}": rng.standard_normal(x.shape, np.float32) for name, x in outputs}
+    return dict(inputs) | grads | {f"grad_{name}": np.empty_like(x) for name, x in inputs[:4]}
+
+
+def _values(rng: np.random.Generator, A: int, H: int, D: int, E: int) -> Args:
+    shapes = {"out": (A, H, D), "out_edge": (A, H, E), "edge_v": (H, D, E)}
+    a = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    return a | {"values": np.empty((A, H, D), np.float32)}
+
+
+def _values_backward(rng: np.random.Generator, **size: int) -> Args:
+    a = _values(rng, **size)
+    inputs = {name: a[name] for name in ("out_edge", "edge_v")}
+    gradients = {f"grad_{name}": np.empty_like(x) for name, x in inputs.items()}
+    return inputs | {"grad_values": rng.standard_normal(a["values"].shape, np.float32)} | gradients
+
+
+def _attention_case(name: str, make: Any, reference: Any, tolerance: float, outputs: list[str]) -> Case:
+    return Case(
+        op=f"core_3d_molecule.{name}", sizes=ROWS, make=make, reference=reference,
+        tolerance=dict.fromkeys(outputs, (tolerance, tolerance)),
+        peer=("numpy", lambda a: lambda: reference(a)), work=all_bytes, vary=ROWS_VARY, devices=("cpu", "cuda"),
+    )  # fmt: skip
+
+
+ROWS = {"tiny": {"A": 300, "H": 2, "D": 3, "E": 5}, "bench": {"A": 9000, "H": 8, "D": 8, "E": 16}}
+ROWS_VARY = {"A": (0, 40), "H": (1, 9), "D": (1, 20), "E": (1, 20)}
 ATTENTION = {
     "tiny": {"B": 3, "N": 11, "H": 2, "D": 3, "E": 5, "F": 6, "G": 3},
     "bench": {"B": 500, "N": 29, "H": 8, "D": 8, "E": 16, "F": 16, "G": 15},
@@ -258,6 +300,19 @@ cases = [
         reference=relational.backward, tolerance=dict.fromkeys(GRADIENTS, (2e-4, 2e-4)),
         peer=("numpy", lambda a: lambda: relational.backward(a)), work=all_bytes, vary=ATTENTION_VARY,
         devices=("cpu", "cuda"),
+    ),
+    _attention_case(
+        "relational_projections", _projections, relational.projections, 1e-5,
+        ["scaled_q", "q_edge", "k_edge", "form"],
+    ),
+    _attention_case(
+        "relational_projections_backward", _projections_backward, relational.projections_backward, 1e-4,
+        ["grad_q", "grad_k", "grad_edge_q", "grad_edge_k"],
+    ),
+    _attention_case("relational_values", _values, relational.values, 1e-5, ["values"]),
+    _attention_case(
+        "relational_values_backward", _values_backward, relational.values_backward, 1e-4,
+        ["grad_out_edge", "grad_edge_v"],
     ),
     *cases_crystals.cases,
 ]  # fmt: skip

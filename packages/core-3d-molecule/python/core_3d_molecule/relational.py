@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -62,22 +61,24 @@ def relational_attention(
                 f"relational_attention: argument '{name}' must have shape (H, D, E) with H, D = "
                 f"{tuple(q.shape[1:])} and one E, got {tuple(x.shape)}"
             )
-    xp: Any = np if isinstance(q, np.ndarray) else sys.modules["torch"]
     scale = q.shape[2] ** -0.5 if scale is None else scale
-    q = q * scale
-    q_edge = xp.einsum("ahd,hde->ahe", q, edge_k)
-    k_edge = xp.einsum("ahd,hde->ahe", k, edge_q * scale)
-    form = xp.einsum("hde,hdf->hef", edge_q * scale, edge_k)
-    edge = edge_q.shape[2]
-    upper = np.triu_indices(edge) if xp is np else tuple(xp.triu_indices(edge, edge, device=q.device))
-    off_diagonal = 1 - (np.eye(edge, dtype=dtype) if xp is np else xp.eye(edge, dtype=q.dtype, device=q.device))
-    form = (form + form.swapaxes(1, 2) * off_diagonal)[:, *upper]
-    arguments = (q, k, v, q_edge, k_edge, form, positions, bonds, offsets, centres, widths, w1, b1, w2, b2)
-    if xp is np:
-        out, out_edge = empty(q.shape, dtype), empty(q_edge.shape, dtype)
-        _C.relational_attention(*arguments, out, out_edge, empty(q.shape[:2], dtype))
-    else:
-        from . import torch_ops
+    if isinstance(q, np.ndarray):
+        heads, _, edge = edge_q.shape
+        projected = (
+            empty(q.shape, dtype), *(empty((*q.shape[:2], edge), dtype) for _ in range(2)),
+            empty((heads, edge * (edge + 1) // 2), dtype),
+        )  # fmt: skip
+        _C.relational_projections(q, k, edge_q, edge_k, float(scale), *projected)
+        scaled_q, q_edge, k_edge, form = projected
+        out, out_edge, values = empty(q.shape, dtype), empty(q_edge.shape, dtype), empty(q.shape, dtype)
+        pairs = (positions, bonds, offsets, centres, widths, w1, b1, w2, b2)
+        _C.relational_attention(scaled_q, k, v, q_edge, k_edge, form, *pairs, out, out_edge, empty(q.shape[:2], dtype))
+        _C.relational_values(out, out_edge, edge_v, values)
+        return values
+    from . import torch_ops
 
-        out, out_edge, _ = torch_ops.relational_attention(*arguments)
-    return out + xp.einsum("ahe,hde->ahd", out_edge, edge_v)
+    scaled_q, q_edge, k_edge, form = torch_ops.relational_projections(q, k, edge_q, edge_k, float(scale))
+    out, out_edge, _ = torch_ops.relational_attention(
+        scaled_q, k, v, q_edge, k_edge, form, positions, bonds, offsets, centres, widths, w1, b1, w2, b2
+    )
+    return torch_ops.relational_values(out, out_edge, edge_v)

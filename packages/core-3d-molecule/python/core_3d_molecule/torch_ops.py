@@ -1,4 +1,4 @@
-"""The torch operator `core_3d_molecule::relational_attention` and its gradient."""
+"""The torch operators of relational attention and their gradients."""
 
 from __future__ import annotations
 
@@ -63,4 +63,101 @@ relational_attention = torchlib.define(
     _fake,
     _of_attention,
     _save,
+)
+
+
+def _fake_projections(q: Tensor, k: Tensor, edge_q: Tensor, edge_k: Tensor, scale: float) -> tuple[Tensor, ...]:
+    heads, _, edge = edge_q.shape
+    rows = (q.new_empty(*q.shape[:2], edge) for _ in range(2))
+    return q.new_empty(q.shape), *rows, q.new_empty(heads, edge * (edge + 1) // 2)
+
+
+def _projections(*inputs: Any) -> tuple[Tensor, ...]:
+    outputs = _fake_projections(*inputs)
+    _C.relational_projections(*inputs, *outputs)
+    return outputs
+
+
+def _fake_projections_gradients(*args: Any) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in args[:4]]
+
+
+def _projections_gradients(*args: Any) -> list[Tensor]:
+    gradients = _fake_projections_gradients(*args)
+    _C.relational_projections_backward(*args, *gradients)
+    return gradients
+
+
+_projections_backward = torchlib.define(
+    "core_3d_molecule",
+    "relational_projections_backward(Tensor q, Tensor k, Tensor edge_q, Tensor edge_k, float scale, "
+    "Tensor grad_scaled_q, Tensor grad_q_edge, Tensor grad_k_edge, Tensor grad_form) -> Tensor[]",
+    _projections_gradients,
+    _fake_projections_gradients,
+)
+
+
+def _save_projections(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.scale = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _of_projections(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    return *_projections_backward(*ctx.saved_tensors, ctx.scale, *gradients), None
+
+
+relational_projections = torchlib.define(
+    "core_3d_molecule",
+    "relational_projections(Tensor q, Tensor k, Tensor edge_q, Tensor edge_k, float scale) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    _projections,
+    _fake_projections,
+    _of_projections,
+    _save_projections,
+)
+
+
+def _fake_values(out: Tensor, out_edge: Tensor, edge_v: Tensor) -> Tensor:
+    return out.new_empty(out.shape)
+
+
+def _values(*inputs: Tensor) -> Tensor:
+    values = _fake_values(*inputs)
+    _C.relational_values(*(*inputs, values))
+    return values
+
+
+def _fake_values_gradients(out_edge: Tensor, edge_v: Tensor, grad_values: Tensor) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in (out_edge, edge_v)]
+
+
+def _values_gradients(*args: Tensor) -> list[Tensor]:
+    gradients = _fake_values_gradients(*args)
+    _C.relational_values_backward(*args, *gradients)
+    return gradients
+
+
+_values_backward = torchlib.define(
+    "core_3d_molecule",
+    "relational_values_backward(Tensor out_edge, Tensor edge_v, Tensor grad_values) -> Tensor[]",
+    _values_gradients,
+    _fake_values_gradients,
+)
+
+
+def _save_values(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _of_values(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+    return gradient, *_values_backward(*ctx.saved_tensors, gradient)
+
+
+relational_values = torchlib.define(
+    "core_3d_molecule",
+    "relational_values(Tensor out, Tensor out_edge, Tensor edge_v) -> Tensor",
+    _values,
+    _fake_values,
+    _of_values,
+    _save_values,
 )

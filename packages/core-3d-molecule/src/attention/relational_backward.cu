@@ -2,12 +2,13 @@
 // own, which a second kernel adds up, so that the same input gives the same gradients. Of a tile of pairs its threads make the
 // features (one pair a thread), the slopes of all logits (one query and head a thread, then one key and head), the gradient of
 // the features (one atom and some channels a thread), and take that through the perceptron (one pair a thread).
+#include "add_up.cuh"
 #include "relational.cuh"
 
 namespace core_3d_molecule {
 namespace relational {
 namespace {
-constexpr int blocks_small = 264, blocks_large = 132;  // not the device's number, so that sums are the same on each
+constexpr int parts = 264;  // not the device's number, so that sums are the same on each
 
 /// What the forward call gave and the gradients of that.
 struct Given {
@@ -359,8 +360,7 @@ struct Block {
 
 template <class C, int N>
 __global__ void __launch_bounds__(threads, C::exact&& N < 32 ? 2 : 1)
-    backward_kernel(Operands o, Sizes s, const Span* spans, const int* bad, int least, int most, Given given, Gradients to,
-                    float* all_sums) {
+    backward_kernel(Operands o, Sizes s, const Span* spans, const int* bad, Given given, Gradients to, float* all_sums) {
   extern __shared__ float4 shared4[];
   const int t = static_cast<int>(threadIdx.x);
   const Sums at(s);
@@ -381,7 +381,6 @@ __global__ void __launch_bounds__(threads, C::exact&& N < 32 ? 2 : 1)
   const Block<C, N> block{o, s, given, to, net, w, sums, at, t, C::exact ? C::H : s.H, C::exact ? C::D : s.D, C::exact ? C::E : s.E};
   for (int b = static_cast<int>(blockIdx.x); b < s.molecules; b += static_cast<int>(gridDim.x)) {
     const Span m = spans[b];
-    if (m.n < least || m.n > most) continue;
     for (int i = t; i < m.n * 3; i += threads) to.positions[int64_t{m.begin} * 3 + i] = 0.f;
     for (int i0 = 0; i0 < m.n; i0 += N) {
       bool seen = false;  // whether these queries had a tile before
@@ -411,32 +410,31 @@ __global__ void __launch_bounds__(threads, C::exact&& N < 32 ? 2 : 1)
   }
 }
 
-/// total[i] = sums[0][i] + sums[1][i] + ..., 32 of them a block.
-__global__ void __launch_bounds__(1024) add_up(const float* sums, int count, int parts, float* total) {
-  __shared__ float part[32][33];
-  const int lane = static_cast<int>(threadIdx.x) % 32, group = static_cast<int>(threadIdx.x) / 32;
-  const int i = static_cast<int>(blockIdx.x) * 32 + lane;
-  float sum = 0.f;
-  if (i < count)
-    for (int p = group; p < parts; p += 32) sum += sums[int64_t{p} * count + i];
-  part[group][lane] = sum;
-  __syncthreads();
-  if (group == 0 && i < count) {
-    float all = 0.f;
-    for (int g = 0; g < 32; ++g) all += part[g][lane];
-    total[i] = all;
-  }
+/// Where the sums go, in the order of `Sums`.
+struct Totals {
+  static constexpr int tensors = 7;
+  float* to[tensors];
+  int first[tensors + 1];
+};
+
+__global__ void __launch_bounds__(add_up_threads) totals_kernel(const float* parts, int number_of_parts, Totals totals) {
+  float sum;
+  const int i = add_up(parts, totals.first[Totals::tensors], number_of_parts, sum);
+  if (i < 0) return;
+#pragma unroll
+  for (int x = 0; x < Totals::tensors; ++x)
+    if (i >= totals.first[x] && i < totals.first[x + 1]) totals.to[x][i - totals.first[x]] = sum;
 }
 
 template <class C, int N>
-void launch(const char* op, const Operands& o, const Sizes& s, const Span* spans, const int* bad, int least, int most, const Given& given,
-            const Gradients& to, float* sums, int blocks, cudaStream_t stream) {
+void launch(const char* op, const Operands& o, const Sizes& s, const Span* spans, const int* bad, const Given& given, const Gradients& to,
+            float* sums, cudaStream_t stream) {
   static_assert(N * C::H <= threads && N % 2 == 0);
   const int bytes = (Network<C>::floats(s.G, s.classes) + Work<C, N>::floats(s.G)) * 4;
   if (bytes > most_shared) refuse(op, "w1", "have fewer columns on CUDA");
   auto* kernel = backward_kernel<C, N>;
   core::check_cuda(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");
-  kernel<<<static_cast<unsigned>(blocks), threads, bytes, stream>>>(o, s, spans, bad, least, most, given, to, sums);
+  kernel<<<static_cast<unsigned>(parts), threads, bytes, stream>>>(o, s, spans, bad, given, to, sums);
   core::check_cuda(op, cudaGetLastError(), "differentiating");
 }
 }  // namespace
@@ -467,32 +465,32 @@ void relational_attention_backward_cuda(Tensor<const float, 3> q, Tensor<const f
   const Dense grad_lse_(op, grad_lse, stream);
   const Dense to_q(op, grad_q, stream), to_k(op, grad_k, stream), to_v(op, grad_v, stream), to_q_edge(op, grad_q_edge, stream);
   const Dense to_k_edge(op, grad_k_edge, stream);
-  const Dense to_positions(op, grad_positions, stream);
+  const Dense to_positions(op, grad_positions, stream), to_w1(op, grad_w1, stream), to_w2(op, grad_w2, stream),
+      to_form(op, grad_form, stream);
+  const Dense to_b1(op, grad_b1, stream), to_b2(op, grad_b2, stream), to_centres(op, grad_centres, stream),
+      to_widths(op, grad_widths, stream);
   const Given given{out_.get(), out_edge_.get(), lse_.get(), grad_out_.get(), grad_out_edge_.get(), grad_lse_.get()};
   const Gradients to{to_q.get(), to_k.get(), to_v.get(), to_q_edge.get(), to_k_edge.get(), to_positions.get()};
   const Sums at(s);
-  constexpr int parts = blocks_small + blocks_large;
   const core::DeviceScratch scratch(op, grad_q.device_id, stream,
-                                    (s.molecules + 1) * static_cast<int64_t>(sizeof(Span)) + int64_t{parts + 1} * at.count * 4);
+                                    (s.molecules + 1) * static_cast<int64_t>(sizeof(Span)) + int64_t{parts} * at.count * 4);
   Span* spans = scratch.get<Span>();
   int* bad = reinterpret_cast<int*>(spans + s.molecules);
   float* sums = reinterpret_cast<float*>(spans + s.molecules + 1);
-  float* total = sums + int64_t{parts} * at.count;
   find_spans(op, operands.offsets.get(), s, spans, bad, stream);
   with_shape(op, s, [&]<class C>(C) {
     if constexpr (C::exact) {
-      launch<C, 24>(op, o, s, spans, bad, 0, 24, given, to, sums, blocks_small, stream);
-      launch<C, 32>(op, o, s, spans, bad, 25, relational_attention_atoms, given, to, sums + int64_t{blocks_small} * at.count, blocks_large,
-                    stream);
+      launch<C, 24>(op, o, s, spans, bad, given, to, sums, stream);
     } else {
-      launch<C, 16>(op, o, s, spans, bad, 0, relational_attention_atoms, given, to, sums, parts, stream);
+      launch<C, 16>(op, o, s, spans, bad, given, to, sums, stream);
     }
   });
-  add_up<<<static_cast<unsigned>((at.count + 31) / 32), 1024, 0, stream>>>(sums, at.count, parts, total);
+  const Totals totals{{to_w1.get(), to_b1.get(), to_w2.get(), to_b2.get(), to_form.get(), to_centres.get(), to_widths.get()},
+                      {at.w1, at.b1, at.w2, at.b2, at.form, at.centres, at.widths, at.count}};
+  totals_kernel<<<static_cast<unsigned>((at.count + add_up_outputs - 1) / add_up_outputs), add_up_threads, 0, stream>>>(sums, parts,
+                                                                                                                        totals);
   core::check_cuda(op, cudaGetLastError(), "adding up");
-  const auto hand_out = [&]<int N>(const Tensor<float, N>& to_, int first) { copy_strided<true>(op, to_, total + first, stream); };
-  hand_out(grad_w1, at.w1), hand_out(grad_b1, at.b1), hand_out(grad_w2, at.w2), hand_out(grad_b2, at.b2), hand_out(grad_form, at.form);
-  hand_out(grad_centres, at.centres), hand_out(grad_widths, at.widths);
+  to_w1.finish(), to_b1.finish(), to_w2.finish(), to_b2.finish(), to_form.finish(), to_centres.finish(), to_widths.finish();
   to_q.finish(), to_k.finish(), to_v.finish(), to_q_edge.finish(), to_k_edge.finish(), to_positions.finish();
 }
 }  // namespace core_3d_molecule

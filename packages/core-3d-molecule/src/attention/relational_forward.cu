@@ -42,10 +42,10 @@ struct Outputs {
   float *out, *out_edge, *lse;
 };
 
-/// N: queries of a tile. Molecules of less than `least` or more than `most` atoms are left to another launch.
+/// N: queries of a tile.
 template <class C, int N>
 __global__ void __launch_bounds__(threads, C::exact ? 2 : 1)
-    forward_kernel(Operands o, Sizes s, const Span* spans, const int* bad, int least, int most, Outputs out) {
+    forward_kernel(Operands o, Sizes s, const Span* spans, const int* bad, Outputs out) {
   extern __shared__ float4 shared4[];
   const int t = static_cast<int>(threadIdx.x), H = C::exact ? C::H : s.H, D = C::exact ? C::D : s.D, E = C::exact ? C::E : s.E;
   if (*bad) {
@@ -60,7 +60,6 @@ __global__ void __launch_bounds__(threads, C::exact ? 2 : 1)
   float* square = net.load(reinterpret_cast<float*>(shared4), o, s);
   for (int b = static_cast<int>(blockIdx.x); b < s.molecules; b += static_cast<int>(gridDim.x)) {
     const Span m = spans[b];
-    if (m.n < least || m.n > most) continue;
     for (int i0 = 0; i0 < m.n; i0 += N) {
       const int i = t / H, h = t % H;
       const bool mine = i < min(N, m.n - i0);
@@ -115,14 +114,13 @@ __global__ void __launch_bounds__(threads, C::exact ? 2 : 1)
 }
 
 template <class C, int N>
-void launch(const char* op, const Operands& o, const Sizes& s, const Span* spans, const int* bad, int least, int most, const Outputs& out,
-            int blocks, cudaStream_t stream) {
+void launch(const char* op, const Operands& o, const Sizes& s, const Span* spans, const int* bad, const Outputs& out, cudaStream_t stream) {
   static_assert(N * C::H <= threads);
   const int bytes = (Network<C>::floats(s.G, s.classes) + triangle(N) * (C::E + C::H)) * 4;
   if (bytes > most_shared) refuse(op, "w1", "have fewer columns on CUDA");
   auto* kernel = forward_kernel<C, N>;
   core::check_cuda(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");
-  kernel<<<static_cast<unsigned>(std::clamp(s.molecules, 1, blocks)), threads, bytes, stream>>>(o, s, spans, bad, least, most, out);
+  kernel<<<static_cast<unsigned>(std::clamp(s.molecules, 1, 4096)), threads, bytes, stream>>>(o, s, spans, bad, out);
   core::check_cuda(op, cudaGetLastError(), "attending");
 }
 }  // namespace
@@ -156,10 +154,9 @@ void relational_attention_cuda(Tensor<const float, 3> q, Tensor<const float, 3> 
   const Outputs outputs{out_.get(), out_edge_.get(), lse_.get()};
   with_shape(op, s, [&]<class C>(C) {
     if constexpr (C::exact) {
-      launch<C, 24>(op, o, s, spans, bad, 0, 24, outputs, 4096, stream);
-      launch<C, 32>(op, o, s, spans, bad, 25, relational_attention_atoms, outputs, 1024, stream);
+      launch<C, 32>(op, o, s, spans, bad, outputs, stream);
     } else {
-      launch<C, 16>(op, o, s, spans, bad, 0, relational_attention_atoms, outputs, 4096, stream);
+      launch<C, 16>(op, o, s, spans, bad, outputs, stream);
     }
   });
   out_.finish(), out_edge_.finish(), lse_.finish();

@@ -1,4 +1,7 @@
-"""Relational attention with every feature of every pair in memory, one molecule after another, in float64."""
+"""Relational attention with every feature of every pair in memory, one molecule after another, in float64.
+
+With it, what leads from projections of atoms and pairs to it and back.
+"""
 
 from __future__ import annotations
 
@@ -117,3 +120,52 @@ def backward(a: Args) -> Args:
     upper = np.triu_indices(form.shape[1])
     found["grad_form"] = grad_form[:, *upper]
     return found
+
+
+def _float64(a: Args, *names: str) -> list[np.ndarray]:
+    return [a[name].astype(np.float64) for name in names]
+
+
+def projections(a: Args) -> Args:
+    """The expected scaled_q, q_edge, k_edge and form."""
+    q, k, edge_q, edge_k = _float64(a, "q", "k", "edge_q", "edge_k")
+    product = np.einsum("hde,hdf->hef", edge_q, edge_k)
+    both = product + product.transpose(0, 2, 1) * (1 - np.eye(product.shape[1]))
+    return {
+        "scaled_q": a["scale"] * q,
+        "q_edge": a["scale"] * np.einsum("ahd,hde->ahe", q, edge_k),
+        "k_edge": a["scale"] * np.einsum("ahd,hde->ahe", k, edge_q),
+        "form": a["scale"] * both[:, *np.triu_indices(product.shape[1])],
+    }
+
+
+def projections_backward(a: Args) -> Args:
+    """The expected gradients of q, k, edge_q and edge_k."""
+    q, k, edge_q, edge_k = _float64(a, "q", "k", "edge_q", "edge_k")
+    g_q, g_q_edge, g_k_edge, g_form = _float64(a, "grad_scaled_q", "grad_q_edge", "grad_k_edge", "grad_form")
+    edge = edge_q.shape[2]
+    upper = np.zeros((len(edge_q), edge, edge))
+    upper[:, *np.triu_indices(edge)] = g_form
+    form = upper + upper.transpose(0, 2, 1) * (1 - np.eye(edge))
+    found = {
+        "q": g_q + np.einsum("ahe,hde->ahd", g_q_edge, edge_k),
+        "k": np.einsum("ahe,hde->ahd", g_k_edge, edge_q),
+        "edge_q": np.einsum("ahd,ahe->hde", k, g_k_edge) + np.einsum("hef,hdf->hde", form, edge_k),
+        "edge_k": np.einsum("ahd,ahe->hde", q, g_q_edge) + np.einsum("hef,hde->hdf", form, edge_q),
+    }
+    return {f"grad_{name}": a["scale"] * x for name, x in found.items()}
+
+
+def values(a: Args) -> Args:
+    """The expected values."""
+    out, out_edge, edge_v = _float64(a, "out", "out_edge", "edge_v")
+    return {"values": out + np.einsum("ahe,hde->ahd", out_edge, edge_v)}
+
+
+def values_backward(a: Args) -> Args:
+    """The expected gradients of out_edge and edge_v."""
+    out_edge, edge_v, g = _float64(a, "out_edge", "edge_v", "grad_values")
+    return {
+        "grad_out_edge": np.einsum("ahd,hde->ahe", g, edge_v),
+        "grad_edge_v": np.einsum("ahd,ahe->hde", g, out_edge),
+    }
