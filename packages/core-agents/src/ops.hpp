@@ -4,6 +4,7 @@
 #include <core_agents/agreement.hpp>
 #include <core_agents/behaviour_tree.hpp>
 #include <core_agents/traces.hpp>
+#include <core_agents/trajectories.hpp>
 
 namespace core_agents {
 inline constexpr auto ops = core::op_set(
@@ -61,6 +62,11 @@ inline constexpr auto ops = core::op_set(
         "rows, runs, bytes of text and failures there are, what does not fit is left out.",
         {"text[T]", "offsets[D+1]", "format", "lines", "rows[18,M]", "runs[14,R]", "values[4,R]", "buffer[B]", "failures[3,F]", "sizes[4]"},
         {.paper = "2503.16416"}),
+    core::op<"match_trajectories", &match_trajectories>(
+        "The tool calls of R recorded runs against those of their references: each mode of a match, and how many calls there are on both "
+        "sides and how many are equal, one to one.",
+        {"rows[18,M]", "text[T]", "reference_rows[18,N]", "reference_text[U]", "ignore_arguments", "modes[R,7]", "counts[R,3]"},
+        {.paper = "2503.16416", .ns_per_element = 5}),
     core::op<"zip_members", &zip_members>(
         "The members of a zip archive, by its directory or, where that is damaged, by their own headers; all ranges lie within it.",
         {"archive[T]", "members[8,E]", "sizes[2]"}));

@@ -1,6 +1,7 @@
 """Classes of known functions, the rewriting against the functions as they are, the fit against scipy, the sandbox."""
 
 import ast
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -52,8 +53,22 @@ def test_the_coefficient_ranks_solutions():
     def source(turns):
         return f"def f(a: list[int]):\n    for _ in range({turns}):\n        for x in a:\n            pass\n"
 
-    coefficients = [complexity.infer(source(turns), "f").coefficient for turns in (1, 3)]
-    assert coefficients == pytest.approx([1, 3], rel=0.02)
+    turns = (3, 8, 1, 2, 5)
+    found = {str(t): complexity.infer(source(t), "f") for t in turns}
+    assert [f.coefficient for f in found.values()] == pytest.approx(turns, rel=0.02)
+    untimed = {name: dataclasses.replace(f, seconds=None) for name, f in found.items()}
+    untimed["sorted"] = complexity.infer("def f(a: list[int]):\n    return sorted(a)", "f")
+    assert complexity.rank(untimed) == [*sorted(found), "sorted"]
+
+
+def test_seconds_are_the_coefficient_of_the_times():
+    n = np.array([100, 200, 400, 800, 1600])
+    for name, f in (("n", n), ("n log n", n * np.log2(n)), ("n^2", n**2)):
+        fit, _ = complexity.select(n, 7 * f)
+        times = list(zip(n, 3e-6 * f + 2e-5, strict=True))
+        assert fit.name == name
+        assert complexity._seconds(times, fit) == pytest.approx(3e-6)
+        assert complexity._seconds(times[:2], fit) is None
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 from core_agents import evaluation as ev
-from core_agents import jobs
+from core_agents import jobs, traces
+from core_agents.cases_traces import make_calls
 from core_agents.judge import JudgeError, Reply, ScriptedJudge, rating
 from typer.testing import CliRunner
 
@@ -41,6 +42,30 @@ def test_modes_equal_agentevals_on_2000_trajectories():
             assert ev.trajectory_match(a, b, mode, ev.Matcher(arguments)) == expected
             met[mode, arguments] += expected
     assert all(20 < n < 230 for n in met.values())
+
+
+@pytest.mark.parametrize("arguments", ["exact", "ignore", "subset"])
+def test_columns_say_what_messages_say(arguments):
+    outputs, references = make_calls(np.random.default_rng(2), 300, 6)
+    a, b = (traces.loads("\n".join(map(json.dumps, side)).encode(), "openai") for side in (outputs, references))
+    matcher = ev.Matcher(arguments)
+    found = ev.match_traces(a, b, matcher)
+    expected = [ev.trajectory_figures(x, y, matcher) for x, y in zip(outputs, references, strict=True)]
+    assert all(20 < found[mode].sum() < 295 for mode in ev.TRAJECTORY_MODES)
+    assert {name: v.tolist() for name, v in found.items()} == {n: [e[n] for e in expected] for n in expected[0]}
+    for mode in ev.TRAJECTORY_MODES:
+        assert ev.trajectory_match(outputs[0], references[0], mode, matcher) == expected[0][mode]
+    assert ev.trajectory_scores(outputs[0], references[0], matcher).items() <= expected[0].items()
+
+
+def test_columns_that_do_not_fit_are_refused():
+    a = traces.loads(
+        json.dumps([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}]).encode()
+    )
+    with pytest.raises(ValueError, match=r"argument 'rows', run 0, row 1: the arguments .* must be a JSON object"):
+        ev.match_traces(a, a)
+    with pytest.raises(ValueError, match="must hold as many runs"):
+        ev.match_traces(a, traces.loads(b"[]\n[]"))
 
 
 @pytest.mark.parametrize("arguments", ["exact", "ignore", "subset", "superset"])

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 import typer
-from core_agents import BatchedTree, compile, demo  # noqa: A004
-from core_agents.jobs import environments, parse, play, rollout, tree_policy
+from core_agents import demo
+from core_agents.games import Game
+from core_agents.rollout import environments, play, rollout
 from typer.testing import CliRunner
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -47,7 +48,7 @@ def test_rollout_of_an_environment_without_a_vectorised_form(run):
     [
         ("Sequnce: a", (), "line 1, column 1"),
         ("Condition: obs[4] > 0", (), "features"),
-        ("Action: 5", (), "the environment has 2"),
+        ("Action: 5", (), "CartPole-v1 has 2"),
         ("Action: 0", ("--env", "Pendulum-v1"), "discrete actions"),
     ],
 )
@@ -59,14 +60,14 @@ def test_rollout_says_what_is_wrong(run, text, options, said):
 
 
 def test_an_agent_that_emits_nothing_repeats_its_action():
-    batched = BatchedTree(compile(parse("Condition: obs[0] > 0\n  Action: 1", "any"), 1), 2)
-    act = tree_policy(batched, 2)
+    game = Game("any", ("x",), ("stop", "go"), "return", "")
+    act = game.policy(game.parse("Condition: x > 0\n  Action: go"), 2)
     assert act(np.float32([[1], [-1]])).tolist() == [1, 0]
     assert act(np.float32([[-1], [1]])).tolist() == [1, 1]
 
 
 def test_play_counts_first_episodes_only():
-    made, _, _ = environments("CartPole-v1", 20)
+    made = environments("CartPole-v1", 20)
     played = play(lambda o: np.zeros(len(o), np.int64), made, range(100), 0)
     made.close()
     assert (played.returns == played.lengths).all()

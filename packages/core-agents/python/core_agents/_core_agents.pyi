@@ -163,6 +163,17 @@ def read_traces(
 ) -> None:
     """Recorded traces (inspect-ai, OpenAI messages, OpenTelemetry, OpenInference, LangSmith) to columns; `sizes` tells how many rows, runs, bytes of text and failures there are, what does not fit is left out."""
 
+def match_trajectories(
+    rows: Any,  # int64[18,M]
+    text: Any,  # uint8[T]
+    reference_rows: Any,  # int64[18,N]
+    reference_text: Any,  # uint8[U]
+    ignore_arguments: bool,
+    modes: Any,  # out bool[R,7]
+    counts: Any,  # out int64[R,3]
+) -> None:
+    """The tool calls of R recorded runs against those of their references: each mode of a match, and how many calls there are on both sides and how many are equal, one to one."""
+
 def zip_members(
     archive: Any,  # uint8[T]
     members: Any,  # out int64[8,E]

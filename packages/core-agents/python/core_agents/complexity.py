@@ -142,10 +142,11 @@ class Complexity:
     (the value of a number, the length of anything else, the side of a nested list).
 
     time: in the worst of the tried kinds of input; typical: for random input; space: of the peak of memory beside
-    the arguments. expression: in the sizes of the arguments, where there are several. fit: of `time`; its
-    coefficient ranks solutions of one class. tried: all fits. sizes, counts: the series by kind of input.
-    time_agrees: whether measured CPU time grows like the counted work, None if it is too short to say.
-    failures: kinds of input that the function refused. warnings: about the sandbox.
+    the arguments. expression: in the sizes of the arguments, where there are several. fit: of `time`. tried: all
+    fits. sizes, counts: the series by kind of input. time_agrees: whether measured CPU time grows like the counted
+    work, None if it is too short to say. seconds: of this machine's CPU for each unit of the class, None likewise;
+    unlike all else it differs from run to run. failures: kinds of input that the function refused. warnings: about the
+    sandbox.
     """
 
     function: str
@@ -159,13 +160,26 @@ class Complexity:
     counts: Mapping[str, Sequence[int]]
     peaks: Sequence[tuple[int, int]]
     time_agrees: bool | None
+    seconds: float | None = None
     failures: Mapping[str, str] = field(default_factory=dict)
     warnings: Sequence[str] = ()
 
     @property
     def coefficient(self) -> float:
-        """Steps for each unit of the class: the smaller of two solutions of one class is the faster one."""
+        """Steps for each unit of the class. A step is a turn of a loop whatever is in it; `seconds` tells that, too."""
         return self.fit.coefficient
+
+
+def rank(solutions: Mapping[str, Complexity]) -> list[str]:
+    """The names of solutions of one task from the fastest on: by class, within a class by `seconds`, or by the
+    coefficient of the counted steps if a solution of that class was too fast to be timed."""
+    short = {s.time for s in solutions.values() if s.seconds is None}
+
+    def cost(name: str) -> tuple[int, float, str]:
+        s = solutions[name]
+        return ORDER[s.time], s.coefficient if s.seconds is None or s.time in short else s.seconds, name
+
+    return sorted(solutions, key=cost)
 
 
 def infer(
@@ -239,6 +253,7 @@ def _read(function: str, result: Mapping[str, Any], warnings: Sequence[str]) -> 
         counts=counts,
         peaks=peaks,
         time_agrees=_agrees(result["time"], sizes, _worst(together)),
+        seconds=_seconds(result["time"], fit),
         failures=together["failures"],
         warnings=tuple(warnings),
     )
@@ -252,6 +267,15 @@ def _agrees(times: Sequence[Sequence[float]], sizes: Sequence[int], steps: Seque
         return None
     slope = np.polyfit([w for w, _ in pairs], [t for _, t in pairs], 1)[0]
     return bool(0.6 < slope < 1.5)
+
+
+def _seconds(times: Sequence[Sequence[float]], fit: Fit) -> float | None:
+    """The coefficient of the class in the measured times, over runs of at least 5 us."""
+    pairs = np.array([(n, t) for n, t in times if t > 5e-6], np.float64)
+    if len(pairs) < 3:
+        return None
+    timed = _fit(fit.name, pairs[:, 0], pairs[:, 1], fit.base)
+    return timed.constant if fit.name == "1" else timed.coefficient
 
 
 def _expression(result: Mapping[str, Any], together: Fit) -> str:

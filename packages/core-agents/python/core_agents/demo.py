@@ -11,8 +11,9 @@ from core_registry.demo import Demo, Picture
 from core_registry.files import replace
 
 from . import behaviour_tree as bt
-from .jobs import environments, parse, play, tree_policy
+from .games import gym
 from .pictures import draw
+from .rollout import environments, play
 
 _ENV, _AGENTS, _STEPS = "CartPole-v1", 1000, 500
 
@@ -22,12 +23,12 @@ def demo(out: Path) -> Demo:
     from .adapters import to_py_trees
 
     text = (files("core_agents") / "cartpole.txt").read_text(encoding="utf-8")
-    tree = parse(text, _ENV)
-    made, features, num_actions = environments(_ENV, _AGENTS)
-    program = bt.compile(tree, features)
-    played = play(tree_policy(bt.BatchedTree(program, _AGENTS), num_actions), made, range(_STEPS), 0, record=True)
+    game = gym(_ENV)
+    tree, made = game.parse(text), environments(_ENV, _AGENTS)
+    program = bt.compile(tree, len(game.features))
+    played = play(game.policy(tree, _AGENTS), made, range(_STEPS), 0, record=True)
     rng = np.random.default_rng(0)
-    chance = play(lambda o: rng.integers(num_actions, size=len(o)), made, range(_STEPS), 0)
+    chance = play(lambda o: rng.integers(len(game.actions), size=len(o)), made, range(_STEPS), 0)
     made.close()
     if played.returns.mean() < 5 * chance.returns.mean():
         raise RuntimeError(

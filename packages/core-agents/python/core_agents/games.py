@@ -6,11 +6,11 @@ episode for each seed (:meth:`Game.play`). VizDoom needs the wheel ``vizdoom``; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -50,6 +50,16 @@ def _played(metrics: dict[str, np.ndarray], ticks: list[tuple[np.ndarray, ...]],
     return Played(metrics, observations, actions, gains, frames)
 
 
+class Policy(Protocol):
+    """See :meth:`Game.policy`."""
+
+    def __call__(
+        self, observations: np.ndarray, playing: np.ndarray | None = None, log: TickLog | None = None
+    ) -> np.ndarray:
+        """The actions."""
+        ...
+
+
 @dataclass
 class Game:
     """What a tree may read and do; ``goal`` names the metric that is to grow."""
@@ -68,16 +78,19 @@ class Game:
         """One episode a seed. Raises ValueError if the tree reads or does what the game has not."""
         raise NotImplementedError
 
-    def _agents(self, tree: Node, count: int) -> Callable[[np.ndarray, np.ndarray, TickLog | None], np.ndarray]:
+    def policy(self, tree: Node, count: int) -> Policy:
+        """The tree as the player of so many agents: observations float32 [count, features], and which of them play and
+        a log if there are such, to actions int64 [count], which the next call overwrites. An agent whose tick emits
+        nothing repeats its action, at first 0. Raises ValueError if the tree emits what is no action."""
         if not count:
             raise ValueError("argument 'seeds' must name at least one episode")
         batched = BatchedTree(compile(tree, len(self.features)), count)
         held = np.zeros(count, np.int64)
 
-        def act(observations: np.ndarray, playing: np.ndarray, log: TickLog | None) -> np.ndarray:
+        def act(observations: np.ndarray, playing: np.ndarray | None = None, log: TickLog | None = None) -> np.ndarray:
             batched.tick(observations, playing, log)
             np.copyto(held, batched.actions, where=batched.actions >= 0)
-            if held.size and held.max() >= len(self.actions):
+            if held.max() >= len(self.actions):
                 raise ValueError(f"the tree emits action {held.max()}, {self.name} has {len(self.actions)}")
             return held
 
@@ -96,7 +109,7 @@ class GymGame(Game):
 
         options: dict[str, Any] = {"render_mode": "rgb_array"} if record else {}
         count = len(seeds)
-        act = self._agents(tree, count)
+        act = self.policy(tree, count)
         metrics = {"return": np.zeros(count), "length": np.zeros(count)}
         frames: list[np.ndarray] = []
         ticks: list[tuple[np.ndarray, ...]] = []
@@ -173,7 +186,7 @@ class DoomGame(Game):
     def play(self, tree: Node, seeds: Sequence[int], record: bool = False, log: TickLog | None = None) -> Played:
         """One episode a seed; the games run side by side."""
         count = len(seeds)
-        act = self._agents(tree, count)
+        act = self.policy(tree, count)
         metrics = {n: np.zeros(count) for n in ("kills", "survived", "shots")}
         frames: list[np.ndarray] = []
         ticks: list[tuple[np.ndarray, ...]] = []

@@ -1,11 +1,8 @@
-"""Jobs of core-agents: `core run agents.rollout`, `agents.evaluate`, `agents.judge`, `agents.complexity`."""
+"""Jobs over recorded runs and sources: `core run agents.evaluate`, `agents.judge`, `agents.complexity`."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,124 +11,8 @@ import typer
 from core_registry.files import replace
 
 from . import evaluation, mast, traces
-from .behaviour_tree import BatchedTree, Node, compile  # noqa: A004
 from .claims.plots import axes
-from .dsl import ParseError, from_dsl
-from .games import NAMES
 from .judge import ChatJudge, JudgeError
-
-
-def parse(text: str, env: str) -> Node:
-    """The tree of a text that may use the environment's names."""
-    features, actions = NAMES.get(env, ((), ()))
-    return from_dsl(text, {n: i for i, n in enumerate(features)}, {n: i for i, n in enumerate(actions)})
-
-
-def environments(env: str, agents: int) -> tuple[Any, int, int]:
-    """A Gymnasium vector environment, its number of features and of actions.
-
-    The environment's own vectorised form if it has one. Raises ValueError if it has not a flat array of
-    observations and discrete actions.
-    """
-    import gymnasium
-
-    native = gymnasium.spec(env).vector_entry_point is not None
-    made = gymnasium.make_vec(env, num_envs=agents, vectorization_mode="vector_entry_point" if native else "sync")
-    observations, actions = made.single_observation_space, made.single_action_space
-    if not isinstance(actions, gymnasium.spaces.Discrete) or len(observations.shape or ()) != 1:
-        made.close()
-        raise ValueError(f"{env}: a tree needs one row of numbers as observation and discrete actions")
-    return made, observations.shape[0], int(actions.n)
-
-
-@dataclass
-class Rollout:
-    """`returns` float64 [agents] and `lengths` int64 [agents] of each agent's first episode (cut off at the last
-    step), and by step, if recorded, the `observations` [agents, features] and `actions` [agents]."""
-
-    returns: np.ndarray
-    lengths: np.ndarray
-    observations: list[np.ndarray]
-    actions: list[np.ndarray]
-
-
-def play(
-    act: Callable[[np.ndarray], np.ndarray], made: Any, steps: Iterable[int], seed: int, record: bool = False
-) -> Rollout:
-    """Plays one episode per agent: `act` maps observations float32 [agents, features] to actions int64 [agents]."""
-    observations, _ = made.reset(seed=seed)
-    playing = np.ones(made.num_envs, bool)
-    out = Rollout(np.zeros(made.num_envs), np.zeros(made.num_envs, np.int64), [], [])
-    for _ in steps:
-        observations = np.asarray(observations, np.float32)
-        actions = act(observations)
-        if record:
-            out.observations.append(observations.copy())
-            out.actions.append(actions.copy())
-        observations, rewards, terminated, truncated, _ = made.step(actions)
-        out.returns += np.where(playing, rewards, 0)
-        out.lengths += playing
-        playing &= ~(terminated | truncated)
-        if not playing.any():
-            break
-    return out
-
-
-def tree_policy(batched: BatchedTree, num_actions: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Acts as the tree says; an agent whose tick emits nothing repeats its action, at first 0.
-
-    Raises ValueError if the tree emits an id that is no action.
-    """
-    held = np.zeros(batched.num_agents, np.int64)
-
-    def act(observations: np.ndarray) -> np.ndarray:
-        batched.tick(observations)
-        np.copyto(held, batched.actions, where=batched.actions >= 0)
-        if held.size and held.max() >= num_actions:
-            raise ValueError(f"the tree emits action {held.max()}, the environment has {num_actions}")
-        return held
-
-    return act
-
-
-def rollout(
-    tree: Annotated[Path, typer.Argument(help="Text of the tree", exists=True, dir_okay=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSON to write")],
-    env: Annotated[str, typer.Option(help="Gymnasium environment with discrete actions")] = "CartPole-v1",
-    agents: Annotated[int, typer.Option(help="Agents that play at once", min=1)] = 1000,
-    steps: Annotated[int, typer.Option(help="Steps at most", min=1)] = 500,
-    seed: Annotated[int, typer.Option(help="Seed of the environment", min=0)] = 0,
-) -> None:
-    """Let one behaviour tree play an episode for many agents at once; write their returns (2503.13356)."""
-    from rich.progress import track
-
-    try:
-        parsed = parse(tree.read_text(encoding="utf-8"), env)
-        made, features, num_actions = environments(env, agents)
-        with_tree = BatchedTree(compile(parsed, features), agents)
-    except ParseError as e:
-        raise typer.BadParameter(f"{tree}: {e}") from None
-    except ValueError as e:
-        raise typer.BadParameter(str(e)) from None
-    start = time.perf_counter()
-    try:
-        played = play(tree_policy(with_tree, num_actions), made, track(range(steps), "playing"), seed)
-    finally:
-        made.close()
-    result = {
-        "tree": tree.read_text(encoding="utf-8"),
-        "env": env,
-        "agents": agents,
-        "steps": int(played.lengths.max()),
-        "seed": seed,
-        "seconds": time.perf_counter() - start,
-        "mean_return": float(played.returns.mean()),
-        "std_return": float(played.returns.std()),
-        "returns": played.returns.tolist(),
-        "lengths": played.lengths.tolist(),
-    }
-    with replace(output) as temporary:
-        temporary.write_text(json.dumps(result) + "\n", encoding="utf-8")
 
 
 def evaluate(
@@ -276,7 +157,8 @@ def complexity(
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(f"{name}: time O({found.expression}), random input O({found.typical}), space O({found.space})")
     base = "" if found.fit.base is None else f", base {found.fit.base:.2f}"
-    typer.echo(f"{found.fit.coefficient:.4g} steps for each unit of {found.time}{base}, error {found.fit.error:.1%}")
+    took = "" if found.seconds is None else f", {found.seconds:.3g} s"
+    typer.echo(f"{found.coefficient:.4g} steps{took} for each unit of {found.time}{base}, error {found.fit.error:.1%}")
     for fit in found.tried:
         typer.echo(f"  {fit.name:11} error {fit.error:7.1%}{'  <-' if fit.name == found.time else ''}")
     agrees = {True: "grows alike", False: "does NOT grow alike", None: "is too short to compare"}[found.time_agrees]
@@ -285,7 +167,7 @@ def complexity(
         **{
             k: getattr(found, k) for k in ("function", "time", "typical", "space", "expression", "coefficient", "sizes")
         },
-        **{k: getattr(found, k) for k in ("counts", "peaks", "time_agrees", "failures", "warnings")},
+        **{k: getattr(found, k) for k in ("counts", "peaks", "time_agrees", "seconds", "failures", "warnings")},
         "errors": {fit.name: fit.error for fit in found.tried},
         "seed": seed,
     }

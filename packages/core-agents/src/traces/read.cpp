@@ -11,13 +11,6 @@ namespace {
 
 using traces::Index;
 
-std::string_view contiguous(const core::Tensor<const std::uint8_t, 1>& text, std::string& copy) {
-  if (text.contiguous()) return {reinterpret_cast<const char*>(text.data), static_cast<Index>(text.shape[0])};
-  copy.resize(static_cast<Index>(text.shape[0]));
-  for (Index i = 0; i < copy.size(); ++i) copy[i] = static_cast<char>(text(static_cast<std::int64_t>(i)));
-  return copy;
-}
-
 enum class Format { inspect, openai, spans, langsmith };
 Format format_of(std::string_view name) {
   if (name == "inspect") return Format::inspect;
@@ -171,7 +164,7 @@ void read_traces(core::Tensor<const std::uint8_t, 1> text, core::Tensor<const st
                  core::Tensor<std::int64_t, 2> rows, core::Tensor<std::int64_t, 2> runs, core::Tensor<double, 2> values,
                  core::Tensor<std::uint8_t, 1> buffer, core::Tensor<std::int64_t, 2> failures, core::Tensor<std::int64_t, 1> sizes) {
   std::string copy;
-  const std::string_view all = contiguous(text, copy);
+  const std::string_view all = traces::contiguous(text, copy);
   traces::Table table;
   traces::Works works;
   std::vector<Failure> failed;
@@ -215,7 +208,7 @@ void read_traces(core::Tensor<const std::uint8_t, 1> text, core::Tensor<const st
 
 void zip_members(core::Tensor<const std::uint8_t, 1> archive, core::Tensor<std::int64_t, 2> members, core::Tensor<std::int64_t, 1> sizes) {
   std::string copy;
-  const Archive read(contiguous(archive, copy));
+  const Archive read(traces::contiguous(archive, copy));
   columns(read.members, members);
   sizes(0) = static_cast<std::int64_t>(read.members.size());
   sizes(1) = read.damaged;

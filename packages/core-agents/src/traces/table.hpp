@@ -1,5 +1,7 @@
 // The rows that readers fill: messages and tool calls, and the runs that they belong to.
 #pragma once
+#include <core/tensor.hpp>
+
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -16,6 +18,14 @@ using Index = std::size_t;
 
 inline constexpr std::int64_t no_time = std::numeric_limits<std::int64_t>::min();
 inline constexpr double no_number = std::numeric_limits<double>::quiet_NaN();
+
+/// The bytes of a tensor as text; they are copied where they do not lie side by side.
+inline std::string_view contiguous(const core::Tensor<const std::uint8_t, 1>& text, std::string& copy) {
+  if (text.contiguous()) return {reinterpret_cast<const char*>(text.data), static_cast<Index>(text.shape[0])};
+  copy.resize(static_cast<Index>(text.shape[0]));
+  for (Index i = 0; i < copy.size(); ++i) copy[i] = static_cast<char>(text(static_cast<std::int64_t>(i)));
+  return copy;
+}
 
 /// Bytes [begin, end) of the table's text; -1 for what is missing.
 struct Span {
@@ -150,6 +160,10 @@ struct Work {
 struct Works {
   std::vector<Work> list;
 };
+SpanKind kind_of(std::string_view name);
+/// A string, and its hash (0 for ""); any other value changes nothing, or gives 0.
+void id_of(Reader& r, std::string& to);
+void id_of(Reader& r, std::uint64_t& to);
 void read_spans(Reader& r, Table& t, Works& works);
 void read_langsmith(Reader& r, Table& t, Works& works);
 /// Units of work, brought into order, to runs and messages.

@@ -10,8 +10,8 @@ import numpy as np
 from core_registry.claims import Claim
 
 from .. import evaluation
-from ..behaviour_tree import BatchedTree, compile  # noqa: A004
-from ..jobs import environments, parse, play, tree_policy
+from ..games import Policy, gym
+from ..rollout import environments, play
 from .plots import axes
 
 TASKS, TRIALS, STEPS, ENV = 50, 16, 200, "CartPole-v1"
@@ -22,15 +22,15 @@ def trials(noise: float, seed: int) -> list[dict[str, object]]:
 
     A task is a start state (a seed of the environment), a trial succeeds if the pole stands for 200 steps.
     """
-    made, features, actions = environments(ENV, TASKS)
-    tree = parse((files("core_agents") / "cartpole.txt").read_text(encoding="utf-8"), ENV)
+    game, made = gym(ENV), environments(ENV, TASKS)
+    tree, actions = game.parse((files("core_agents") / "cartpole.txt").read_text(encoding="utf-8")), len(game.actions)
     runs: list[dict[str, object]] = []
     try:
         for trial in range(TRIALS):
             rng = np.random.default_rng([seed, trial])
-            policy = tree_policy(BatchedTree(compile(tree, features), TASKS), actions)
+            policy = game.policy(tree, TASKS)
 
-            def act(observations: np.ndarray, rng: np.random.Generator = rng, policy: object = policy) -> np.ndarray:
+            def act(observations: np.ndarray, rng: np.random.Generator = rng, policy: Policy = policy) -> np.ndarray:
                 return np.where(rng.random(TASKS) < noise, rng.integers(actions, size=TASKS), policy(observations))
 
             played = play(act, made, range(STEPS), seed)

@@ -15,14 +15,16 @@ from .trajectories import (
     Message,
     ToolCall,
     canonical,
+    match_traces,
     tool_calls,
+    trajectory_figures,
     trajectory_match,
     trajectory_scores,
 )
 
 __all__ = [
     "NUMBERS", "PERCENTILES", "RUBRIC", "TRAJECTORY_MODES", "Matcher", "Message", "Policy", "Step", "ToolCall",
-    "Violation", "canonical", "check_milestones", "compare", "is_error", "judge_success", "milestone_score",
-    "milestones_reached", "read_runs", "report", "steps", "success_prompt", "summarise", "to_json", "tool_calls",
-    "trajectory_match", "trajectory_scores",
+    "Violation", "canonical", "check_milestones", "compare", "is_error", "judge_success", "match_traces",
+    "milestone_score", "milestones_reached", "read_runs", "report", "steps", "success_prompt", "summarise", "to_json",
+    "tool_calls", "trajectory_figures", "trajectory_match", "trajectory_scores",
 ]  # fmt: skip

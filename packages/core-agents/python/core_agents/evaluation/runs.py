@@ -13,7 +13,7 @@ import numpy as np
 from .. import statistics
 from .safety import Policy
 from .steps import check_milestones, milestones_reached, steps
-from .trajectories import TRAJECTORY_MODES, Matcher, trajectory_match, trajectory_scores
+from .trajectories import Matcher, trajectory_figures
 
 Run = Mapping[str, Any]
 NUMBERS = ("cost", "latency", "input_tokens", "output_tokens")
@@ -133,12 +133,10 @@ def summarise(
             result["by_task"][name]["cost"] = row[0]
     compared = [(run["messages"], run["reference"]) for run in runs if "messages" in run and "reference" in run]
     if compared:
-        found = [{m: trajectory_match(a, b, m, matcher) for m in TRAJECTORY_MODES} for a, b in compared]
-        scores = [trajectory_scores(a, b, matcher) for a, b in compared]
+        found = [trajectory_figures(a, b, matcher) for a, b in compared]
         result["trajectories"] = {
             "compared": len(compared),
-            **{m: float(np.mean([f[m] for f in found])) for m in TRAJECTORY_MODES},
-            **{s: float(np.mean([f[s] for f in scores])) for s in scores[0]},
+            **{name: float(np.mean([f[name] for f in found])) for name in found[0]},
         }
     for part in (_steps(tasks, bootstrap, seed), _milestones(tasks, matcher, bootstrap, seed)):
         result |= part

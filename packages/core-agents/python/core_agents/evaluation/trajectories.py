@@ -11,7 +11,13 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import _core_agents as _C
+from ..traces import Traces
 
 Message = Mapping[str, Any]
 Schema = Mapping[str, Any]
@@ -24,24 +30,26 @@ class ToolCall(NamedTuple):
     arguments: Mapping[str, Any]
 
 
+def _calls(i: int, message: Message) -> list[ToolCall]:
+    """The tool calls of message `i`."""
+    calls = []
+    for call in message.get("tool_calls") or ():
+        try:
+            function = call["function"]
+            arguments = function["arguments"]
+            if isinstance(arguments, str):
+                arguments = json.loads(arguments) if arguments else {}
+            if not (type(arguments) is dict or isinstance(arguments, Mapping)) or not isinstance(function["name"], str):
+                raise TypeError("'name' must be text and 'arguments' an object")
+            calls.append(ToolCall(function["name"], arguments))
+        except (KeyError, TypeError, ValueError, RecursionError) as e:
+            raise ValueError(f"message {i}: a tool call is not of OpenAI's form: {e!r}") from None
+    return calls
+
+
 def tool_calls(messages: Iterable[Message]) -> list[ToolCall]:
     """All tool calls of OpenAI messages in order. Raises ValueError that names the message that is not of that form."""
-    calls = []
-    for i, message in enumerate(messages):
-        for call in message.get("tool_calls") or ():
-            try:
-                function = call["function"]
-                arguments = function["arguments"]
-                if isinstance(arguments, str):
-                    arguments = json.loads(arguments) if arguments else {}
-                if not (type(arguments) is dict or isinstance(arguments, Mapping)) or not isinstance(
-                    function["name"], str
-                ):
-                    raise TypeError("'name' must be text and 'arguments' an object")
-                calls.append(ToolCall(function["name"], arguments))
-            except (KeyError, TypeError, ValueError, RecursionError) as e:
-                raise ValueError(f"message {i}: a tool call is not of OpenAI's form: {e!r}") from None
-    return calls
+    return [call for i, message in enumerate(messages) for call in _calls(i, message)]
 
 
 def canonical(value: Any, schema: Schema | None = None) -> Any:
@@ -112,6 +120,10 @@ class Matcher:
             if isinstance(mode, str) and mode not in ("exact", "ignore", "subset", "superset"):
                 raise ValueError(f"argument 'arguments' must be exact, ignore, subset or superset, got {mode!r}")
 
+    def plain(self) -> bool:
+        """Whether calls match exactly if they are equal, by name or with their arguments as they are."""
+        return not self.overrides and not self.schemas and self.arguments in ("exact", "ignore")
+
     def key(self, call: ToolCall) -> tuple[Any, ...]:
         """What is compared of a call: its name and, unless they are ignored, its arguments in canonical form."""
         if self.overrides.get(call.name, self.arguments) == "ignore":
@@ -138,7 +150,7 @@ class Matcher:
 
     def paired(self, calls: Sequence[ToolCall], reference: Sequence[ToolCall]) -> int:
         """The most calls that can be assigned to calls of the reference, one to one."""
-        if not self.overrides and self.arguments in ("exact", "ignore"):
+        if not self.overrides and self.arguments in ("exact", "ignore"):  # equal calls stand for each other
             both = Counter(map(self.key, calls)) & Counter(map(self.key, reference))
             return both.total()
         options = [[j for j, r in enumerate(reference) if self.matches(c, r)] for c in calls]
@@ -170,7 +182,65 @@ def _largest_assignment(options: list[list[int]]) -> int:
     return len(owner)
 
 
-TRAJECTORY_MODES = ("strict", "unordered", "subset", "superset", "exact", "in_order", "any_order")
+class _Both:
+    """A trajectory and its reference, read once."""
+
+    def __init__(self, outputs: Sequence[Message], reference: Sequence[Message], matcher: Matcher | None) -> None:
+        self.matcher = matcher or Matcher()
+        self.messages = outputs, reference
+        self.by_message = tuple([_calls(i, m) for i, m in enumerate(side)] for side in self.messages)
+        self.ours, self.theirs = ([call for calls in side for call in calls] for side in self.by_message)
+
+    @cached_property
+    def paired(self) -> int:
+        """How many calls are assigned to calls of the reference."""
+        return self.matcher.paired(self.ours, self.theirs)
+
+    def scores(self) -> dict[str, float]:
+        """By their names."""
+        found = _shares(len(self.ours), len(self.theirs), self.paired)
+        return {name: float(v) for name, v in zip(SCORES, found, strict=True)}
+
+    def strict(self) -> bool:
+        """Message by message."""
+        a, b = self.messages
+        if [m.get("role") for m in a] != [m.get("role") for m in b]:
+            return False
+        return all(
+            (m.get("tool_calls") is None) == (n.get("tool_calls") is None)
+            and len(ours) == len(theirs) == self.matcher.paired(ours, theirs)
+            for m, n, ours, theirs in zip(a, b, *self.by_message, strict=True)
+        )
+
+    def exact(self) -> bool:
+        """Call by call."""
+        return len(self.ours) == len(self.theirs) and all(map(self.matcher.matches, self.ours, self.theirs))
+
+    def in_order(self) -> bool:
+        """The reference's calls one after the other."""
+        rest = iter(self.ours)
+        return all(any(self.matcher.matches(call, wanted) for call in rest) for wanted in self.theirs)
+
+    def none_else(self) -> bool:
+        """Whether every call is assigned."""
+        return self.paired == len(self.ours)
+
+    def all_of(self) -> bool:
+        """Whether every call of the reference is met."""
+        return self.paired == len(self.theirs)
+
+
+_MODES: dict[str, Callable[[_Both], bool]] = {
+    "strict": _Both.strict,
+    "unordered": lambda both: both.none_else() and both.all_of(),
+    "subset": _Both.none_else,
+    "superset": _Both.all_of,
+    "exact": _Both.exact,
+    "in_order": _Both.in_order,
+    "any_order": _Both.all_of,
+}
+TRAJECTORY_MODES = tuple(_MODES)
+SCORES = ("precision", "recall", "f1")
 
 
 def trajectory_match(
@@ -182,29 +252,19 @@ def trajectory_match(
     "subset": no other calls, "superset" or "any_order": all calls of the reference, in any order. "exact": the same
     calls in the same order, "in_order": all calls of the reference in their order, others in between.
     """
-    matcher = matcher or Matcher()
-    if mode == "strict":
-        if [m.get("role") for m in outputs] != [m.get("role") for m in reference]:
-            return False
-        for a, b in zip(outputs, reference, strict=True):
-            ours, theirs = tool_calls([a]), tool_calls([b])
-            if (a.get("tool_calls") is None) != (b.get("tool_calls") is None) or len(ours) != len(theirs):
-                return False
-            if matcher.paired(ours, theirs) != len(theirs):
-                return False
-        return True
-    ours, theirs = tool_calls(outputs), tool_calls(reference)
-    if mode == "exact":
-        return len(ours) == len(theirs) and all(map(matcher.matches, ours, theirs))
-    if mode == "in_order":
-        rest = iter(ours)
-        return all(any(matcher.matches(call, wanted) for call in rest) for wanted in theirs)
-    if mode not in TRAJECTORY_MODES:
+    if mode not in _MODES:
         raise ValueError(f"argument 'mode' must be one of {', '.join(TRAJECTORY_MODES)}, got {mode!r}")
-    paired = matcher.paired(ours, theirs)
-    wanted_ours = len(ours) if mode in ("unordered", "subset") else paired
-    wanted_theirs = len(theirs) if mode in ("unordered", "superset", "any_order") else paired
-    return paired == wanted_ours == wanted_theirs
+    return _MODES[mode](_Both(outputs, reference, matcher))
+
+
+def _shares(ours: Any, theirs: Any, paired: Any) -> Any:
+    """Precision, recall and f1 of numbers of calls, arrays of them too."""
+    precision, recall = (
+        np.where(ours, paired / np.maximum(ours, 1), 1.0),
+        np.where(theirs, paired / np.maximum(theirs, 1), 1.0),
+    )
+    both = np.where(paired, precision + recall, 1.0)
+    return precision, recall, np.where(paired, 2 * precision * recall / both, (ours == 0) & (theirs == 0))
 
 
 def trajectory_scores(
@@ -212,11 +272,38 @@ def trajectory_scores(
 ) -> dict[str, float]:
     """Precision (calls that stand for one of the reference), recall (calls of the reference that are met), and their
     harmonic mean f1; assigned one to one. Without calls to count a share is 1."""
-    ours, theirs = tool_calls(outputs), tool_calls(reference)
-    paired = (matcher or Matcher()).paired(ours, theirs)
-    precision, recall = paired / len(ours) if ours else 1.0, paired / len(theirs) if theirs else 1.0
-    return {
-        "precision": precision,
-        "recall": recall,
-        "f1": 2 * precision * recall / (precision + recall) if paired else float(not ours and not theirs),
-    }
+    return _Both(outputs, reference, matcher).scores()
+
+
+def trajectory_figures(
+    outputs: Sequence[Message], reference: Sequence[Message], matcher: Matcher | None = None
+) -> dict[str, bool | float]:
+    """Every mode of :func:`trajectory_match` and all of :func:`trajectory_scores`."""
+    both = _Both(outputs, reference, matcher)
+    return {**{mode: test(both) for mode, test in _MODES.items()}, **both.scores()}
+
+
+def match_traces(
+    outputs: Traces, references: Traces, matcher: Matcher | None = None
+) -> dict[str, np.ndarray[Any, Any]]:
+    """:func:`trajectory_figures` of every run of recorded traces against the run at its place in the references: each
+    mode as bool [runs], each score as float64 [runs].
+
+    Exact or ignored arguments without overrides and schemas are compared in the columns, all runs at once. Raises
+    ValueError for other numbers of runs, and for arguments that are no JSON object, with run and row.
+    """
+    matcher = matcher or Matcher()
+    if len(outputs) != len(references):
+        raise ValueError(
+            f"match_traces: argument 'references' must hold as many runs as 'outputs', {len(outputs)}, "
+            f"got {len(references)}"
+        )
+    if matcher.plain():
+        modes, counts = np.empty((len(outputs), len(_MODES)), bool), np.empty((len(outputs), 3), np.int64)
+        ignore = matcher.arguments == "ignore"
+        _C.match_trajectories(outputs.rows, outputs.buffer, references.rows, references.buffer, ignore, modes, counts)
+        return dict(zip((*_MODES, *SCORES), (*modes.T, *_shares(*counts.T)), strict=True))
+    pairs = zip(outputs.to_messages(), references.to_messages(), strict=True)
+    found = [trajectory_figures(ours, theirs, matcher) for ours, theirs in pairs]
+    kinds = {**dict.fromkeys(_MODES, bool), **dict.fromkeys(SCORES, float)}
+    return {name: np.array([f[name] for f in found], kind) for name, kind in kinds.items()}
