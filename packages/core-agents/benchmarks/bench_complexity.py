@@ -105,9 +105,11 @@ def test_ranking():
         found[name] = infer(source, name)
         seconds = []
         for _ in range(15):
+            copied = list(data)
             start = time.thread_time()
-            assert getattr(solutions, name)(list(data)) == max(data)
+            answer = getattr(solutions, name)(copied)
             seconds.append(time.thread_time() - start)
+            assert answer == max(data)
         truth[name] = min(seconds) / len(data)
     assert {f.time for f in found.values()} == {"n"}
     order = ranks([truth[name] for name in found])

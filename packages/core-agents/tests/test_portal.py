@@ -18,7 +18,7 @@ class Aim(games.Game):
     """The player sees where a target is and must say on which side; the score is the share of right answers."""
 
     def play(self, tree, seeds, record=False, log=None):
-        act = self._agents(tree, len(seeds))
+        act = self.policy(tree, len(seeds))
         x = np.stack([np.random.default_rng(s).uniform(-1, 1, 40) for s in seeds]).astype(np.float32)
         actions = np.array([act(x[:, t : t + 1], np.ones(len(seeds), bool), log).copy() for t in range(40)])
         right = (actions == np.where(x < -0.3, 0, np.where(x > 0.3, 1, 2)).T).astype(float)
@@ -190,6 +190,10 @@ def test_doom():
         "Selector: s\n    Condition: enemies == 0\n        Action: right\n    Condition: offset < -0.08\n"
         "        Action: left\n    Condition: offset > 0.08\n        Action: right\n    Action: attack\n"
     )
-    first, again = (doom.play(rule, [5, 6]).metrics for _ in range(2))
-    assert first["kills"].mean() >= 8
-    assert all((first[k] == again[k]).all() for k in first)
+    first, alone, again = (doom.play(rule, seeds) for seeds in ([5, 6], [6], [6, 5]))
+    assert first.metrics["kills"].mean() >= 8
+    for name, values in first.metrics.items():
+        assert (values == again.metrics[name][::-1]).all()
+        assert values[1] == alone.metrics[name][0]
+    fresh = games.doom().play(rule, [6])
+    assert (fresh.observations == alone.observations).all()

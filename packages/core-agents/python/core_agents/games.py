@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from tempfile import TemporaryDirectory
+from shutil import rmtree
+from tempfile import mkdtemp
+from threading import Lock
 from typing import Any, Protocol
+from weakref import finalize
 
 import numpy as np
 
@@ -183,14 +186,27 @@ class DoomGame(Game):
 
     skip: int = 4
 
+    def __post_init__(self) -> None:
+        self._lock = Lock()
+        self._opened = ExitStack()
+        self._games: list[Any] = []
+        finalize(self, self._opened.close)
+
     def play(self, tree: Node, seeds: Sequence[int], record: bool = False, log: TickLog | None = None) -> Played:
-        """One episode a seed; the games run side by side."""
+        """One episode a seed; the games run side by side. They stay open for the next call, which costs a hundredth of
+        starting them, as long as this object lives."""
         count = len(seeds)
         act = self.policy(tree, count)
         metrics = {n: np.zeros(count) for n in ("kills", "survived", "shots")}
         frames: list[np.ndarray] = []
         ticks: list[tuple[np.ndarray, ...]] = []
-        with open_doom(self.name, seeds) as games:
+        with self._lock:
+            if missing := seeds[len(self._games) :]:
+                self._games += start_doom(self._opened, self.name, missing)
+            games = self._games[:count]
+            for one, seed in zip(games, seeds, strict=True):
+                one.set_seed(int(seed))
+                one.new_episode()
             playing = np.ones(count, bool)
             while playing.any():
                 observations = np.zeros((count, len(self.features)), np.float32)
@@ -216,30 +232,37 @@ class DoomGame(Game):
 
 @contextmanager
 def open_doom(scenario: str, seeds: Sequence[int], buttons: Sequence[str] = ()) -> Iterator[list[Any]]:
-    """A VizDoom game without a window for each seed, 160 x 120 pixels, with labels.
+    """A VizDoom game for each seed, as :func:`start_doom` starts them."""
+    with ExitStack() as opened:
+        yield start_doom(opened, scenario, seeds, buttons)
+
+
+def start_doom(opened: ExitStack, scenario: str, seeds: Sequence[int], buttons: Sequence[str] = ()) -> list[Any]:
+    """A VizDoom game without a window for each seed, 160 x 120 pixels, with labels, until ``opened`` is closed.
 
     ``buttons`` replace the scenario's.
     """
     import vizdoom
 
     games: list[Any] = []
-    with TemporaryDirectory() as folder, ExitStack() as opened:
-        for seed in seeds:
-            game = vizdoom.DoomGame()
-            opened.callback(game.close)
-            game.set_doom_config_path(f"{folder}/{len(games)}.ini")
-            game.load_config(f"{vizdoom.scenarios_path}/{scenario}.cfg")
-            if buttons:
-                game.set_available_buttons([getattr(vizdoom.Button, name) for name in buttons])
-            game.set_window_visible(False)
-            game.set_labels_buffer_enabled(True)
-            game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)
-            game.set_screen_format(vizdoom.ScreenFormat.RGB24)
-            game.set_mode(vizdoom.Mode.PLAYER)
-            game.set_seed(int(seed))
-            game.init()
-            games.append(game)
-        yield games
+    folder = mkdtemp()  # not a TemporaryDirectory: at the end of the program that goes before the games do
+    opened.callback(rmtree, folder, ignore_errors=True)
+    for seed in seeds:
+        game = vizdoom.DoomGame()
+        opened.callback(game.close)
+        game.set_doom_config_path(f"{folder}/{len(games)}.ini")
+        game.load_config(f"{vizdoom.scenarios_path}/{scenario}.cfg")
+        if buttons:
+            game.set_available_buttons([getattr(vizdoom.Button, name) for name in buttons])
+        game.set_window_visible(False)
+        game.set_labels_buffer_enabled(True)
+        game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)
+        game.set_screen_format(vizdoom.ScreenFormat.RGB24)
+        game.set_mode(vizdoom.Mode.PLAYER)
+        game.set_seed(int(seed))
+        game.init()
+        games.append(game)
+    return games
 
 
 def see(state: Any) -> tuple[float, ...]:
