@@ -3,8 +3,8 @@
 python benchmarks/gpu_rasterize.py [-o FILE.json] [--sizes 100000x3 1000000x3] [--width 1920] [--height 1080]
 
 The scene: 64 clusters with centres N(0, 2^2) and spread 0.35, log-scales N(log(0.02 (1e5 / n)^(1/3)), 0.5), opacities
-sigmoid(N(0, 1.5^2)), seen from 8 units with a focal length of 0.9 widths. With more than 3 channels forward + backward is
-the median of 20 runs.
+sigmoid(N(0, 1.5^2)), seen from 8 units with a focal length of 0.9 widths. With other than 3 channels forward +
+backward is the median of 20 runs.
 
 Needs torch with CUDA and this package built with CUDA on PYTHONPATH; gsplat is measured if it can be imported.
 Exits 1 if the two images differ by more than 1e-3 in the mean, or the gradients by more than 1 % of their norms.
