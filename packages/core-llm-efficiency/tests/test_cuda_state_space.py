@@ -50,6 +50,8 @@ SSD += [
     {"layout": "odd"},
     {"b": 4, "h": 40, "g": 1},
     {"b": 1, "l": 2100, "seq": True},
+    {"n": 200, "seq": True},
+    {"b": 1, "l": 1100, "h": 80, "n": 64},
 ]
 
 
@@ -119,8 +121,6 @@ def check_gradients(call, reference_call, inputs, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sizes", SSD)
 def test_ssd_gradients(dtype, sizes):
-    if dtype != torch.bfloat16 and sizes.get("n", 0) > 128:
-        pytest.skip("at most 128 states")
     x, dt, A, B, C, state, seq = ssd(dtype, **sizes)
 
     def call(x, dt, A, B, C, state=None):

@@ -52,8 +52,7 @@ CORE_EXPORT void ssd_scan_backward(core::Tensor<const float, 4> x, core::Tensor<
 // On CUDA (compute capability 8.0 and above) u or x, B, C and out are float32, float16 or bfloat16, all else is float32; at
 // most 256 states. ssd_scan's products take bfloat16 operands, which with bfloat16 arrays rounds the weights and the carried
 // state before they are read; with float32 and float16 each is two bfloat16 numbers, to a relative error near 1e-5. Gradients
-// have the dtypes of what they are of; ssd_scan_backward takes at most 128 states but in bfloat16. Work is queued on `stream`
-// and the host does not wait.
+// have the dtypes of what they are of. Work is queued on `stream` and the host does not wait.
 CORE_EXPORT void selective_scan_fp32(core::Tensor<const float, 3> u, core::Tensor<const float, 3> delta, core::Tensor<const float, 2> A,
                                      core::Tensor<const float, 4> B, core::Tensor<const float, 4> C,
                                      std::optional<core::Tensor<const float, 3>> initial_state, core::Tensor<float, 3> out,
