@@ -181,7 +181,7 @@ def test_guidance_is_on_probabilities() -> None:
 def test_cached_generation_equals_recomputation() -> None:
     torch.manual_seed(0)
     net = TokenTransformer(20, 9, 32, 2, 2, 3).eval()
-    torch.nn.init.normal_(net.head.weight, std=1.0)
+    torch.nn.init.normal_(net.body.head.weight, std=1.0)
     labels = torch.arange(6) % 3
     drawn = net.generate(labels, temperature=0)
     with torch.no_grad():

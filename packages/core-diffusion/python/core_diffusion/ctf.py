@@ -34,6 +34,27 @@ def draw(logits: Tensor, temperature: float = 1.0, top_k: int = 0, generator: to
     return (logits - (-noise.clamp_min(1e-30).log()).log()).argmax(-1)
 
 
+class _Body(nn.Module):
+    """Embeddings of tokens, classes and places, transformer blocks, and logits."""
+
+    def __init__(
+        self, tokens: int, logits: int, length: int, dim: int, depth: int, heads: int, num_classes: int
+    ) -> None:
+        super().__init__()
+        self.token, self.label = nn.Embedding(tokens, dim), nn.Embedding(num_classes + 1, dim)
+        self.place = nn.Parameter(torch.randn(length, dim) * 0.02)
+        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
+        self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, logits)
+        for module in (self.token, self.label, self.head):
+            nn.init.normal_(module.weight, std=0.02)
+
+    def forward(self, x: Tensor, caches: list[Cache] | None = None, **options: Any) -> Tensor:
+        """Logits [B, L, V] of x [B, L, D]; `options` of the blocks."""
+        for i, block in enumerate(self.blocks):
+            x, _ = block(x, cache=None if caches is None else caches[i], **options)
+        return self.head(self.norm(x))
+
+
 class TokenTransformer(ModelMixin, ConfigMixin):
     """A class-conditional autoregressive transformer over sequences of tokens.
 
@@ -56,28 +77,14 @@ class TokenTransformer(ModelMixin, ConfigMixin):
         class_dropout_prob: float = 0.1,
     ) -> None:
         super().__init__()
-        self.token, self.label = nn.Embedding(num_tokens, hidden_size), nn.Embedding(num_classes + 1, hidden_size)
-        for table in (self.token, self.label):
-            nn.init.normal_(table.weight, std=0.02)
-        self.place = nn.Parameter(torch.randn(length, hidden_size) * 0.02)
-        self.blocks = nn.ModuleList(Block(hidden_size, num_heads) for _ in range(depth))
-        self.norm, self.head = nn.LayerNorm(hidden_size), nn.Linear(hidden_size, num_tokens)
-        nn.init.normal_(self.head.weight, std=0.02)
+        self.body = _Body(num_tokens, num_tokens, length, hidden_size, depth, num_heads, num_classes)
 
     def forward(self, tokens: Tensor, class_labels: Tensor) -> Tensor:
         """Logits [B, L, V] of each token given the class and the tokens before it; tokens int64 [B, L]."""
-        labels = drop_labels(class_labels, self.config.num_classes, self.config.class_dropout_prob, self.training)
-        x = torch.cat([self.label(labels)[:, None], self.token(tokens[:, :-1])], 1) + self.place
-        for block in self.blocks:
-            x, _ = block(x, causal=True)
-        return self.head(self.norm(x))
-
-    def _next(self, before: Tensor, at: int, caches: list[Cache] | None) -> Tensor:
-        """Logits [B, V] of the token `at` from the embedding [B, 1, D] of the one before it."""
-        x = before + self.place[at]
-        for i, block in enumerate(self.blocks):
-            x, _ = block(x, cache=None if caches is None else caches[i], at=at)
-        return self.head(self.norm(x[:, -1]))
+        body, c = self.body, self.config
+        labels = drop_labels(class_labels, c.num_classes, c.class_dropout_prob, self.training)
+        x = torch.cat([body.label(labels)[:, None], body.token(tokens[:, :-1])], 1)
+        return body(x + body.place, causal=True)
 
     @torch.no_grad()
     def generate(
@@ -92,19 +99,19 @@ class TokenTransformer(ModelMixin, ConfigMixin):
 
         guidance_scale: 1 is none; otherwise logits without class + scale (with - without).
         """
-        c, guides = self.config, guidance_scale != 1
+        c, body, guides = self.config, self.body, guidance_scale != 1
         labels = torch.cat([class_labels, torch.full_like(class_labels, c.num_classes)]) if guides else class_labels
         shape = (len(labels), c.num_heads, c.length, c.hidden_size // c.num_heads)
-        like = self.head.weight
-        caches = [Cache(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.blocks]
-        x, drawn = self.label(labels)[:, None], []
+        like = body.head.weight
+        caches = [Cache(like.new_zeros(shape), like.new_zeros(shape)) for _ in body.blocks]
+        x, drawn = body.label(labels)[:, None], []
         for at in range(c.length):
-            logits = self._next(x, at, caches)
+            logits = body(x + body.place[at], caches, at=at)[:, -1]
             if guides:
                 given, free = logits.chunk(2)
                 logits = free + guidance_scale * (given - free)
             drawn.append(draw(logits, temperature, top_k, generator))
-            x = self.token(drawn[-1].repeat(2) if guides else drawn[-1])[:, None]
+            x = body.token(drawn[-1].repeat(2) if guides else drawn[-1])[:, None]
         return torch.stack(drawn, 1)
 
 
@@ -118,21 +125,13 @@ class FineTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.register_buffer("coarse_of", coarse_of)
-        self.coarse, self.label = nn.Embedding(clusters, dim), nn.Embedding(classes + 1, dim)
-        for table in (self.coarse, self.label):
-            nn.init.normal_(table.weight, std=0.02)
-        self.place = nn.Parameter(torch.randn(length, dim) * 0.02)
-        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
-        self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, len(coarse_of))
-        nn.init.normal_(self.head.weight, std=0.02)
+        self.body = _Body(clusters, len(coarse_of), length, dim, depth, heads, classes)
 
     def forward(self, coarse: Tensor, class_labels: Tensor) -> Tensor:
         """Logits [B, L, K] of the codes at clusters int64 [B, L]."""
-        x = self.coarse(coarse) + self.place + self.label(class_labels)[:, None]
-        for block in self.blocks:
-            x, _ = block(x)
-        inside = coarse[..., None] == self.coarse_of
-        return self.head(self.norm(x)).masked_fill(~inside, -torch.inf)
+        body = self.body
+        logits = body(body.token(coarse) + body.place + body.label(class_labels)[:, None])
+        return logits.masked_fill(coarse[..., None] != self.coarse_of, -torch.inf)
 
 
 class CoarseToFineModel(ModelMixin, ConfigMixin):
