@@ -138,7 +138,16 @@ def test_ssd_gradients(dtype, sizes):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("d", "n", "g", "l"), [(64, 16, 1, 300), (48, 5, 2, 33), (33, 64, 1, 77), (8, 200, 1, 1), (96, 17, 3, 64)]
+    ("d", "n", "g", "l"),
+    [
+        (64, 16, 1, 300),
+        (48, 5, 2, 33),
+        (33, 64, 1, 77),
+        (8, 200, 1, 1),
+        (96, 17, 3, 64),
+        (40, 16, 2, 900),
+        (20, 200, 1, 150),
+    ],
 )
 def test_selective_scan_gradients(dtype, d, n, g, l):  # noqa: E741
     rng = np.random.default_rng()

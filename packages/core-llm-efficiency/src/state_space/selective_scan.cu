@@ -5,6 +5,11 @@ namespace core_llm_efficiency {
 namespace {
 using namespace selective;
 
+template <class T, class Shape>
+__global__ void __launch_bounds__(threads) scan(const __grid_constant__ Scan<T> s) {
+  scan_channels<T, Shape, false>(s, nullptr);
+}
+
 template <class T>
 void scan_on(core::Tensor<const T, 3> u, core::Tensor<const float, 3> delta, core::Tensor<const float, 2> A, core::Tensor<const T, 4> B,
              core::Tensor<const T, 4> C, std::optional<core::Tensor<const float, 3>> initial, core::Tensor<T, 3> out,
@@ -16,7 +21,11 @@ void scan_on(core::Tensor<const T, 3> u, core::Tensor<const float, 3> delta, cor
   s.out = rows_of(out), s.last = states_of(last);
   with_shape(s.n, [&]<class Shape>(Shape) {
     const std::int64_t blocks = plan<Shape>(op, s, u.shape[0]);
-    launch_scan<Shape, false>(op, s, blocks, nullptr, static_cast<cudaStream_t>(queue.handle));
+    const auto kernel = &scan<element<T>, Shape>;
+    check_cuda(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, series_bytes<Shape>),
+               "asking for shared memory");
+    kernel<<<static_cast<unsigned>(blocks), threads, series_bytes<Shape>, static_cast<cudaStream_t>(queue.handle)>>>(s);
+    check_cuda(op, cudaGetLastError(), "scanning");
   });
 }
 }  // namespace

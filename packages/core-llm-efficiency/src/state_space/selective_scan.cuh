@@ -201,7 +201,7 @@ __device__ inline int sum_lanes(float (&v)[Shape::together], int lane) {
 
 /// The scan; with Keep the states before every tile instead of outputs, starts[block][tile][state of a lane][thread].
 template <class T, class Shape, bool Keep>
-__global__ void __launch_bounds__(threads) scan_channels(const __grid_constant__ Scan<T> s, float* starts) {
+__device__ inline void scan_channels(const Scan<T>& s, float* starts) {
   constexpr int S = Shape::states, tile = Shape::tile, pitch = Shape::pitch, together = Shape::together;
   constexpr bool early = Shape::width <= 64;  // the next tile of B and C waits in registers
   __shared__ __align__(16) float x[Shape::channels * pitch], delta[Shape::channels * pitch], y[Keep ? 1 : Shape::channels * pitch];
@@ -331,12 +331,6 @@ std::int64_t plan(const char* op, Scan<T>& s, std::int64_t batch) {
   return blocks;
 }
 
-template <class Shape, bool Keep, class T>
-void launch_scan(const char* op, const Scan<T>& s, std::int64_t blocks, float* starts, cudaStream_t stream) {
-  constexpr int bytes = 2 * Shape::tile * Shape::width * 4;
-  check_cuda(op, cudaFuncSetAttribute(scan_channels<T, Shape, Keep>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-             "asking for shared memory");
-  scan_channels<T, Shape, Keep><<<static_cast<unsigned>(blocks), threads, bytes, stream>>>(s, starts);
-  check_cuda(op, cudaGetLastError(), "scanning");
-}
+template <class Shape>
+constexpr int series_bytes = 2 * Shape::tile * Shape::width * 4;
 }  // namespace core_llm_efficiency::selective

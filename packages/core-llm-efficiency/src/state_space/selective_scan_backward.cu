@@ -1,5 +1,6 @@
-// The gradients of Mamba-1's scan on CUDA: one pass keeps the state before every tile of steps, a second goes back through the
-// tiles, making each one's states again. Sums over channels are formed within a thread block, then over blocks in order.
+// The gradients of Mamba-1's scan on CUDA: a first kernel keeps the state before every tile of steps and, going back, its
+// gradient after every segment of tiles; a second works on all segments at once, making each tile's states again. Sums over
+// channels are formed within a thread block, then over blocks in order.
 #include "selective_scan.cuh"
 
 namespace core_llm_efficiency {
@@ -13,9 +14,11 @@ struct Backward {
   States grad_last, grad_initial;  // grad_last: data may be null
   Rows<T> grad_u;
   Rows<float> grad_delta;
-  const float* starts;  // as scan_channels leaves them
-  float* of_series;     // [block][tile][step][B's states, C's states]
-  float* of_A;          // [batch][channel][state]
+  int tiles_of_segment, segments;
+  float* starts;     // as scan_channels leaves them
+  float* ends;       // [block][segment][state of a lane][thread]: gradient of the state after a segment, but the last
+  float* of_series;  // [block][tile][step][B's states, C's states]
+  float* of_A;       // [batch][segment][channel][state]
 };
 
 template <class Shape>
@@ -24,6 +27,68 @@ struct Shared {
                        states = Shape::tile * Shape::states * threads, of_series = threads / 32 * series;
   static constexpr int bytes = 4 * (3 * rows + series + states + of_series);
 };
+
+/// The gradient of the state, from the last step back to the end of the first segment.
+template <class T, class Shape>
+__device__ inline void keep_ends(const Backward<T>& g) {
+  constexpr int S = Shape::states, tile = Shape::tile, pitch = Shape::pitch, together = Shape::together;
+  __shared__ __align__(16) float x[Shape::channels * pitch], delta[Shape::channels * pitch];
+  extern __shared__ __align__(16) float series[];
+  const Scan<T>& s = g.scan;
+  const Place<Shape> p(s);
+  RowTile<T, Shape> next_dy;
+  RowTile<float, Shape> next_delta;
+  SeriesTile<T, Shape> next_series;
+  const auto bring_rows = [&](int step) {
+    next_dy.bring(g.grad_out, p.b, p.first, p.count, step, s.steps);
+    next_delta.bring(s.delta, p.b, p.first, p.count, step, s.steps);
+  };
+  float A[S], dh[S];
+#pragma unroll
+  for (int i = 0; i < S; ++i) {
+    const int j = Shape::state(i, p.lane);
+    const bool inside = p.holds(j, s.n);
+    A[i] = inside ? s.A.at(0, p.first + p.channel, j) * log2_e : 0.f;
+    dh[i] = inside && g.grad_last.data ? g.grad_last.at(p.b, p.first + p.channel, j) : 0.f;
+  }
+  const int tiles = (s.steps + tile - 1) / tile;
+  bring_rows((tiles - 1) * tile);
+#pragma unroll 1
+  for (int index = tiles - 1; index >= g.tiles_of_segment; --index) {
+    const int step = index * tile;
+    __syncthreads();
+    next_series.bring(s, p.b, p.g, step);
+    next_dy.put(x), next_delta.put(delta), next_series.put(series);
+    __syncthreads();
+    bring_rows(step - tile);
+#pragma unroll
+    for (int first = tile - together; first >= 0; first -= together) {
+      float dt[together], in[together];
+      read_vector(dt, delta + p.channel * pitch + first);
+      read_vector(in, x + p.channel * pitch + first);
+#pragma unroll
+      for (int k = together - 1; k >= 0; --k) {
+        float C[S];
+        read_states<Shape>(C, series + (tile + first + k) * Shape::width, p.lane);
+#pragma unroll
+        for (int i = 0; i < S; ++i) dh[i] = exp2_fast(dt[k] * A[i]) * (dh[i] + in[k] * C[i]);
+      }
+    }
+    if (index % g.tiles_of_segment == 0)
+#pragma unroll
+      for (int i = 0; i < S; ++i)
+        g.ends[((std::int64_t{blockIdx.x} * g.segments + index / g.tiles_of_segment - 1) * S + i) * threads + threadIdx.x] = dh[i];
+  }
+}
+
+/// Both ways at once.
+template <class T, class Shape>
+__global__ void __launch_bounds__(threads) keep_states(const __grid_constant__ Backward<T> g) {
+  if (blockIdx.y)
+    keep_ends<T, Shape>(g);
+  else
+    scan_channels<T, Shape, true>(g.scan, g.starts);
+}
 
 template <class T, class Shape>
 __global__ void __launch_bounds__(threads) scan_back(const __grid_constant__ Backward<T> g) {
@@ -36,7 +101,10 @@ __global__ void __launch_bounds__(threads) scan_back(const __grid_constant__ Bac
   const Scan<T>& s = g.scan;
   const Place<Shape> p(s);
   const int lane_of_warp = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int tiles = (s.steps + tile - 1) / tile;
+  const int tiles = (s.steps + tile - 1) / tile, segment = static_cast<int>(blockIdx.y);
+  const int begin = segment * g.tiles_of_segment, end = min(begin + g.tiles_of_segment, tiles);
+  const bool last = segment + 1 == g.segments;
+  const float* const ends = g.ends + (std::int64_t{blockIdx.x} * g.segments + segment) * Shape::states * threads + threadIdx.x;
   RowTile<T, Shape> next_u, next_dy;
   RowTile<float, Shape> next_delta;
   SeriesTile<T, Shape> next_series;
@@ -52,11 +120,11 @@ __global__ void __launch_bounds__(threads) scan_back(const __grid_constant__ Bac
     const int j = Shape::state(i, p.lane);
     const bool inside = p.holds(j, s.n);
     A[i] = inside ? s.A.at(0, p.first + p.channel, j) * log2_e : 0.f;
-    dh[i] = inside && g.grad_last.data ? g.grad_last.at(p.b, p.first + p.channel, j) : 0.f;
+    dh[i] = !last ? ends[i * threads] : inside && g.grad_last.data ? g.grad_last.at(p.b, p.first + p.channel, j) : 0.f;
   }
-  if (tiles) bring((tiles - 1) * tile);
+  if (begin < end) bring((end - 1) * tile);
 #pragma unroll 1
-  for (int index = tiles - 1; index >= 0; --index) {
+  for (int index = end - 1; index >= begin; --index) {
     const int step = index * tile;
     float h[S];
 #pragma unroll
@@ -65,7 +133,7 @@ __global__ void __launch_bounds__(threads) scan_back(const __grid_constant__ Bac
     if (!early) next_series.bring(s, p.b, p.g, step);
     next_u.put(u), next_delta.put(delta), next_dy.put(dy), next_series.put(series);
     __syncthreads();
-    if (index) bring(step - tile);
+    if (index > begin) bring(step - tile);
 
 #pragma unroll
     for (int first = 0; first < tile; first += together) {
@@ -148,8 +216,8 @@ __global__ void __launch_bounds__(threads) scan_back(const __grid_constant__ Bac
 #pragma unroll
   for (int i = 0; i < S; ++i)
     if (const int j = Shape::state(i, p.lane); p.holds(j, s.n)) {
-      g.grad_initial.at(p.b, p.first + p.channel, j) = dh[i];
-      g.of_A[((p.b * s.groups * s.share) + p.first + p.channel) * s.n + j] = dA[i];
+      if (segment == 0) g.grad_initial.at(p.b, p.first + p.channel, j) = dh[i];
+      g.of_A[((p.b * g.segments + segment) * s.groups * s.share + p.first + p.channel) * s.n + j] = dA[i];
     }
 }
 
@@ -175,11 +243,12 @@ __global__ void __launch_bounds__(256)
   }
 }
 
-__global__ void __launch_bounds__(256) sum_batches(const float* parts, int batch, std::int64_t channels, int n, States A) {
+__global__ void __launch_bounds__(256) sum_parts(const float* parts, int count, std::int64_t channels, int n, States A) {
   const std::int64_t i = blockIdx.x * std::int64_t{256} + threadIdx.x;
   if (i >= channels * n) return;
   float sum = 0;
-  for (int b = 0; b < batch; ++b) sum += parts[b * channels * n + i];
+#pragma unroll 8
+  for (int part = 0; part < count; ++part) sum += parts[part * channels * n + i];
   A.at(0, i / n, static_cast<int>(i % n)) = sum;
 }
 
@@ -203,18 +272,23 @@ void back_on(core::Tensor<const T, 3> u, core::Tensor<const float, 3> delta, cor
   with_shape(n, [&]<class Shape>(Shape) {
     using M = Shared<Shape>;
     const std::int64_t blocks = plan<Shape>(op, g.scan, batch), tiles = ceil_div(steps, Shape::tile);
+    g.tiles_of_segment = static_cast<int>(std::max<std::int64_t>(8, ceil_div(tiles, 65535)));
+    g.segments = static_cast<int>(std::max<std::int64_t>(1, ceil_div(tiles, g.tiles_of_segment)));
     const char* what = "selective_scan_backward: scratch";
     const std::int64_t starts = core::checked_mul(blocks * tiles, Shape::states * threads, what),
-                       parts = core::checked_mul(blocks * tiles, M::series, what), of_A = core::checked_mul(batch * channels, n, what);
-    const DeviceScratch scratch(op, u.device_id, stream, core::checked_mul(starts + parts + of_A, 4, what));
-    auto* const memory = scratch.template get<float>();
-    g.starts = memory, g.of_series = memory + starts, g.of_A = memory + starts + parts;
+                       ends = core::checked_mul(blocks * g.segments, Shape::states * threads, what),
+                       parts = core::checked_mul(blocks * tiles, M::series, what),
+                       of_A = core::checked_mul(batch * channels * g.segments, n, what);
+    const DeviceScratch scratch(op, u.device_id, stream, core::checked_mul(starts + ends + parts + of_A, 4, what));
+    g.starts = scratch.template get<float>(), g.ends = g.starts + starts, g.of_series = g.ends + ends, g.of_A = g.of_series + parts;
     if (blocks && (n || steps)) {
-      launch_scan<Shape, true>(op, g.scan, blocks, memory, stream);
-      check_cuda(op, cudaFuncSetAttribute(scan_back<N, Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, M::bytes),
-                 "asking for shared memory");
-      scan_back<N, Shape><<<static_cast<unsigned>(blocks), threads, M::bytes, stream>>>(g);
-      check_cuda(op, cudaGetLastError(), "going back");
+      const auto run = [&](auto* kernel, int rows, int bytes) {
+        check_cuda(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");
+        kernel<<<dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(rows)), threads, bytes, stream>>>(g);
+        check_cuda(op, cudaGetLastError(), "going back");
+      };
+      run(&keep_states<N, Shape>, g.segments > 1 ? 2 : 1, series_bytes<Shape>);
+      run(&scan_back<N, Shape>, g.segments, M::bytes);
     }
     if (const std::int64_t all = batch * g.scan.groups * tiles; all && n) {
       if (all > INT32_MAX) refuse(op, "u", "of fewer batches and steps on CUDA");
@@ -223,8 +297,8 @@ void back_on(core::Tensor<const T, 3> u, core::Tensor<const float, 3> delta, cor
       check_cuda(op, cudaGetLastError(), "summing");
     }
     if (channels * n) {
-      sum_batches<<<static_cast<unsigned>(ceil_div(channels * n, 256)), 256, 0, stream>>>(
-          g.of_A, static_cast<int>(batch), channels, n, {grad_A.data, 0, grad_A.stride[0], grad_A.stride[1]});
+      sum_parts<<<static_cast<unsigned>(ceil_div(channels * n, 256)), 256, 0, stream>>>(
+          g.of_A, static_cast<int>(batch) * g.segments, channels, n, {grad_A.data, 0, grad_A.stride[0], grad_A.stride[1]});
       check_cuda(op, cudaGetLastError(), "summing");
     }
   });
