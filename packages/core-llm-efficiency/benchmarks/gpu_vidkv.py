@@ -135,12 +135,15 @@ def measure(batch: int, length: int, flush: Callable[[], Any]) -> Row:
 
 
 def measure_quantise(length: int, flush: Callable[[], Any]) -> Row:
-    """Packing the keys and values of a prompt, their channels chosen before."""
+    """Packing the keys and values of a prompt, their channels chosen before, and how much differs on the CPU."""
     key, value = (torch.randn(1, GROUPS, length, DIM, device="cuda").bfloat16() for _ in range(2))
     channels, wide = core.select_channels(key)
-    row: Row = {"what": "quantise", "batch": 1, "length": length, "difference": 0.0}
+    row: Row = {"what": "quantise", "batch": 1, "length": length}
     row |= {"peer": "", "peer_us": "", "ratio": ""}
     keys, values = core.pack_keys(key, channels, wide), core.pack_values(value)
+    there = core.pack_keys(key.float().cpu(), channels.cpu(), wide), core.pack_values(value.float().cpu())
+    pairs = (keys.planes.cpu(), there[0].planes), (values.codes.cpu(), there[1].codes)
+    row["difference"] = max(float((x != y).float().mean()) for x, y in pairs)
     row["keys_us"] = median_us(lambda: core.pack_keys(key, channels, wide), flush)
     row["values_us"] = median_us(lambda: core.pack_values(value), flush)
     row["ours_us"] = row["keys_us"] + row["values_us"]

@@ -151,6 +151,25 @@ def test_several_sequences_side_by_side():
             assert relative(x.grad[begin:end].transpose(0, 1)[None], y.grad.double().cpu().numpy()) < 1e-6
 
 
+def test_transformers_train_through_the_blocks():
+    transformers = pytest.importorskip("transformers")
+    from core_llm_efficiency.transformers import register_transformers
+
+    densities = []
+    register_transformers("core_cuda_training", dense_up_to=512, stride=16, densities=densities)
+    forward = transformers.AttentionInterface()["core_cuda_training"]
+    module = torch.nn.Module()
+    module.is_causal, module.num_key_value_groups = True, 2
+    q, k, v, grad = inputs(torch.bfloat16, 1, 4, 2, 700, 700)
+    leaves, alone = leaves_of(q, k, v), leaves_of(q, k, v)
+    out, _ = forward(module, *leaves, None, scaling=128**-0.5)
+    out.transpose(1, 2).backward(grad)
+    assert len(densities) == 1
+    core.xattention(*alone, stride=16, dense_up_to=0).backward(grad)
+    for x, y in zip(leaves, alone, strict=True):
+        assert torch.equal(x.grad, y.grad)
+
+
 def test_training_lowers_the_loss():
     q, k, v, _ = inputs(torch.bfloat16, n=512, m=512)
     target = torch.randn_like(q)
