@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .crystals import Crystals
 from .structures import Structures
 
 SIZES = {
@@ -21,21 +22,23 @@ SIZES = {
 class _Run:
     """What a trainer is made from."""
 
-    structures: Structures
+    structures: Structures | Crystals
     context: Any
     optimisation: Any
     size: str
     batch: int
     device: str
     autoencoder: Path | None
-    merge_level: int
+    merge_level: int | None
 
 
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
 
 
 def train(
-    structures: Annotated[str, typer.Argument(help="A file .sdf, .mol or .xyz, or qm9: its training molecules.")],
+    structures: Annotated[
+        str, typer.Argument(help="A file .sdf, .mol, .xyz; of crystals .cif, .extxyz, .csv (cif); or qm9, to train on.")
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The checkpoint to write, .safetensors.")] = Path(
         "model.safetensors"
     ),
@@ -50,7 +53,9 @@ def train(
     property_: Annotated[
         str | None, typer.Option("--property", help="Of QM9: what udm3d is to be told, for example alpha.")
     ] = None,
-    merge_level: Annotated[int, typer.Option(help="Depth of uni3dar's octree.", min=1, max=10)] = 6,
+    merge_level: Annotated[
+        int | None, typer.Option(help="Depth of uni3dar's octree; 6, of crystals 8, if not told.", min=1, max=10)
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint if it is there.")] = False,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 1000,
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
@@ -96,8 +101,10 @@ def train(
 
 def sample(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of molecule.train, uni3dar or udm3d.", exists=True)],
-    out: Annotated[Path, typer.Option("-o", "--out", help=".xyz, or .sdf (needs RDKit).")] = Path("samples.xyz"),
-    count: Annotated[int, typer.Option(help="Molecules to begin.", min=1)] = 1000,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Molecules: .xyz or .sdf; crystals: .extxyz or .cif.")
+    ] = None,
+    count: Annotated[int, typer.Option(help="Molecules or crystals to begin.", min=1)] = 1000,
     keep: Annotated[float, typer.Option(help="Of uni3dar: the share with the lowest perplexity.", min=0, max=1)] = 1.0,
     formula: Annotated[str | None, typer.Option(help="Of uni3dar: the wanted composition, for example C6H6.")] = None,
     temperature: Annotated[tuple[float, float, float], typer.Option(help="Of uni3dar: trees, types, coordinates.")] = (
@@ -113,7 +120,7 @@ def sample(
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
     device: Device = "auto",
 ) -> None:
-    """Draws molecules from a trained model."""
+    """Draws molecules or crystals from a trained model; crystals with the training set's numbers of atoms."""
     import torch
     from rich.console import Console
 
@@ -123,6 +130,9 @@ def sample(
     from .uni3dar import Sampler, Settings, Uni3DAR
 
     model = load_model(checkpoint, _device(device))
+    if isinstance(model, Uni3DAR) and model.config.trees > 1:
+        _sample_crystals(model, checkpoint, out, count, keep, formula, temperature, batch, seed)
+        return
     if isinstance(model, Uni3DAR):
         tree, atom, xyz = temperature
         sampler = Sampler(model, Settings(tree=tree, atom=atom, xyz=xyz, max_tokens=256), batch=min(batch, count))
@@ -145,14 +155,50 @@ def sample(
         structures, bonds, note = made.structures, made.bonds, ""
     else:
         raise ValueError(f"{checkpoint}: expected uni3dar or udm3d; an autoencoder alone draws nothing")
-    write(out, structures, bonds)
-    Console().print(f"{len(structures)} molecules{note}\n{out}", markup=False, highlight=False)
+    path = out or Path("samples.xyz")
+    write(path, structures, bonds)
+    Console().print(f"{len(structures)} molecules{note}\n{path}", markup=False, highlight=False)
 
 
-def _read(structures: str, property_: str | None) -> tuple[Structures, Any]:
-    """Molecules, and a property of each (M, 1) if one is asked for."""
+def _sample_crystals(
+    model: Any,
+    checkpoint: Path,
+    out: Path | None,
+    count: int,
+    keep: float,
+    formula: str | None,
+    temperature: tuple[float, float, float],
+    batch: int,
+    seed: int,
+) -> None:
+    import numpy as np
+    from rich.console import Console
+
+    from .crystal_files import write
+    from .training import read_about
+    from .uni3dar import CrystalSampler, Settings
+
+    wanted = None if formula is None else _composition(formula)
+    if wanted is None:
+        atoms = np.array(read_about(checkpoint)["about"]["data"]["atoms"], np.float64)
+        sizes = np.random.default_rng(seed).choice(len(atoms), count, p=atoms / atoms.sum())
+    else:
+        sizes = np.full(count, wanted.sum())
+    tree, atom, xyz = temperature
+    sampler = CrystalSampler(model, Settings(tree=tree, atom=atom, xyz=xyz, max_tokens=320), batch=min(batch, count))
+    found = sampler.sample(sizes, seed, wanted)
+    crystals = found.best(keep) if keep < 1 else found.crystals
+    path = out or Path("samples.extxyz")
+    write(path, crystals)
+    Console().print(
+        f"{len(crystals)} crystals, {found.discarded} of {count} begun in vain\n{path}", markup=False, highlight=False
+    )
+
+
+def _read(structures: str, property_: str | None) -> tuple[Structures | Crystals, Any]:
+    """Molecules or crystals, and a property of each (M, 1) if one is asked for."""
     from . import data
-    from .files import read
+    from .jobs import read
 
     if property_ is None:
         if structures == "qm9":
@@ -194,13 +240,21 @@ def _composition(formula: str) -> Any:
 
 def _uni3dar(run: _Run) -> Any:
     from .octree import Augmentation
-    from .uni3dar import Config, make_trainer
+    from .uni3dar import Config, crystal_config, make_trainer
 
-    config = Config(**SIZES[run.size], merge_level=run.merge_level)
+    level = {} if run.merge_level is None else {"merge_level": run.merge_level}
+    crystals = isinstance(run.structures, Crystals)
+    config = (crystal_config if crystals else Config)(**SIZES[run.size], **level)
     return make_trainer(
-        run.structures, config, run.optimisation, rows=run.batch * 192, augment=Augmentation(), device=run.device,
-        compiled=run.device != "cpu",
+        run.structures, config, run.optimisation, rows=run.batch * (224 if crystals else 192), device=run.device,
+        augment=Augmentation(rotate=0.5 if crystals else 1.0), compiled=run.device != "cpu",
     )  # fmt: skip
+
+
+def _molecules(run: _Run) -> Structures:
+    if isinstance(run.structures, Crystals):
+        raise typer.BadParameter("--model must be uni3dar for crystals")
+    return run.structures
 
 
 def _uae3d(run: _Run) -> Any:
@@ -208,9 +262,10 @@ def _uae3d(run: _Run) -> Any:
 
     from .udm3d import Dataset, make_autoencoder_trainer, vae
 
-    numbers, counts = np.asarray(run.structures.numbers), np.diff(np.asarray(run.structures.offsets))
+    structures = _molecules(run)
+    numbers, counts = np.asarray(structures.numbers), np.diff(np.asarray(structures.offsets))
     config = vae.Config(elements=tuple(np.unique(numbers).tolist()), most_atoms=int(counts.max(initial=1)))
-    dataset = Dataset.of(run.structures, config.elements, config.most_atoms, run.device)
+    dataset = Dataset.of(structures, config.elements, config.most_atoms, run.device)
     return make_autoencoder_trainer(dataset, config, run.optimisation, batch=run.batch, compiled=run.device != "cpu")
 
 
@@ -228,7 +283,7 @@ def _udm3d(run: _Run) -> Any:
     told = None if run.context is None else torch.from_numpy(run.context).to(run.device)
     shape = SIZES[run.size] if run.size == "tiny" else {}
     config = dit.Config(latent=coder.config.latent, context=0 if told is None else 1, **shape)
-    dataset = Dataset.of(run.structures, coder.config.elements, coder.config.most_atoms, run.device)
+    dataset = Dataset.of(_molecules(run), coder.config.elements, coder.config.most_atoms, run.device)
     return make_diffusion_trainer(
         dataset, coder, config, run.optimisation, context=told, batch=run.batch, compiled=run.device != "cpu"
     )

@@ -251,13 +251,22 @@ def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], abou
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `write_tensors` wrote; raises ValueError for any other file."""
+    return _read(path, True)
+
+
+def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON object of such a file alone."""
+    return _read(path, False)[1]
+
+
+def _read(path: str | os.PathLike[str], all_of_it: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {}).get("core", "null"))
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+            tensors = {k: file.get_tensor(k) for k in file.keys()} if all_of_it else {}  # noqa: SIM118
     except (SafetensorError, ValueError) as e:
         raise ValueError(f"{path}: expected a checkpoint (.safetensors): {e}") from None
     if not isinstance(about, dict):

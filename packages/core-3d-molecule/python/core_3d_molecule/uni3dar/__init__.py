@@ -1,8 +1,9 @@
-"""Uni-3DAR (arXiv 2503.16278): training on and sampling of octree tokens; needs torch."""
+"""Uni-3DAR (arXiv 2503.16278): training on and sampling of octree tokens of molecules and crystals; needs torch."""
 
 from __future__ import annotations
 
 from .batches import Stream, collate
+from .crystals import CrystalSampler, CrystalSamples, crystal_config
 from .model import Batch, Config, PropertyHead, Uni3DAR, Weights, loss
 from .sampler import Sampler, Samples, Settings
 from .train import make_trainer
@@ -10,6 +11,8 @@ from .train import make_trainer
 __all__ = [
     "Batch",
     "Config",
+    "CrystalSampler",
+    "CrystalSamples",
     "PropertyHead",
     "Sampler",
     "Samples",
@@ -18,6 +21,7 @@ __all__ = [
     "Uni3DAR",
     "Weights",
     "collate",
+    "crystal_config",
     "loss",
     "make_trainer",
 ]

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..crystal_tokens import CrystalTokenizer
+from ..crystals import Crystals
 from ..octree import CLS, MASK, NULL, TREE, Augmentation, OctreeTokenizer, Packed, Tokens
 from ..structures import Structures
 from .model import IGNORED, Batch
@@ -65,14 +67,16 @@ def collate(
 
 @dataclasses.dataclass
 class Stream:
-    """An endless stream of batches of `rows` rows from a set of structures, in at most `sequences` sequences if given.
+    """An endless stream of batches of `rows` rows from a set of molecules, or of crystals with a `CrystalTokenizer`.
+
+    In at most `sequences` sequences if given; crystals begin with [COMPONENTS] and [CNT_n].
 
     Every epoch has its own order, every visit its own augmentation; both follow from `seed`, `epoch` and `cursor`, so a
     stream made with the epoch and cursor of a batch goes on behind it.
     """
 
-    structures: Structures
-    tokenizer: OctreeTokenizer
+    structures: Structures | Crystals
+    tokenizer: OctreeTokenizer | CrystalTokenizer
     rows: int
     augment: Augmentation | None = None
     seed: int = 0
@@ -84,6 +88,7 @@ class Stream:
     def __iter__(self) -> Iterator[tuple[Batch, dict[str, int]]]:
         """Batches, each with the state that makes the stream go on behind it."""
         order = self._order()
+        octree = self.tokenizer.octree if isinstance(self.tokenizer, CrystalTokenizer) else self.tokenizer
         guess, fixed = max(self.rows // 128, 1), (self.rows, self.sequences, self.longest)
         while True:
             if self.cursor >= len(order):
@@ -91,24 +96,43 @@ class Stream:
                 order = self._order()
             chosen = order[self.cursor : self.cursor + guess]
             seed = int(np.random.SeedSequence([self.seed, self.epoch, self.cursor]).generate_state(1)[0] >> 1)
-            tokens = self.tokenizer.tokenize(self.structures.select(chosen), augment=self.augment, seed=seed)
-            ends = 2 * np.asarray(tokens.offsets)[1:]
+            tokens, conditions, ends = tokenized(self.tokenizer, self.structures.select(chosen), self.augment, seed)
             fit = int(np.searchsorted(ends, self.rows, "right"))
             if self.sequences:
                 fit = min(fit, self.sequences - 1)
             if fit < 1:
                 raise ValueError(f"Stream: argument 'rows' must hold a structure of {ends[0]} rows, got {self.rows}")
-            packed = self.tokenizer.pack(first(tokens, fit))
+            trees = 1 if conditions is None else 2
+            conditions = None if conditions is None else conditions[:fit]
+            packed = octree.pack(first(tokens, trees * fit), conditions, trees)
             self.cursor += fit
-            batch = collate(packed, self.tokenizer.merge_level, self.tokenizer.resolution, *fixed)
+            batch = collate(packed, octree.merge_level, octree.resolution, *fixed)
             yield batch, {"epoch": self.epoch, "cursor": self.cursor}
 
     def _order(self) -> np.ndarray:
         return np.random.default_rng([self.seed, self.epoch]).permutation(len(self.structures))
 
 
+def tokenized(
+    tokenizer: OctreeTokenizer | CrystalTokenizer,
+    structures: Structures | Crystals,
+    augment: Augmentation | None = None,
+    seed: int = 0,
+) -> tuple[Tokens, Any, np.ndarray]:
+    """Tokens, the conditions' tokens (B, C) of crystals, and where the packed rows of each structure end (B,)."""
+    if isinstance(tokenizer, CrystalTokenizer) and isinstance(structures, Crystals):
+        tokens = tokenizer.tokenize(structures, augment=augment, seed=seed)
+        conditions = tokenizer.conditions(structures).tokens
+        before = conditions.shape[1] * np.arange(1, len(structures) + 1)
+        return tokens, conditions, 2 * np.asarray(tokens.offsets)[2::2] + before
+    if isinstance(tokenizer, OctreeTokenizer) and isinstance(structures, Structures):
+        tokens = tokenizer.tokenize(structures, augment=augment, seed=seed)
+        return tokens, None, 2 * np.asarray(tokens.offsets)[1:]
+    raise ValueError("argument 'tokenizer' must be a CrystalTokenizer for crystals, an OctreeTokenizer for molecules")
+
+
 def first(tokens: Tokens, count: int) -> Tokens:
-    """The tokens of the first `count` structures."""
+    """The first `count` streams of tokens."""
     end = int(tokens.offsets[count])
     whole = {"offsets": tokens.offsets[: count + 1], "origins": tokens.origins[:count]}
     return dataclasses.replace(tokens, **whole, **{k: v[:end] for k, v in vars(tokens).items() if k not in whole})

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..octree import CLS, MASK, NULL, TREE, OctreeTokenizer
 from ..structures import Structures
-from .model import TREE_CLASSES, Uni3DAR
+from .model import TREE_CLASSES, AtomHead, Config, Uni3DAR
 
 _BUCKET = 64
 
@@ -80,6 +80,11 @@ class Sampler:
     a batch size and a device.
     """
 
+    _prefix = 0
+    """Tokens before the first pair."""
+    _entry = 4
+    """Numbers of an entry of the queue."""
+
     def __init__(
         self,
         model: Uni3DAR,
@@ -91,8 +96,7 @@ class Sampler:
     ) -> None:
         if batch < 1:
             raise ValueError(f"Sampler: argument 'batch' must be 1 or more, got {batch}")
-        if model.config.max_num_atom or model.config.trees > 1:
-            raise ValueError("Sampler: argument 'model' must be a model of molecules, got one with counts or two trees")
+        self._check(model.config)
         self.model, self.settings, self.batch = model.eval(), settings or Settings(), batch
         self.device = next(model.parameters()).device
         cuda = self.device.type == "cuda"
@@ -100,23 +104,29 @@ class Sampler:
         self.graphs = cuda if graphs is None else graphs
         self._captured: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle() if self.graphs else None
-        c, room = model.config, 2 * self.settings.max_tokens
+        c, room = model.config, 2 * self.settings.max_tokens + self._prefix
         depth = c.layers * c.recycle
         shape = (depth, batch, c.heads, room, c.width // c.heads)
         self._keys, self._values = (torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(2))
-        noise = TREE_CLASSES + c.atom_types + 3 * c.bins
+        noise = [TREE_CLASSES, c.atom_types, *[c.bins] * 3, *[c.max_num_atom + 1] * (c.max_num_atom > 0)]
         self._state = {
-            "queue": self._zeros(batch, self.settings.max_tokens + 8, 4),
+            "queue": self._zeros(batch, self.settings.max_tokens + 8, self._entry),
             "head": self._zeros(batch), "tail": self._zeros(batch), "done": self._zeros(batch, dtype=torch.bool),
             "last": self._zeros(batch, 2), "at": self._zeros(batch, 3, dtype=torch.float32),
             "tokens": self._zeros(batch, self.settings.max_tokens), "row": self._zeros(batch),
             "bins": self._zeros(batch, self.settings.max_tokens, 3),
             "log_p": self._zeros(batch, 2, dtype=torch.float32), "atoms": self._zeros(batch),
             "left": self._zeros(batch, c.atom_types), "wrong": self._zeros(batch, dtype=torch.bool),
-            "noise": self._zeros(batch, noise, dtype=torch.float32),
+            "noise": self._zeros(batch, sum(noise), dtype=torch.float32),
         }  # fmt: skip
+        self._noise = noise
         self._step = self._zeros(1)
         self.record: list[tuple[Tensor, dict[str, Tensor]]] | None = None
+
+    @staticmethod
+    def _check(config: Config) -> None:
+        if config.max_num_atom or config.trees > 1:
+            raise ValueError("Sampler: argument 'model' must be a model of molecules, got one with counts or two trees")
 
     def _zeros(self, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self.device)
@@ -148,9 +158,8 @@ class Sampler:
         s = {k: v[:size] for k, v in self._state.items()}
         for value in s.values():
             value.zero_()
-        s["queue"][:, 0, 0] = self.model.config.merge_level
-        s["tail"].fill_(1)
         s["row"].copy_(torch.arange(first, first + size, device=self.device))
+        self._start(s)
         if wanted is not None:
             s["left"].copy_(wanted.expand(size, -1))
         finished: list[dict[str, np.ndarray]] = []
@@ -173,6 +182,11 @@ class Sampler:
         order = np.argsort(merged["row"])[-size:]
         return {k: v[order] for k, v in merged.items()}
 
+    def _start(self, s: dict[str, Tensor]) -> None:
+        """Puts the root into the queues."""
+        s["queue"][:, 0, 0] = self.model.config.merge_level
+        s["tail"].fill_(1)
+
     def _gather(self, rows: Tensor, n: int) -> dict[str, Tensor]:
         """Moves molecules to the front of the state and of the arena; the rest up to `n` are finished copies."""
         alive, used = len(rows), 2 * int(self._step) + 1
@@ -193,7 +207,7 @@ class Sampler:
 
     def _advance(self, s: dict[str, Tensor], step: int, constrained: bool) -> None:
         """One step of all molecules of `s`, captured once for each size and length and replayed."""
-        length = min(-(-(2 * step + 1) // _BUCKET) * _BUCKET, self._keys.shape[3])
+        length = min(-(-(self._prefix + 2 * step + 1) // _BUCKET) * _BUCKET, self._keys.shape[3])
         if step == 0 or not self.graphs or self.record is not None:
             self._one(s, length, step == 0, constrained)
             return
@@ -215,8 +229,8 @@ class Sampler:
         graph.replay()
 
     def _one(self, s: dict[str, Tensor], length: int, first: bool, constrained: bool) -> None:
-        size, c = len(s["done"]), self.model.config
-        entry = _at(s["queue"], s["head"].clamp(max=s["queue"].shape[1] - 1))
+        c = self.model.config
+        entry = rows_at(s["queue"], s["head"].clamp(max=s["queue"].shape[1] - 1))
         level = entry[:, 0]
         span = torch.pow(2.0, level.float())[:, None]
         corner = entry[:, 1:].float() * c.bins
@@ -226,51 +240,20 @@ class Sampler:
         positions = torch.stack([s["at"], mask_at], 1)
         if first:
             tokens, levels, positions = tokens[:, 1:], levels[:, 1:], positions[:, 1:]
-        pair = tokens.shape[1]
-        place = 2 * self._step + torch.arange(1 - pair, 1, device=self.device)
-        columns = torch.arange(length, device=self.device)
-        allowed = columns[None] <= place[:, None]
-
-        def attend(q: Tensor, k: Tensor, v: Tensor, index: int) -> Tensor:
-            keys, values = self._keys[index, :size], self._values[index, :size]
-            keys.index_copy_(2, place, k.transpose(1, 2).to(self.dtype))
-            values.index_copy_(2, place, v.transpose(1, 2).to(self.dtype))
-            out = F.scaled_dot_product_attention(
-                q.transpose(1, 2).to(self.dtype), keys[:, :, :length], values[:, :, :length], attn_mask=allowed
-            )
-            return out.transpose(1, 2)
-
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False):
-            x = self.model.trunk(self.model.embed(tokens, levels, None, None, None), positions, attend)[:, -1]
-            heads = self.model.heads[0]
-            noise = s["noise"].split([TREE_CLASSES, c.atom_types, *[c.bins] * 3], 1)
+            x = self._hidden(self.model.embed(tokens, levels, None, None, None), positions, length)
+            heads, noise = self.model.heads[0], s["noise"].split(self._noise, 1)
             tree_logits = heads.tree(x)
             chosen_tree = self._draw(tree_logits, self.settings.tree, noise[0])
-            chosen: list[Tensor] = []
             blocked = s["left"] <= 0 if constrained else None
-
-            def choose(part: int, logits: Tensor) -> Tensor:
-                if part == 0 and blocked is not None:
-                    logits = logits.masked_fill(blocked, -torch.inf)
-                temperature = self.settings.atom if part == 0 else self.settings.xyz
-                chosen.append(self._draw(logits, temperature, noise[1 + part]))
-                return chosen[-1]
-
-            atom_logits = heads.atom(x, choose)
-            choose(3, atom_logits[3])
+            atom_logits, chosen = self._draw_atom(heads.atom, x, noise[1:5], blocked)
         if self.record is not None:
             self.record.append(
                 (s["row"].clone(), {"tree": tree_logits.float(), "atom": torch.cat(atom_logits, 1).float()})
             )
         live = ~s["done"]
         is_atom = level == 0
-        log_p = [
-            F.log_softmax(logits.float(), -1).gather(1, pick[:, None])[:, 0]
-            for logits, pick in zip(atom_logits, chosen, strict=True)
-        ]
-        counted = (live & is_atom).float()
-        s["log_p"].add_(torch.stack([log_p[0], log_p[1] + log_p[2] + log_p[3]], 1) * counted[:, None])
-        s["atoms"].add_((live & is_atom).long())
+        self._score(s, live & is_atom, atom_logits, chosen)
         kind = chosen[0]
         if blocked is not None:
             none = blocked.all(1)
@@ -284,23 +267,70 @@ class Sampler:
         s["last"].copy_(torch.stack([token, level], 1))
         s["at"].copy_(torch.where(is_atom[:, None], corner + bins, mask_at))
 
+    def _hidden(self, x: Tensor, positions: Tensor, length: int) -> Tensor:
+        """(B, width) of the last of the new rows x (B, P, width), which take their place in the arena."""
+        size, rows = x.shape[:2]
+        place = self._prefix + 2 * self._step + torch.arange(1 - rows, 1, device=self.device)
+        columns = torch.arange(length, device=self.device)
+        allowed = columns[None] <= place[:, None]
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, index: int) -> Tensor:
+            keys, values = self._keys[index, :size], self._values[index, :size]
+            keys.index_copy_(2, place, k.transpose(1, 2).to(self.dtype))
+            values.index_copy_(2, place, v.transpose(1, 2).to(self.dtype))
+            out = F.scaled_dot_product_attention(
+                q.transpose(1, 2).to(self.dtype), keys[:, :, :length], values[:, :, :length], attn_mask=allowed
+            )
+            return out.transpose(1, 2)
+
+        return self.model.trunk(x, positions, attend)[:, -1]
+
+    def _draw_atom(
+        self, head: AtomHead, x: Tensor, noise: tuple[Tensor, ...], blocked: Tensor | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Logits and choices of an atom's type, x, y and z; `blocked` types are not drawn."""
+        chosen: list[Tensor] = []
+
+        def choose(part: int, logits: Tensor) -> Tensor:
+            if part == 0 and blocked is not None:
+                logits = logits.masked_fill(blocked, -torch.inf)
+            temperature = self.settings.atom if part == 0 else self.settings.xyz
+            chosen.append(self._draw(logits, temperature, noise[part]))
+            return chosen[-1]
+
+        logits = head(x, choose)
+        choose(3, logits[3])
+        return logits, chosen
+
+    @staticmethod
+    def _score(s: dict[str, Tensor], counted: Tensor, logits: list[Tensor], chosen: list[Tensor]) -> None:
+        """Adds the log-probabilities of what was drawn to the molecules' own."""
+        log_p = [
+            F.log_softmax(one.float(), -1).gather(1, pick[:, None])[:, 0]
+            for one, pick in zip(logits, chosen, strict=True)
+        ]
+        both = torch.stack([log_p[0], log_p[1] + log_p[2] + log_p[3]], 1)
+        s["log_p"].add_(torch.where(counted[:, None], both, 0))
+        s["atoms"].add_(counted.long())
+
     def _append(
         self, s: dict[str, Tensor], live: Tensor, token: Tensor, bins: Tensor, entry: Tensor, tree: Tensor
     ) -> None:
         """Writes what was drawn, and puts a node's children behind the queue in Morton order."""
         at = s["head"].clamp(max=s["tokens"].shape[1] - 1)[:, None]
-        s["tokens"].scatter_(1, at, torch.where(live, token, _at(s["tokens"], at[:, 0]))[:, None])
-        kept = torch.where(live[:, None], bins, _at(s["bins"], at[:, 0]))
+        s["tokens"].scatter_(1, at, torch.where(live, token, rows_at(s["tokens"], at[:, 0]))[:, None])
+        kept = torch.where(live[:, None], bins, rows_at(s["bins"], at[:, 0]))
         s["bins"].scatter_(1, at[..., None].expand(-1, -1, 3), kept[:, None])
         child = torch.arange(8, device=self.device)
         present = ((((tree + 1)[:, None] >> child) & 1) > 0) & (live & (entry[:, 0] > 0))[:, None]
         bits = torch.stack([child & 1, child >> 1 & 1, child >> 2], -1)
-        cells = 2 * entry[:, None, 1:] + bits
-        entries = torch.cat([(entry[:, :1] - 1)[:, None].expand(-1, 8, -1), cells], -1)
+        cells = 2 * entry[:, None, 1:4] + bits
+        rest = entry[:, None, 4:].expand(-1, 8, -1)
+        entries = torch.cat([(entry[:, :1] - 1)[:, None].expand(-1, 8, -1), cells, rest], -1)
         room = s["queue"].shape[1]
         place = s["tail"][:, None] + present.cumsum(1) - 1
         place = torch.where(present & (place < room - 1), place, room - 1)  # the last place is for what is not kept
-        s["queue"].scatter_(1, place[..., None].expand(-1, -1, 4), entries)
+        s["queue"].scatter_(1, place[..., None].expand(-1, -1, self._entry), entries)
         s["tail"].add_(present.sum(1))
         s["head"].add_(live.long())
         s["done"].logical_or_(s["head"] >= s["tail"])
@@ -343,7 +373,7 @@ class Sampler:
         return Samples(structures, s["row"], scores, both, flat, flat_bins, offsets, count - len(s["row"]))
 
 
-def _at(x: Tensor, index: Tensor) -> Tensor:
+def rows_at(x: Tensor, index: Tensor) -> Tensor:
     """x[b, index[b]]."""
     shape = (len(index), 1, *x.shape[2:])
     return x.gather(1, index.reshape(-1, 1, *[1] * (x.dim() - 2)).expand(shape))[:, 0]

@@ -1,4 +1,4 @@
-"""Training of Uni-3DAR on molecules."""
+"""Training of Uni-3DAR on molecules or crystals."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..crystal_tokens import CrystalTokenizer
+from ..crystals import Crystals
 from ..octree import CLS, Augmentation, OctreeTokenizer
 from ..structures import Structures
 from ..training import Optimisation, Trainer
-from .batches import Stream
+from .batches import Stream, tokenized
 from .model import Batch, Config, Uni3DAR, Weights
 from .model import loss as total
 
 
 def make_trainer(
-    structures: Structures,
+    structures: Structures | Crystals,
     config: Config,
     optimisation: Optimisation,
     *,
@@ -33,6 +35,8 @@ def make_trainer(
 ) -> Trainer:
     """A trainer of a new `Uni3DAR` on batches of `rows` rows of packed tokens (about 165 a molecule of QM9).
 
+    Crystals go with a `crystal_config`; a checkpoint remembers how many of them have 0, 1, 2... atoms.
+
     On CUDA in bfloat16 with float32 weights, batches being made in a thread of their own and a step being a replayed
     graph; `compiled` runs the model through torch.compile. The weights at the beginning follow from
     `optimisation.seed`. What it yields beside the loss: cross-entropies per predicted token, in nats, of tree tokens,
@@ -40,8 +44,10 @@ def make_trainer(
     """
     torch.manual_seed(optimisation.seed)
     model = Uni3DAR(config).to(device)
-    tokenizer = OctreeTokenizer(config.merge_level, config.grid_len, config.resolution)
-    lengths = 2 * np.diff(np.asarray(tokenizer.tokenize(structures).offsets))
+    octree = OctreeTokenizer(config.merge_level, config.grid_len, config.resolution)
+    crystals = isinstance(structures, Crystals)
+    tokenizer = CrystalTokenizer(octree) if crystals else octree
+    lengths = np.diff(tokenized(tokenizer, structures)[2], prepend=0)
     cuda = torch.device(device).type == "cuda"
     # augmentation moves a molecule against the grid, and so its number of tokens
     longest = int(min(-(-1.5 * lengths.max(initial=1) // 128) * 128, rows))
@@ -52,7 +58,7 @@ def make_trainer(
         longest_here = longest if cuda else int(batch.cu_seqlens.diff().max())
         nats = model(batch, longest_here)
         trees, atoms = (batch.tree >= 0).sum(), (batch.kind >= 0).sum()
-        molecules = (batch.tokens == CLS).sum()
+        molecules = (batch.tokens == CLS).sum() // config.trees
         sums = {k: v.sum().detach() for k, v in nats.items()}
         return {
             "loss": total(nats, batch, weights),
@@ -73,7 +79,7 @@ def make_trainer(
     about = {"model": "uni3dar", "config": dataclasses.asdict(config), "weights": dataclasses.asdict(weights)}
     about["data"] = {
         "structures": len(structures), "rows": rows, "augment": augment and dataclasses.asdict(augment)
-    }  # fmt: skip
+    } | ({"atoms": np.bincount(np.diff(structures.offsets)).tolist()} if crystals else {})  # fmt: skip
     amp = torch.bfloat16 if cuda else None
     return Trainer(model, loss, batches, optimisation, amp=amp, compiled=compiled, graph=True, about=about)
 
