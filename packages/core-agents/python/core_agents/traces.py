@@ -51,6 +51,9 @@ FAULTS = (
 MAX_BYTES = 4 << 30
 """Bytes of unpacked text that :func:`read` takes unless it is told otherwise."""
 
+MAX_ROOM = 1 << 21
+"""Rows that are made room for before a text is read."""
+
 
 class TraceError(ValueError):
     """A file is damaged, or not what it should be; `traces` is what could be read of it."""
@@ -278,7 +281,8 @@ def sniff(data: bytes) -> str:
 def _parse(texts: Sequence[bytes], names: Sequence[str], kind: str, lines: bool, problems: list[str]) -> Traces:
     data = texts[0] if len(texts) == 1 else b"".join(texts)
     text, offsets = np.frombuffer(data, np.uint8), np.cumsum([0, *map(len, texts)], dtype=np.int64)
-    sizes = np.array([len(text) // 256 + 64, len(texts) + len(text) // 4096 + 16, len(text) // 2 + 1024, 100])
+    objects = min(data.count(b"{") + 64, MAX_ROOM)  # room that is not used costs nothing, reading twice does
+    sizes = np.array([objects, objects, len(text) + 1024, 100])
     while True:
         room = sizes.copy()
         rows, runs = np.empty((len(ROWS), room[0]), np.int64), np.empty((len(RUNS), room[1]), np.int64)
