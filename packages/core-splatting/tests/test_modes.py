@@ -100,15 +100,79 @@ def test_covars_equal_quats_and_scales() -> None:
     assert np.abs(image - again).max() < 1e-3
 
 
-def test_batches_are_scenes() -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"render_mode": "D"}, {"render_mode": "RGB+ED", "by_camera": True},
+        {"sh_degree": 1, "render_mode": "RGB+D"}, {"sh_degree": 1, "by_camera": True},
+    ],
+)  # fmt: skip
+def test_batches_are_scenes(options: dict[str, Any]) -> None:
+    rng, options = np.random.default_rng(0), dict(options)
+    by_camera = options.pop("by_camera", False)
     scenes = [scene(np.random.default_rng(i), 40, 50, 34, 2, focal=50.0) for i in range(6)]
-    singles = [rasterization(*(a[k][0] if k == "colors" else a[k] for k in NAMES), 50, 34)[0] for a in scenes]
-    stacked = [np.stack([a[k][0] if k == "colors" else a[k] for a in scenes]) for k in NAMES]
-    image, alphas, _ = rasterization(*(x.reshape(2, 3, *x.shape[1:]) for x in stacked), 50, 34)
-    np.testing.assert_array_equal(image, np.stack(singles).reshape(2, 3, 2, 34, 50, 3))
+    inputs = [np.stack([a[k][0] if k == "colors" else a[k] for a in scenes]) for k in NAMES]
+    shape = (6, 2, 40) if by_camera else (6, 40)
+    inputs[4] = rng.uniform(0, 1, (*shape, 4, 3) if "sh_degree" in options else (*shape, 3)).astype(np.float32)
+    if options.get("render_mode") != "D":
+        options["backgrounds"] = rng.uniform(0, 1, (6, 2, 3)).astype(np.float32)
+
+    def one(i: int) -> Any:
+        own = options | ({"backgrounds": options["backgrounds"][i]} if "backgrounds" in options else {})
+        return rasterization(*(x[i] for x in inputs), 50, 34, meta=True, **own)
+
+    options_of_batch = {k: v.reshape(2, 3, *v.shape[1:]) if k == "backgrounds" else v for k, v in options.items()}
+    image, alphas, meta = rasterization(
+        *(x.reshape(2, 3, *x.shape[1:]) for x in inputs), 50, 34, meta=True, **options_of_batch
+    )
     assert alphas.shape == (2, 3, 2, 34, 50, 1)
+    for i in range(6):
+        single, single_alphas, single_meta = one(i)
+        np.testing.assert_array_equal(image[i // 3, i % 3], single)
+        np.testing.assert_array_equal(alphas[i // 3, i % 3], single_alphas)
+        for name in ("means2d", "radii", "depths", "conics", "opacities"):
+            np.testing.assert_array_equal(meta[name][i // 3, i % 3], single_meta[name])
+
+
+def test_batches_that_do_not_fit() -> None:
+    a = scene(np.random.default_rng(0), 40, 50, 34, 2, focal=50.0)
+    inputs = [np.stack([a[k][0] if k == "colors" else a[k]] * 2) for k in NAMES]
     with pytest.raises(ValueError, match="'Ks'"):
-        rasterization(*stacked[:6], stacked[6][0], 50, 34)
+        rasterization(*inputs[:6], inputs[6][0], 50, 34)
+    with pytest.raises(ValueError, match="at least one scene"):
+        rasterization(*(x[:0] for x in inputs), 50, 34)
+    with pytest.raises(ValueError, match="'colors'"):
+        rasterization(*inputs[:4], inputs[4][:, None, None], *inputs[5:], 50, 34)
+    with pytest.raises(ValueError, match="'colors'"):
+        rasterization(*inputs[:4], inputs[4][:, None], *inputs[5:], 50, 34)
+
+
+def test_gradients_of_batches_are_those_of_scenes() -> None:
+    torch = pytest.importorskip("torch")
+    scenes = [scene(np.random.default_rng(i), 40, 50, 34, 2, focal=50.0) for i in range(3)]
+    inputs = [torch.from_numpy(np.stack([a[k][0] if k == "colors" else a[k] for a in scenes])) for k in NAMES]
+    inputs[4] = torch.rand(3, 40, 4, 3, generator=torch.Generator().manual_seed(0))
+    weights = torch.rand(3, 2, 34, 50, 4, generator=torch.Generator().manual_seed(1))
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    for device in devices:
+
+        def gradients(parts: list[slice | int], device: str = device) -> list[Any]:
+            leaves = [x.to(device).requires_grad_(k < 6) for k, x in enumerate(inputs)]
+            centres = []
+            for part in parts:
+                image, _, meta = rasterization(
+                    *(x[part] for x in leaves), 50, 34, sh_degree=1, render_mode="RGB+D", meta=True, absgrad=True
+                )
+                (image * weights[part].to(device)).sum().backward()
+                centres += [x.reshape(-1, 2, 40, 2).cpu() for x in (meta["means2d"].grad, meta["means2d"].absgrad)]
+            found = [x.grad.cpu() for x in leaves[:6]]
+            return [*found, torch.cat(centres[::2]), torch.cat(centres[1::2])]
+
+        for whole, apart in zip(gradients([slice(None)]), gradients([0, 1, 2]), strict=True):
+            if device == "cpu":
+                torch.testing.assert_close(whole, apart, rtol=0, atol=0)
+            else:
+                assert (whole - apart).norm() <= 1e-5 * apart.norm()
 
 
 @pytest.mark.parametrize("degree", range(4))
@@ -189,7 +253,7 @@ def test_harmonics_opcheck_and_gradcheck_by_differences() -> None:
     t[7] = True
     with pytest.warns(UserWarning, match="double precision"):
         torch.autograd.gradcheck(
-            lambda *v: op(3, 2, *v, t[6], True), t[2:6], eps=1e-3, atol=2e-2, rtol=2e-2, fast_mode=True
+            lambda *v: op(3, 2, *v, t[6], True, 1), t[2:6], eps=1e-3, atol=2e-2, rtol=2e-2, fast_mode=True
         )
 
 

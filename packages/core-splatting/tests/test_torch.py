@@ -60,6 +60,7 @@ def test_opcheck() -> None:
             0.999,
             False,
             "pinhole",
+            1,
             False,
             False,
         ),
@@ -156,6 +157,7 @@ def test_opcheck_with_gradients() -> None:
             0.999,
             True,
             "fisheye",
+            1,
             False,
             True,
         ),
@@ -246,15 +248,15 @@ def test_cuda_workspace_that_is_too_small(channels: int, deterministic: bool) ->
     there = {k: torch.from_numpy(v).cuda() if isinstance(v, np.ndarray) else v for k, v in a.items()}
     size = torch.zeros(1, dtype=torch.int64)
     _C.rasterize_workspace(2, 400, 90, 70, 0, size)
-    inputs, scalars = list(there.values())[:8], list(there.values())[8:15]
+    inputs, scalars = list(there.values())[:8], list(there.values())[8:16]
     found = []
     for room in (int(size), 64 * (1 + 1 + 100 + 13 + 13)):  # the second has none for the tiles' lists
         workspace = torch.full((room,), -1, dtype=torch.int32, device="cuda")
         image, alphas = torch.empty_like(there["image"]), torch.empty_like(there["alphas"])
         _C.rasterize(*inputs, None, *scalars, image, alphas, workspace)
         _C.rasterize_backward(*(there | {"workspace": workspace, "deterministic": deterministic}).values())
-        found.append([x.clone() for x in (image, alphas, *list(there.values())[21:]) if x is not None])
-    black = {k: a[k] for k in list(a)[:8]} | {"backgrounds": None} | {k: a[k] for k in list(a)[8:15]}
+        found.append([x.clone() for x in (image, alphas, *list(there.values())[22:]) if x is not None])
+    black = {k: a[k] for k in list(a)[:8]} | {"backgrounds": None} | {k: a[k] for k in list(a)[8:16]}
     cpu = np.empty_like(a["image"]), np.empty_like(a["alphas"])
     _C.rasterize(*black.values(), *cpu, None)
     assert np.abs(found[0][0].cpu().numpy() - cpu[0]).mean() < 1e-5

@@ -26,10 +26,12 @@ using MaybeOutWorkspace = std::optional<core::Tensor<std::int32_t, 1>>;
 
 /// Renders N Gaussians into C cameras.
 ///
+/// scenes: how many scenes these are. Each has N / scenes Gaussians and C / scenes cameras, one scene's after the other's, and
+/// its cameras see its own Gaussians.
 /// means[N,3]: centres in world units; quats[N,4]: rotations (w, x, y, z), of any length but zero;
 /// scales[N,3]: standard deviations along the rotated axes; covars[N,6]: in place of both, the covariances
 /// (xx, xy, xz, yy, yz, zz); opacities[N] in [0, 1];
-/// colors[G,N,D]: D channels of any meaning, G = C or, for all cameras alike, 1;
+/// colors[1,N,D], or one set for each camera [C,N / scenes,D]: D channels of any meaning;
 /// viewmats[C,4,4]: world to camera, x right, y down, z forward (the last row is not read);
 /// Ks[C,3,3]: camera matrices in pixels, the first pixel's centre at (0.5, 0.5), skew is not read;
 /// backgrounds[C,D]: what shows through, black if left out;
@@ -41,71 +43,71 @@ using MaybeOutWorkspace = std::optional<core::Tensor<std::int32_t, 1>>;
 /// out_colors[C,H,W,D], out_alphas[C,H,W]: written whole; workspace[S]: with CUDA, what the gradient would else make again,
 /// of the size that `rasterize_workspace` says (not touched on the CPU).
 /// A Gaussian with a NaN, an infinity, a zero quaternion, or an opacity of at most 1/255 is culled.
-/// Throws ValueError for a scalar out of range, G not 1 or C, an image side above 65,536 and, on the CPU, a
+/// Throws ValueError for a scalar out of range, colors of other sizes, an image side above 65,536 and, on the CPU, a
 /// camera that is not finite or has no positive focal length (on CUDA such a camera shows the background).
 /// The result does not depend on the number of threads.
 CORE_EXPORT void rasterize(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors,
                            In<3> viewmats, In<3> Ks, MaybeIn<2> backgrounds, double near_plane, double far_plane, double radius_clip,
-                           double eps2d, double max_alpha, bool antialiased, const char* camera_model, Out<4> out_colors, Out<3> out_alphas,
-                           MaybeOutWorkspace workspace = std::nullopt);
+                           double eps2d, double max_alpha, bool antialiased, const char* camera_model, std::int64_t scenes,
+                           Out<4> out_colors, Out<3> out_alphas, MaybeOutWorkspace workspace = std::nullopt);
 
 /// The gradient of `rasterize`: what a loss gains by each input, given what it gains by each pixel.
 ///
-/// means .. camera_model: as in `rasterize`; image[C,H,W,D], alphas[C,H,W]: what it gave; v_image[C,H,W,D],
+/// means .. scenes: as in `rasterize`; image[C,H,W,D], alphas[C,H,W]: what it gave; v_image[C,H,W,D],
 /// v_alphas[C,H,W]: derivatives of the loss by these; workspace[S]: what `rasterize` left there, if it was given one;
 /// deterministic: on CUDA, whether two runs must agree to the bit, which takes more time and memory. Written whole: v_means[N,3],
-/// v_quats[N,4] and v_scales[N,3] or v_covars[N,6], v_opacities[N], v_colors[G,N,D] and v_viewmats[C,4,4] (last row 0), the derivatives by
-/// the inputs, summed over cameras; v_means2d[C,N,4]: those by the projected centre (x, y) in pixels, and the sums over pixels of their
-/// absolute values (the "absgrad" of Ye et al., arXiv 2404.10484). Culled Gaussians get 0, and so does an alpha that max_alpha limits. By
-/// the background b it is the sum over pixels of (1 - alpha) v_image. Throws what `rasterize` throws. The result does not depend on the
-/// number of threads.
+/// v_quats[N,4] and v_scales[N,3] or v_covars[N,6], v_opacities[N], v_colors as colors and v_viewmats[C,4,4] (last row 0), the derivatives
+/// by the inputs, summed over cameras; v_means2d[C,N / scenes,4]: those by the projected centre (x, y) in pixels, and the sums over pixels
+/// of their absolute values (the "absgrad" of Ye et al., arXiv 2404.10484). Culled Gaussians get 0, and so does an alpha that max_alpha
+/// limits. By the background b it is the sum over pixels of (1 - alpha) v_image. Throws what `rasterize` throws. The result does not depend
+/// on the number of threads.
 CORE_EXPORT void rasterize_backward(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors,
                                     In<3> viewmats, In<3> Ks, double near_plane, double far_plane, double radius_clip, double eps2d,
-                                    double max_alpha, bool antialiased, const char* camera_model, In<4> image, In<3> alphas, In<4> v_image,
-                                    In<3> v_alphas, MaybeWorkspace workspace, bool deterministic, Out<2> v_means, MaybeOut<2> v_quats,
-                                    MaybeOut<2> v_scales, MaybeOut<2> v_covars, Out<1> v_opacities, Out<3> v_colors, Out<3> v_viewmats,
-                                    Out<3> v_means2d);
+                                    double max_alpha, bool antialiased, const char* camera_model, std::int64_t scenes, In<4> image,
+                                    In<3> alphas, In<4> v_image, In<3> v_alphas, MaybeWorkspace workspace, bool deterministic,
+                                    Out<2> v_means, MaybeOut<2> v_quats, MaybeOut<2> v_scales, MaybeOut<2> v_covars, Out<1> v_opacities,
+                                    Out<3> v_colors, Out<3> v_viewmats, Out<3> v_means2d);
 
-/// The size that the workspace of `rasterize` should have for pictures of `width` x `height`: room for twice as many
-/// (Gaussian, tile) pairs as such calls on the CUDA device `device` had lately. One that turns out too small costs time.
-/// Written: out[1], in elements; 0 for device -1, the CPU, and without CUDA. Throws ValueError for sizes that `rasterize` refuses.
+/// The size that the workspace of `rasterize` should have, for each of its scenes, for pictures of `width` x `height`: room for twice as
+/// many (Gaussian, tile) pairs as such calls on the CUDA device `device` had lately. One that turns out too small costs time. Written:
+/// out[1], in elements; 0 for device -1, the CPU, and without CUDA. Throws ValueError for sizes that `rasterize` refuses.
 CORE_EXPORT void rasterize_workspace(std::int64_t cameras, std::int64_t gaussians, std::int64_t width, std::int64_t height,
                                      std::int64_t device, core::Tensor<std::int64_t, 1> out);
 
 /// What `rasterize` makes of each Gaussian in each camera before blending, for pictures of `width` x `height`.
 ///
-/// means[N,3] .. camera_model: as in `rasterize`. Written whole: means2d[C,N,2]: centres in pixels; radii[C,N,2]: half
+/// means[N,3] .. scenes: as in `rasterize`. Written whole, with n = N / scenes: means2d[C,n,2]: centres in pixels; radii[C,n,2]: half
 /// axes of the box around the pixels that it reaches, rounded up, 0 if it is culled or reaches none (all else is then 0
-/// too); depths[C,N]; conics[C,N,3]: the inverse covariance (xx, xy, yy) after eps2d; weights[C,N]: the opacity that
+/// too); depths[C,n]; conics[C,n,3]: the inverse covariance (xx, xy, yy) after eps2d; weights[C,n]: the opacity that
 /// blending uses. Throws what `rasterize` throws.
 CORE_EXPORT void project_gaussians(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> viewmats,
                                    In<3> Ks, std::int64_t width, std::int64_t height, double near_plane, double far_plane,
-                                   double radius_clip, double eps2d, bool antialiased, const char* camera_model, Out<3> means2d,
-                                   core::Tensor<std::int32_t, 3> radii, Out<2> depths, Out<3> conics, Out<2> weights);
+                                   double radius_clip, double eps2d, bool antialiased, const char* camera_model, std::int64_t scenes,
+                                   Out<3> means2d, core::Tensor<std::int32_t, 3> radii, Out<2> depths, Out<3> conics, Out<2> weights);
 
 #if defined(CORE_WITH_CUDA)
 /// The same on CUDA tensors. Work is queued on `stream`; the host does not wait. More than four channels are blended by the
 /// tensor cores with a relative error of about 2^-16. Scratch comes from a pool that keeps up to 1 GiB per device.
 CORE_EXPORT void rasterize_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors,
                                 In<3> viewmats, In<3> Ks, MaybeIn<2> backgrounds, double near_plane, double far_plane, double radius_clip,
-                                double eps2d, double max_alpha, bool antialiased, const char* camera_model, Out<4> out_colors,
-                                Out<3> out_alphas, MaybeOutWorkspace workspace, core::Stream stream);
+                                double eps2d, double max_alpha, bool antialiased, const char* camera_model, std::int64_t scenes,
+                                Out<4> out_colors, Out<3> out_alphas, MaybeOutWorkspace workspace, core::Stream stream);
 
 /// The same on CUDA tensors, as `rasterize_cuda` works. At most 1024 channels, else NotImplementedError. Unless
 /// `deterministic`, for which the host waits, sums over pixels are added in the order in which the device comes to them: the
 /// last digits differ from run to run.
 CORE_EXPORT void rasterize_backward_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors,
                                          In<3> viewmats, In<3> Ks, double near_plane, double far_plane, double radius_clip, double eps2d,
-                                         double max_alpha, bool antialiased, const char* camera_model, In<4> image, In<3> alphas,
-                                         In<4> v_image, In<3> v_alphas, MaybeWorkspace workspace, bool deterministic, Out<2> v_means,
-                                         MaybeOut<2> v_quats, MaybeOut<2> v_scales, MaybeOut<2> v_covars, Out<1> v_opacities,
-                                         Out<3> v_colors, Out<3> v_viewmats, Out<3> v_means2d, core::Stream stream);
+                                         double max_alpha, bool antialiased, const char* camera_model, std::int64_t scenes, In<4> image,
+                                         In<3> alphas, In<4> v_image, In<3> v_alphas, MaybeWorkspace workspace, bool deterministic,
+                                         Out<2> v_means, MaybeOut<2> v_quats, MaybeOut<2> v_scales, MaybeOut<2> v_covars,
+                                         Out<1> v_opacities, Out<3> v_colors, Out<3> v_viewmats, Out<3> v_means2d, core::Stream stream);
 
 CORE_EXPORT void project_gaussians_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities,
                                         In<3> viewmats, In<3> Ks, std::int64_t width, std::int64_t height, double near_plane,
                                         double far_plane, double radius_clip, double eps2d, bool antialiased, const char* camera_model,
-                                        Out<3> means2d, core::Tensor<std::int32_t, 3> radii, Out<2> depths, Out<3> conics, Out<2> weights,
-                                        core::Stream stream);
+                                        std::int64_t scenes, Out<3> means2d, core::Tensor<std::int32_t, 3> radii, Out<2> depths,
+                                        Out<3> conics, Out<2> weights, core::Stream stream);
 #endif
 
 }  // namespace core_splatting

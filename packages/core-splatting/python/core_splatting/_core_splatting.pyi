@@ -7,7 +7,7 @@ def rasterize(
     scales: Any | None,  # float32[N,3]
     covars: Any | None,  # float32[N,6]
     opacities: Any,  # float32[N]
-    colors: Any,  # float32[*,N,D]
+    colors: Any,  # float32[*,*,D]
     viewmats: Any,  # float32[C,4,4]
     Ks: Any,  # float32[C,3,3]
     backgrounds: Any | None,  # float32[C,D]
@@ -18,6 +18,7 @@ def rasterize(
     max_alpha: float,
     antialiased: bool,
     camera_model: str,
+    scenes: SupportsIndex,
     out_colors: Any,  # out float32[C,H,W,D]
     out_alphas: Any,  # out float32[C,H,W]
     workspace: Any | None,  # out int32[S]
@@ -30,7 +31,7 @@ def rasterize_backward(
     scales: Any | None,  # float32[N,3]
     covars: Any | None,  # float32[N,6]
     opacities: Any,  # float32[N]
-    colors: Any,  # float32[*,N,D]
+    colors: Any,  # float32[*,*,D]
     viewmats: Any,  # float32[C,4,4]
     Ks: Any,  # float32[C,3,3]
     near_plane: float,
@@ -40,6 +41,7 @@ def rasterize_backward(
     max_alpha: float,
     antialiased: bool,
     camera_model: str,
+    scenes: SupportsIndex,
     image: Any,  # float32[C,H,W,D]
     alphas: Any,  # float32[C,H,W]
     v_image: Any,  # float32[C,H,W,D]
@@ -51,9 +53,9 @@ def rasterize_backward(
     v_scales: Any | None,  # out float32[N,3]
     v_covars: Any | None,  # out float32[N,6]
     v_opacities: Any,  # out float32[N]
-    v_colors: Any,  # out float32[*,N,D]
+    v_colors: Any,  # out float32[*,*,D]
     v_viewmats: Any,  # out float32[C,4,4]
-    v_means2d: Any,  # out float32[C,N,4]
+    v_means2d: Any,  # out float32[C,*,4]
 ) -> None:
     """The gradient of rasterize by Gaussians, colours, cameras and projected centres."""
 
@@ -83,11 +85,12 @@ def project_gaussians(
     eps2d: float,
     antialiased: bool,
     camera_model: str,
-    means2d: Any,  # out float32[C,N,2]
-    radii: Any,  # out int32[C,N,2]
-    depths: Any,  # out float32[C,N]
-    conics: Any,  # out float32[C,N,3]
-    weights: Any,  # out float32[C,N]
+    scenes: SupportsIndex,
+    means2d: Any,  # out float32[C,R,2]
+    radii: Any,  # out int32[C,R,2]
+    depths: Any,  # out float32[C,R]
+    conics: Any,  # out float32[C,R,3]
+    weights: Any,  # out float32[C,R]
 ) -> None:
     """What rasterize makes of each Gaussian in each camera: centre, radii, depth, conic and opacity."""
 
@@ -95,12 +98,13 @@ def spherical_harmonics(
     degree: SupportsIndex,
     time_degree: SupportsIndex,
     dirs: Any,  # float32[N,3]
-    coeffs: Any,  # float32[*,N,K,D]
+    coeffs: Any,  # float32[*,*,K,D]
     viewmats: Any | None,  # float32[C,4,4]
     phases: Any | None,  # float32[N]
-    masks: Any | None,  # bool[C,N]
+    masks: Any | None,  # bool[C,R]
     as_color: bool,
-    out: Any,  # out float32[C,N,D]
+    scenes: SupportsIndex,
+    out: Any,  # out float32[C,R,D]
 ) -> None:
     """Colours by direction: real spherical harmonics to degree 3, times a cosine series in time."""
 
@@ -108,14 +112,15 @@ def spherical_harmonics_backward(
     degree: SupportsIndex,
     time_degree: SupportsIndex,
     dirs: Any,  # float32[N,3]
-    coeffs: Any,  # float32[*,N,K,D]
+    coeffs: Any,  # float32[*,*,K,D]
     viewmats: Any | None,  # float32[C,4,4]
     phases: Any | None,  # float32[N]
-    masks: Any | None,  # bool[C,N]
+    masks: Any | None,  # bool[C,R]
     as_color: bool,
-    v_out: Any,  # float32[C,N,D]
+    scenes: SupportsIndex,
+    v_out: Any,  # float32[C,R,D]
     v_dirs: Any,  # out float32[N,3]
-    v_coeffs: Any,  # out float32[*,N,K,D]
+    v_coeffs: Any,  # out float32[*,*,K,D]
     v_viewmats: Any,  # out float32[C,4,4]
     v_phases: Any,  # out float32[N]
 ) -> None:

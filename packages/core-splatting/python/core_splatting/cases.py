@@ -16,15 +16,18 @@ from .reference.rasterize import project_gaussians, rasterize, rasterize_backwar
 
 
 def scene(
-    rng: np.random.Generator, N: int, W: int, H: int, C: int = 1, D: int = 3, focal: float = 512.0
+    rng: np.random.Generator, N: int, W: int, H: int, C: int = 1, D: int = 3, focal: float = 512.0, S: int = 1
 ) -> dict[str, Any]:
-    """N random Gaussians in the cube [-1, 1]^3, seen from C cameras on an arc at distance 3; the operator's arguments.
+    """N random Gaussians in the cube [-1, 1]^3, seen from C cameras on an arc at distance 3, of each of S scenes; the
+    operator's arguments.
 
     Log scales are normal around ln(0.02 (10^4 / N)^(1/3)) with deviation 0.5, opacities uniform in [0.1, 0.99].
     """
     f32 = np.float32
+    size = np.log(0.02 * (1e4 / max(N, 1)) ** (1 / 3))
+    N, C = N * S, C * S
     means = rng.uniform(-1, 1, (N, 3)).astype(f32)
-    scales = np.exp(rng.normal(np.log(0.02 * (1e4 / max(N, 1)) ** (1 / 3)), 0.5, (N, 3))).astype(f32)
+    scales = np.exp(rng.normal(size, 0.5, (N, 3))).astype(f32)
     quats = rng.normal(size=(N, 4)).astype(f32)
     opacities = rng.uniform(0.1, 0.99, N).astype(f32)
     colors = rng.uniform(0, 1, (1, N, D)).astype(f32)
@@ -39,7 +42,7 @@ def scene(
         "viewmats": viewmats, "Ks": Ks,
         "backgrounds": rng.uniform(0, 1, (C, D)).astype(f32), "near_plane": 0.01, "far_plane": 1e10,
         "radius_clip": 0.0, "eps2d": 0.3,
-        "max_alpha": 0.999, "antialiased": False, "camera_model": "pinhole",
+        "max_alpha": 0.999, "antialiased": False, "camera_model": "pinhole", "scenes": S,
         "out_colors": np.empty((C, H, W, D), f32), "out_alphas": np.empty((C, H, W), f32), "workspace": None,
     }  # fmt: skip
 
@@ -59,7 +62,7 @@ def scene_backward(rng: np.random.Generator, **size: Any) -> dict[str, Any]:
         "v_means": np.empty((count, 3), f32), "v_quats": np.empty((count, 4), f32),
         "v_scales": np.empty((count, 3), f32), "v_covars": None, "v_opacities": np.empty(count, f32),
         "v_colors": np.empty((1, count, channels), f32), "v_viewmats": np.empty((cameras, 4, 4), f32),
-        "v_means2d": np.empty((cameras, count, 4), f32),
+        "v_means2d": np.empty((cameras, count // forward["scenes"], 4), f32),
     }  # fmt: skip
 
 
@@ -103,7 +106,7 @@ def projections(rng: np.random.Generator, N: int, W: int, H: int, C: int = 1, fo
     f32 = np.float32
     return {k: a[k] for k in names} | {
         "width": W, "height": H, **{k: a[k] for k in ("near_plane", "far_plane", "radius_clip", "eps2d")},
-        "antialiased": False, "camera_model": "pinhole", "means2d": np.empty((C, N, 2), f32),
+        "antialiased": False, "camera_model": "pinhole", "scenes": 1, "means2d": np.empty((C, N, 2), f32),
         "radii": np.empty((C, N, 2), np.int32), "depths": np.empty((C, N), f32), "conics": np.empty((C, N, 3), f32),
         "weights": np.empty((C, N), f32),
     }  # fmt: skip
@@ -127,7 +130,7 @@ cases: list[Case] = [
         tolerance={"out_colors": (1e-4, 5e-3), "out_alphas": (1e-4, 5e-3)},
         peer=("torch, padded tiles", _peer),
         work=_work,
-        vary={"N": (0, 80), "W": (0, 40), "H": (0, 40), "C": (0, 3), "D": (0, 40)},
+        vary={"N": (0, 80), "W": (0, 40), "H": (0, 40), "C": (0, 3), "D": (0, 40), "S": (1, 3)},
         torch_call=_torch_call,
         differentiable=True,
         devices=("cpu", "cuda"),
@@ -149,7 +152,7 @@ cases: list[Case] = [
             "v_viewmats": (1e-3, 5e-2),
             "v_means2d": (1e-3, 2e-3),
         },
-        vary={"N": (0, 14), "W": (0, 20), "H": (0, 20), "C": (0, 2), "D": (0, 9)},
+        vary={"N": (0, 14), "W": (0, 20), "H": (0, 20), "C": (0, 2), "D": (0, 9), "S": (1, 2)},
         devices=("cpu", "cuda"),
     ),
     Case(

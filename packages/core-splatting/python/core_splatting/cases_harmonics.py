@@ -23,7 +23,7 @@ def harmonics(
         "degree": degree, "time_degree": time_degree, "dirs": rng.uniform(-1, 1, (N, 3)).astype(f32),
         "coeffs": rng.normal(0, 0.3, (1, N, 16 * time_degree + (degree + 1) ** 2, D)).astype(f32),
         "viewmats": viewmats, "phases": rng.uniform(-1, 1, N).astype(f32), "masks": rng.random((C, N)) < 0.9,
-        "as_color": False, "out": np.empty((C, N, D), f32),
+        "as_color": False, "scenes": 1, "out": np.empty((C, N, D), f32),
     }  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def contributions(
     black = empty((cameras, count, 1), "float32", like=means)
     black[...] = 0
     scalars = (float(near_plane), float(far_plane), float(radius_clip), float(eps2d), float(max_alpha))
-    modes = (rasterize_mode == "antialiased", camera_model)
+    modes = (rasterize_mode == "antialiased", camera_model, 1)
     inputs = (means, quats, scales, covars, opacities, black, viewmats, Ks, *scalars, *modes)
     pictures = (nothing, nothing[..., 0], pixels[..., None], nothing[..., 0], None, False)
     if is_torch(means):

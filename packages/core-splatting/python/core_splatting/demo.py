@@ -38,7 +38,7 @@ def demo(out: Path) -> Demo:
         **{k: gaussians.get(k) for k in ("means", "quats", "scales", "covars", "opacities")},
         "colors": gaussians["colors"][None], "viewmats": viewmats, "Ks": Ks, "backgrounds": None,
         "near_plane": 0.01, "far_plane": 1e10, "radius_clip": 0.0, "eps2d": 0.1, "max_alpha": 0.999,
-        "antialiased": False, "camera_model": "pinhole",
+        "antialiased": False, "camera_model": "pinhole", "scenes": 1,
         "out_colors": np.empty((1, CROP, CROP, 3), np.float32), "out_alphas": np.empty((1, CROP, CROP), np.float32),
     }  # fmt: skip
     threads = torch.get_num_threads()

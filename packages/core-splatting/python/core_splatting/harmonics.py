@@ -45,13 +45,19 @@ def spherical_harmonics(degrees_to_use: int, dirs: Any, coeffs: Any, masks: Any 
     count = math.prod(batch)
     out = _harmonics(
         degrees_to_use, 0, dirs.reshape((count, 3)), coeffs.reshape((1, count, *coeffs.shape[-2:])), None, None, masks,
-        False, 1,
+        False, 1, 1,
     )  # fmt: skip
     return out.reshape((*batch, coeffs.shape[-1]))
 
 
 def colors_by_view(
-    degree: int, means: Any, viewmats: Any, coeffs: Any, time_degree: int = 0, phases: Any = None
+    degree: int,
+    means: Any,
+    viewmats: Any,
+    coeffs: Any,
+    time_degree: int = 0,
+    phases: Any = None,
+    scenes: int = 1,
 ) -> Any:
     """Colours max(0, 0.5 + sum of harmonics) of Gaussians as C cameras see them.
 
@@ -65,9 +71,11 @@ def colors_by_view(
         coeffs: (N, K, D) or (C, N, K, D) float32, K >= 16 L + (degree + 1)^2.
         time_degree: L, 0 to 2.
         phases: (N,) float32, (mu_t - t) / T with the centre in time, the time and the duration; needed if L > 0.
+        scenes: how many scenes these are, their Gaussians one after the other, and so their cameras; coefficients are
+            then (N, K, D) or (1, N, K, D) of all, or (C, N / scenes, K, D).
 
     Returns:
-        (C, N, D) float32. torch tensors get gradients, by means, viewmats, coeffs and phases.
+        (C, N / scenes, D) float32. torch tensors get gradients, by means, viewmats, coeffs and phases.
 
     Raises:
         TypeError: an array of another dtype.
@@ -85,17 +93,17 @@ def colors_by_view(
         )
     if coeffs.ndim == 3:
         coeffs = coeffs[None]
-    return _harmonics(degree, time_degree, means, coeffs, viewmats, phases, None, True, viewmats.shape[0])
+    return _harmonics(degree, time_degree, means, coeffs, viewmats, phases, None, True, viewmats.shape[0], scenes)
 
 
 def _harmonics(
     degree: int, time_degree: int, dirs: Any, coeffs: Any, viewmats: Any, phases: Any, masks: Any, as_color: bool,
-    cameras: int,
+    cameras: int, scenes: int,
 ) -> Any:  # fmt: skip
     if is_torch(dirs):
         from .torch_ops import spherical_harmonics as operator
 
-        return operator(degree, time_degree, dirs, coeffs, viewmats, phases, masks, as_color)
-    out = empty((cameras, dirs.shape[0], coeffs.shape[-1]), "float32", like=dirs)
-    _C.spherical_harmonics(degree, time_degree, dirs, coeffs, viewmats, phases, masks, as_color, out)
+        return operator(degree, time_degree, dirs, coeffs, viewmats, phases, masks, as_color, scenes)
+    out = empty((cameras, dirs.shape[0] // scenes, coeffs.shape[-1]), "float32", like=dirs)
+    _C.spherical_harmonics(degree, time_degree, dirs, coeffs, viewmats, phases, masks, as_color, scenes, out)
     return out

@@ -57,7 +57,7 @@ def rasterization(
     """Renders N Gaussians into C cameras (arXiv 2308.04079, equations 4 to 6; semantics of gsplat 1.5.3).
 
     numpy arrays give numpy arrays, torch tensors give torch tensors on their device; all are float32. Leading batch
-    dimensions ... hold scenes that are rendered one by one.
+    dimensions ... hold scenes, each with its own cameras.
 
     Args:
         means: (..., N, 3) centres, world units.
@@ -88,16 +88,17 @@ def rasterization(
     Returns:
         colours (..., C, H, W, D), alphas (..., C, H, W, 1), and {"width", "height", "n_cameras", "tile_size"}. With
         `meta` that has also "tile_width", "tile_height", and of each Gaussian in each camera, 0 where it is culled:
-        "means2d" (C, N, 2) pixels, "radii" (C, N, 2) int32 pixels, "depths" (C, N), "conics" (C, N, 3), "opacities"
-        (C, N). With gradients, meta["means2d"].grad is the derivative by the centres after the backward pass.
+        "means2d" (..., C, N, 2) pixels, "radii" (..., C, N, 2) int32 pixels, "depths" (..., C, N), "conics"
+        (..., C, N, 3), "opacities" (..., C, N). With gradients, meta["means2d"].grad is the derivative
+        by the centres after the backward pass.
 
     Gaussians with a NaN or an infinity, a zero quaternion or an opacity of at most 1/255 are culled.
 
     Raises:
         TypeError: an array that is not float32, an unknown keyword.
         ValueError: shapes that do not fit, a scalar out of range, a camera that is not finite.
-        NotImplementedError: whatever of gsplat is not here; `meta` with batch dimensions; a gradient by Ks, and on
-            CUDA one of more than 1024 channels.
+        NotImplementedError: whatever of gsplat is not here; a gradient by Ks, and on CUDA one of more than 1024
+            channels.
 
     torch tensors that require grad get one: means, quats, scales, covars, opacities, colors, viewmats, backgrounds. On
     CUDA it differs in the last digits from run to run, unless torch.use_deterministic_algorithms is on. There the host
@@ -134,85 +135,71 @@ def rasterization(
         "radius_clip": float(radius_clip), "eps2d": float(eps2d), "max_alpha": float(max_alpha),
         "antialiased": rasterize_mode == "antialiased", "camera_model": camera_model,
     }  # fmt: skip
-    if means.ndim > 2:
-        if meta:
-            raise NotImplementedError("rasterization: meta=True is not supported with batch dimensions")
-        return _each_scene(means, given, sh_degree, render_mode, named)
-    return _one_scene(means, given, sh_degree, render_mode, named, meta, absgrad)
+    return _render(means, given, sh_degree, render_mode, named, meta, absgrad)
 
 
-def _each_scene(
-    means: Any, given: dict[str, Any], sh_degree: int | None, render_mode: str, named: dict[str, Any]
-) -> tuple[Any, Any, dict[str, Any]]:
-    """The scenes of the leading dimensions, one after the other."""
+def _flattened(means: Any, given: dict[str, Any], sh: bool) -> tuple[Any, dict[str, Any], tuple[int, ...]]:
+    """The arrays with the Gaussians and the cameras of all scenes one after the other, and the leading dimensions.
+
+    Colours, or coefficients, become (1, all Gaussians, ...) or (all cameras, Gaussians of a scene, ...).
+    """
     batch = tuple(means.shape[:-2])
+    leading = len(batch)
     for name, value in given.items():
-        if value is not None and tuple(value.shape[: len(batch)]) != batch:
+        if value is not None and tuple(value.shape[:leading]) != batch:
             raise ValueError(
                 f"rasterization: argument '{name}' must have the leading dimensions {batch} of 'means', got shape "
                 f"{tuple(value.shape)}"
             )
-    count = math.prod(batch)
-    flat: dict[str, Any] = {
-        name: None if v is None else v.reshape((count, *v.shape[len(batch) :]))
-        for name, v in (given | {"means": means}).items()
-    }
-    scenes = [
-        _one_scene(
-            flat["means"][i],
-            {name: None if flat[name] is None else flat[name][i] for name in given},
-            sh_degree, render_mode, named,
-        )
-        for i in range(count)
-    ]  # fmt: skip
+    scenes = math.prod(batch)
     if not scenes:
         raise ValueError(
             f"rasterization: argument 'means' must hold at least one scene, got shape {tuple(means.shape)}"
         )
-    if is_torch(means):
-        stack = sys.modules["torch"].stack
-    else:
-        import numpy as np
+    colors = given["colors"]
+    if colors.ndim - leading - sh not in (2, 3):
+        wanted = "(..., N, K, D) or (..., C, N, K, D), coefficients," if sh else "(..., N, D) or (..., C, N, D)"
+        raise ValueError(f"rasterization: argument 'colors' must be of shape {wanted}, got {tuple(colors.shape)}")
+    shared = colors.ndim - leading - sh == 2
+    if leading:
+        means = means.reshape((-1, *means.shape[leading + 1 :]))
+        given = {k: v if v is None else v.reshape((-1, *v.shape[leading + 1 :])) for k, v in given.items()}
+    if shared:
+        given = given | {"colors": given["colors"][None]}
+    return means, given, batch
 
-        stack = np.stack
-    images, alphas = (stack([scene[k] for scene in scenes]) for k in range(2))
-    return (
-        images.reshape((*batch, *images.shape[1:])),
-        alphas.reshape((*batch, *alphas.shape[1:])),
-        scenes[0][2],
-    )
 
-
-def _one_scene(
+def _render(
     means: Any,
     given: dict[str, Any],
     sh_degree: int | None,
     render_mode: str,
     named: dict[str, Any],
-    meta: bool = False,
-    absgrad: bool = False,
+    meta: bool,
+    absgrad: bool,
 ) -> tuple[Any, Any, dict[str, Any]]:
+    if given["covars"] is not None:
+        given = given | {"covars": upper_triangles(given["covars"], "rasterization")}
+    means, given, batch = _flattened(means, given, sh_degree is not None)
     quats, scales, opacities, colors, viewmats, Ks, backgrounds, covars = given.values()
     width, height = named["width"], named["height"]
-    if covars is not None:
-        covars = upper_triangles(covars, "rasterization")
+    named["scenes"] = scenes = math.prod(batch)
     if sh_degree is not None:
-        colors = colors_by_view(sh_degree, means, viewmats, colors)
-    if colors.ndim not in (2, 3):
-        raise ValueError(
-            f"rasterization: argument 'colors' must be of shape (N, D) or (C, N, D), got {tuple(colors.shape)}"
-        )
-    if colors.ndim == 2:
-        colors = colors[None]
+        colors = colors_by_view(sh_degree, means, viewmats, colors, scenes=scenes)
     if render_mode != "RGB":
-        colors, backgrounds = _with_depth(means, colors, viewmats, backgrounds, render_mode)
+        colors, backgrounds = _with_depth(means, colors, viewmats, backgrounds, render_mode, scenes)
     cameras = viewmats.shape[0]
-    information: dict[str, Any] = {"width": width, "height": height, "n_cameras": cameras, "tile_size": 16}
+    information: dict[str, Any] = {
+        "width": width, "height": height, "n_cameras": cameras // scenes, "tile_size": 16,
+    }  # fmt: skip
     shape = (means, quats, scales, covars, opacities)
+    by_camera = (*batch, cameras // scenes)
     if meta:
-        information |= _projections(shape, viewmats, Ks, named)
+        parts = _projections(shape, viewmats, Ks, named)
+        information |= {k: v.reshape((*by_camera, *v.shape[1:])) for k, v in parts.items()}
+        information |= {"tile_width": -(-width // 16), "tile_height": -(-height // 16)}
     scalars = [named[k] for k in ("near_plane", "far_plane", "radius_clip", "eps2d", "max_alpha", "antialiased")]
-    scalars.append(named["camera_model"])
+    scalars += [named["camera_model"], scenes]
     if is_torch(means):
         from .torch_ops import rasterize
 
@@ -237,20 +224,22 @@ def _one_scene(
             out = sys.modules["torch"].cat([out[..., :-1], expected], -1)
         else:
             out[..., -1:] = expected
+    if batch:
+        out, alphas = (x.reshape((*by_camera, *x.shape[1:])) for x in (out, alphas))
     return out, alphas, information
 
 
 def upper_triangles(covars: Any, op: str) -> Any:
-    """(N, 6) of covariances (N, 3, 3), in the name of `op`."""
-    if covars.ndim != 3 or tuple(covars.shape[-2:]) != (3, 3):
-        raise ValueError(f"{op}: argument 'covars' must be of shape (N, 3, 3), got {tuple(covars.shape)}")
+    """(..., 6) of covariances (..., 3, 3), in the name of `op`."""
+    if covars.ndim < 3 or tuple(covars.shape[-2:]) != (3, 3):
+        raise ValueError(f"{op}: argument 'covars' must be of shape (..., N, 3, 3), got {tuple(covars.shape)}")
     return covars[..., [0, 0, 0, 1, 1, 2], [0, 1, 2, 1, 2, 2]]
 
 
 def _projections(shape: tuple[Any, ...], viewmats: Any, Ks: Any, named: dict[str, Any]) -> dict[str, Any]:
     """The entries of `meta` that are arrays; they carry no gradient."""
     inputs = [x.detach() if is_torch(x) else x for x in (*shape, viewmats, Ks)]
-    cameras, count = viewmats.shape[0], shape[0].shape[0]
+    cameras, count = viewmats.shape[0], shape[0].shape[0] // named["scenes"]
     parts = {
         "means2d": empty((cameras, count, 2), "float32", like=viewmats),
         "radii": empty((cameras, count, 2), "int32", like=viewmats),
@@ -258,27 +247,33 @@ def _projections(shape: tuple[Any, ...], viewmats: Any, Ks: Any, named: dict[str
         "conics": empty((cameras, count, 3), "float32", like=viewmats),
         "opacities": empty((cameras, count), "float32", like=viewmats),
     }
-    options = [
-        named[k]
-        for k in ("width", "height", "near_plane", "far_plane", "radius_clip", "eps2d", "antialiased", "camera_model")
-    ]
-    _C.project_gaussians(*inputs, *options, *parts.values())
-    return parts | {"tile_width": -(-named["width"] // 16), "tile_height": -(-named["height"] // 16)}
+    names = ("near_plane", "far_plane", "radius_clip", "eps2d", "antialiased", "camera_model", "scenes")
+    options = [named[k] for k in ("width", "height", *names)]
+    _C.project_gaussians(*(*inputs, *options, *parts.values()))
+    return parts
 
 
-def _with_depth(means: Any, colors: Any, viewmats: Any, backgrounds: Any, render_mode: str) -> tuple[Any, Any]:
+def _with_depth(
+    means: Any, colors: Any, viewmats: Any, backgrounds: Any, render_mode: str, scenes: int
+) -> tuple[Any, Any]:
     """`colors` and `backgrounds` with the depth in the camera as last channel, or as the only one."""
-    depths = (viewmats[:, 2, :3] @ means.T + viewmats[:, 2, 3:])[..., None]
+    cameras, count = viewmats.shape[0] // scenes, means.shape[0] // scenes
+    rows = viewmats[:, 2].reshape((scenes, cameras, 4))
+    depths = rows[..., :3] @ means.reshape((scenes, count, 3)).swapaxes(1, 2) + rows[..., 3:]
+    depths = depths.reshape((scenes * cameras, count, 1))
     if not render_mode.startswith("RGB"):
         if backgrounds is not None:
             raise ValueError(f"rasterization: argument 'backgrounds' must be None with render_mode={render_mode!r}")
         return depths, None
-    result = empty((*depths.shape[:2], colors.shape[-1] + 1), "float32", like=means)
-    result[..., :-1] = colors
-    result[..., -1:] = depths
+    channels = colors.shape[-1]
+    result = empty((scenes, cameras, count, channels + 1), "float32", like=means)
+    shared = colors.shape[0] == 1 and colors.shape[1] == scenes * count
+    result[..., :-1] = colors.reshape((scenes, 1 if shared else cameras, count, channels))
+    result[..., -1:] = depths.reshape((scenes, cameras, count, 1))
+    result = result.reshape((scenes * cameras, count, channels + 1))
     if backgrounds is None:
         return result, None
-    behind = empty((backgrounds.shape[0], colors.shape[-1] + 1), "float32", like=means)
+    behind = empty((backgrounds.shape[0], channels + 1), "float32", like=means)
     behind[:, :-1] = backgrounds
     behind[:, -1] = 0
     return result, behind

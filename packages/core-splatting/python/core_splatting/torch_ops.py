@@ -14,7 +14,7 @@ from . import _core_splatting as _C
 _SHAPE = "Tensor means, Tensor? quats, Tensor? scales, Tensor? covars, Tensor opacities"
 _SCALARS = (
     "float near_plane, float far_plane, float radius_clip, float eps2d, float max_alpha, bool antialiased, "
-    "str camera_model"
+    "str camera_model, SymInt scenes"
 )
 _SCHEMA = (
     f"rasterize({_SHAPE}, Tensor colors, Tensor viewmats, Tensor Ks, Tensor? backgrounds, Tensor? means2d, "
@@ -29,7 +29,7 @@ def _pictures(args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
 
 
 def _fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    on_device = args[20] and args[0].device.type == "cuda"
+    on_device = args[21] and args[0].device.type == "cuda"
     size = torch.library.get_ctx().new_dynamic_size() if on_device else 0
     return *_pictures(args), args[0].new_empty((size,), dtype=torch.int32)
 
@@ -37,12 +37,15 @@ def _fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _impl(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     out, alphas = _pictures(args)
     means, size = args[0], 0
-    if args[20] and means.is_cuda:
+    if args[21] and means.is_cuda:
         answer = np.empty(1, np.int64)
-        _C.rasterize_workspace(out.shape[0], means.shape[0], args[10], args[11], means.device.index, answer)
-        size = int(answer[0])
+        scenes = args[19]
+        _C.rasterize_workspace(
+            out.shape[0] // scenes, means.shape[0] // scenes, args[10], args[11], means.device.index, answer
+        )
+        size = scenes * int(answer[0])
     workspace = means.new_empty((size,), dtype=torch.int32)
-    _C.rasterize(*(*args[:9], *args[12:19], out, alphas, workspace if size else None))
+    _C.rasterize(*(*args[:9], *args[12:20], out, alphas, workspace if size else None))
     return out, alphas, workspace
 
 
@@ -54,10 +57,10 @@ _BACKWARD_SCHEMA = (
 
 
 def _gradients(*args: Any) -> tuple[Tensor, ...]:
-    means, viewmats = args[0], args[6]
+    means, viewmats, scenes = args[0], args[6], args[15]
     return (
         *(means.new_empty((0,) if x is None else x.shape) for x in args[:7]),
-        means.new_empty((viewmats.shape[0], means.shape[0], 4)),
+        means.new_empty((viewmats.shape[0], means.shape[0] // scenes, 4)),
     )
 
 
@@ -74,8 +77,9 @@ rasterize_backward = torchlib.define("core_splatting", _BACKWARD_SCHEMA, _backwa
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs[:8], *output)
-    ctx.scalars = inputs[12:19]
-    ctx.absgrad = inputs[9] if inputs[19] else None
+    ctx.scalars = inputs[12:20]
+    ctx.absgrad = inputs[9] if inputs[20] else None
+    ctx.means2d_shape = None if inputs[9] is None else inputs[9].shape
     ctx.mark_non_differentiable(output[2])
 
 
@@ -89,27 +93,28 @@ def _backward(ctx: Any, v_image: Tensor, v_alphas: Tensor, _: None) -> tuple[Ten
         torch.are_deterministic_algorithms_enabled(),
     )  # fmt: skip
     if ctx.absgrad is not None:
-        ctx.absgrad.absgrad = gradients[7][..., 2:]
+        ctx.absgrad.absgrad = gradients[7][..., 2:].reshape(ctx.means2d_shape)
     given = (None if x is None else v for x, v in zip(inputs[:7], gradients[:7], strict=True))
-    v_means2d = gradients[7][..., :2] if ctx.needs_input_grad[9] else None
-    return (*given, None, v_backgrounds, v_means2d, *[None] * 11)
+    v_means2d = gradients[7][..., :2].reshape(ctx.means2d_shape) if ctx.needs_input_grad[9] else None
+    return (*given, None, v_backgrounds, v_means2d, *[None] * 12)
 
 
 rasterize = torchlib.define("core_splatting", _SCHEMA, _impl, _fake, _backward, _setup_context)
-"""(colours (C, H, W, D), alphas (C, H, W)) of the raw operator's arguments; see `rasterization`. `means2d` (C, N, 2) is
-not read; its gradient is that by the projected centres, and `absgrad` sets its attribute of this name. The third result
-is what CUDA keeps for the backward pass with `keep`, and empty without."""
+"""(colours (C, H, W, D), alphas (C, H, W)) of the raw operator's arguments; see `rasterization`. `means2d`
+(C, N / scenes, 2), or of as many numbers, is not read; its gradient is that by the projected centres, and `absgrad`
+sets its attribute of this name. The third result is what CUDA keeps for the backward pass with `keep`, and empty
+without."""
 
 _HARMONICS = (
     "int degree, int time_degree, Tensor dirs, Tensor coeffs, Tensor? viewmats, Tensor? phases, Tensor? masks, "
-    "bool as_color"
+    "bool as_color, SymInt scenes"
 )
 
 
 def _harmonics_fake(*args: Any) -> Tensor:
     dirs, coeffs, viewmats = args[2], args[3], args[4]
     cameras = coeffs.shape[0] if viewmats is None else viewmats.shape[0]
-    out: Tensor = dirs.new_empty((cameras, dirs.shape[0], coeffs.shape[-1]))
+    out: Tensor = dirs.new_empty((cameras, dirs.shape[0] // args[8], coeffs.shape[-1]))
     return out
 
 
@@ -120,7 +125,7 @@ def _harmonics_impl(*args: Any) -> Tensor:
 
 
 def _harmonics_gradients(*args: Any) -> tuple[Tensor, ...]:
-    dirs, coeffs, v_out = args[2], args[3], args[8]
+    dirs, coeffs, v_out = args[2], args[3], args[9]
     return (
         dirs.new_empty(dirs.shape), dirs.new_empty(coeffs.shape), dirs.new_empty((v_out.shape[0], 4, 4)),
         dirs.new_empty(dirs.shape[:1]),
@@ -144,18 +149,18 @@ spherical_harmonics_backward = torchlib.define(
 
 def _harmonics_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[2:7])
-    ctx.scalars = (*inputs[:2], inputs[7])
+    ctx.scalars = (*inputs[:2], *inputs[7:])
 
 
 def _harmonics_backward(ctx: Any, v_out: Tensor) -> tuple[Tensor | None, ...]:
-    degree, time_degree, as_color = ctx.scalars
+    degree, time_degree, as_color, scenes = ctx.scalars
     dirs, coeffs, viewmats, phases, masks = ctx.saved_tensors
     v_dirs, v_coeffs, v_viewmats, v_phases = spherical_harmonics_backward(
-        degree, time_degree, dirs, coeffs, viewmats, phases, masks, as_color, v_out
+        degree, time_degree, dirs, coeffs, viewmats, phases, masks, as_color, scenes, v_out
     )
     return (
         None, None, v_dirs, v_coeffs, None if viewmats is None else v_viewmats, None if phases is None else v_phases,
-        None, None,
+        None, None, None,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "../scenes.hpp"
 #include "basis.hpp"
 
 namespace core_splatting {
@@ -34,8 +35,11 @@ Harmonics check_harmonics(const char* op, std::int64_t degree, std::int64_t time
           as_color};
 }
 
-void spherical_harmonics(std::int64_t degree, std::int64_t time_degree, In<2> dirs, In<4> coeffs, MaybeIn<3> viewmats, MaybeIn<1> phases,
-                         std::optional<core::Tensor<const bool, 2>> masks, bool as_color, Out<3> out) {
+namespace {
+
+/// Of one scene.
+void spherical_harmonics_of_scene(std::int64_t degree, std::int64_t time_degree, In<2> dirs, In<4> coeffs, MaybeIn<3> viewmats,
+                                  MaybeIn<1> phases, std::optional<core::Tensor<const bool, 2>> masks, bool as_color, Out<3> out) {
   const std::int64_t cameras = out.shape[0], count = dirs.shape[0];
   const Harmonics in =
       check_harmonics("spherical_harmonics", degree, time_degree, dirs, coeffs, viewmats, phases, masks, as_color, cameras);
@@ -47,9 +51,22 @@ void spherical_harmonics(std::int64_t degree, std::int64_t time_degree, In<2> di
   }
 }
 
-void spherical_harmonics_backward(std::int64_t degree, std::int64_t time_degree, In<2> dirs, In<4> coeffs, MaybeIn<3> viewmats,
-                                  MaybeIn<1> phases, std::optional<core::Tensor<const bool, 2>> masks, bool as_color, In<3> v_out,
-                                  Out<2> v_dirs, Out<4> v_coeffs, Out<3> v_viewmats, Out<1> v_phases) {
+}  // namespace
+
+void spherical_harmonics(std::int64_t degree, std::int64_t time_degree, In<2> dirs, In<4> coeffs, MaybeIn<3> viewmats, MaybeIn<1> phases,
+                         std::optional<core::Tensor<const bool, 2>> masks, bool as_color, std::int64_t scenes, Out<3> out) {
+  for_each_scene("spherical_harmonics", scenes, dirs.shape[0], out.shape[0], [&](const SceneOf& s) {
+    spherical_harmonics_of_scene(degree, time_degree, s.rows(dirs), s.colors("coeffs", coeffs), s.views(viewmats), s.rows(phases),
+                                 s.views(masks), as_color, s.projections("out", out));
+  });
+}
+
+namespace {
+
+/// Of one scene.
+void spherical_harmonics_backward_of_scene(std::int64_t degree, std::int64_t time_degree, In<2> dirs, In<4> coeffs, MaybeIn<3> viewmats,
+                                           MaybeIn<1> phases, std::optional<core::Tensor<const bool, 2>> masks, bool as_color, In<3> v_out,
+                                           Out<2> v_dirs, Out<4> v_coeffs, Out<3> v_viewmats, Out<1> v_phases) {
   const std::int64_t cameras = v_out.shape[0], count = dirs.shape[0];
   const Harmonics in =
       check_harmonics("spherical_harmonics_backward", degree, time_degree, dirs, coeffs, viewmats, phases, masks, as_color, cameras);
@@ -91,6 +108,18 @@ void spherical_harmonics_backward(std::int64_t degree, std::int64_t time_degree,
     }
     centre_backward(centre, v_centre, v_viewmats, c);
   }
+}
+
+}  // namespace
+
+void spherical_harmonics_backward(std::int64_t degree, std::int64_t time_degree, In<2> dirs, In<4> coeffs, MaybeIn<3> viewmats,
+                                  MaybeIn<1> phases, std::optional<core::Tensor<const bool, 2>> masks, bool as_color, std::int64_t scenes,
+                                  In<3> v_out, Out<2> v_dirs, Out<4> v_coeffs, Out<3> v_viewmats, Out<1> v_phases) {
+  for_each_scene("spherical_harmonics_backward", scenes, dirs.shape[0], v_out.shape[0], [&](const SceneOf& s) {
+    spherical_harmonics_backward_of_scene(degree, time_degree, s.rows(dirs), s.colors("coeffs", coeffs), s.views(viewmats), s.rows(phases),
+                                          s.views(masks), as_color, s.projections("v_out", v_out), s.rows(v_dirs),
+                                          s.colors("v_coeffs", v_coeffs), s.views(v_viewmats), s.rows(v_phases));
+  });
 }
 
 }  // namespace core_splatting

@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "../scenes.hpp"
 #include "basis.hpp"
 
 namespace core_splatting {
@@ -101,11 +102,10 @@ __global__ void of_cameras(In<3> viewmats, const float* v_centres, Out<3> v_view
   if (c < v_viewmats.shape[0]) centre_backward(centre_of(viewmats, c), v_centres + 3 * c, v_viewmats, c);
 }
 
-}  // namespace
-
-void spherical_harmonics_cuda(std::int64_t degree, std::int64_t time_degree, In<2> dirs, In<4> coeffs, MaybeIn<3> viewmats,
-                              MaybeIn<1> phases, std::optional<core::Tensor<const bool, 2>> masks, bool as_color, Out<3> out,
-                              core::Stream queue) {
+/// Of one scene.
+void spherical_harmonics_of_scene(std::int64_t degree, std::int64_t time_degree, In<2> dirs, In<4> coeffs, MaybeIn<3> viewmats,
+                                  MaybeIn<1> phases, std::optional<core::Tensor<const bool, 2>> masks, bool as_color, Out<3> out,
+                                  core::Stream queue) {
   const char* const op = "spherical_harmonics";
   const Harmonics in = check_harmonics(op, degree, time_degree, dirs, coeffs, viewmats, phases, masks, as_color, out.shape[0]);
   if (out.shape[0] * dirs.shape[0] == 0) return;
@@ -116,9 +116,23 @@ void spherical_harmonics_cuda(std::int64_t degree, std::int64_t time_degree, In<
   core::check_cuda(op, cudaGetLastError(), "evaluating");
 }
 
-void spherical_harmonics_backward_cuda(std::int64_t degree, std::int64_t time_degree, In<2> dirs, In<4> coeffs, MaybeIn<3> viewmats,
-                                       MaybeIn<1> phases, std::optional<core::Tensor<const bool, 2>> masks, bool as_color, In<3> v_out,
-                                       Out<2> v_dirs, Out<4> v_coeffs, Out<3> v_viewmats, Out<1> v_phases, core::Stream queue) {
+}  // namespace
+
+void spherical_harmonics_cuda(std::int64_t degree, std::int64_t time_degree, In<2> dirs, In<4> coeffs, MaybeIn<3> viewmats,
+                              MaybeIn<1> phases, std::optional<core::Tensor<const bool, 2>> masks, bool as_color, std::int64_t scenes,
+                              Out<3> out, core::Stream queue) {
+  for_each_scene("spherical_harmonics", scenes, dirs.shape[0], out.shape[0], [&](const SceneOf& s) {
+    spherical_harmonics_of_scene(degree, time_degree, s.rows(dirs), s.colors("coeffs", coeffs), s.views(viewmats), s.rows(phases),
+                                 s.views(masks), as_color, s.projections("out", out), queue);
+  });
+}
+
+namespace {
+
+/// Of one scene.
+void spherical_harmonics_backward_of_scene(std::int64_t degree, std::int64_t time_degree, In<2> dirs, In<4> coeffs, MaybeIn<3> viewmats,
+                                           MaybeIn<1> phases, std::optional<core::Tensor<const bool, 2>> masks, bool as_color, In<3> v_out,
+                                           Out<2> v_dirs, Out<4> v_coeffs, Out<3> v_viewmats, Out<1> v_phases, core::Stream queue) {
   const char* const op = "spherical_harmonics_backward";
   const std::int64_t cameras = v_out.shape[0], count = dirs.shape[0];
   const Harmonics in = check_harmonics(op, degree, time_degree, dirs, coeffs, viewmats, phases, masks, as_color, cameras);
@@ -141,6 +155,19 @@ void spherical_harmonics_backward_cuda(std::int64_t degree, std::int64_t time_de
     of_cameras<<<blocks_for(cameras), block, 0, stream>>>(in.viewmats, scratch.get<float>(), v_viewmats);
     core::check_cuda(op, cudaGetLastError(), "differentiating by cameras");
   }
+}
+
+}  // namespace
+
+void spherical_harmonics_backward_cuda(std::int64_t degree, std::int64_t time_degree, In<2> dirs, In<4> coeffs, MaybeIn<3> viewmats,
+                                       MaybeIn<1> phases, std::optional<core::Tensor<const bool, 2>> masks, bool as_color,
+                                       std::int64_t scenes, In<3> v_out, Out<2> v_dirs, Out<4> v_coeffs, Out<3> v_viewmats, Out<1> v_phases,
+                                       core::Stream queue) {
+  for_each_scene("spherical_harmonics_backward", scenes, dirs.shape[0], v_out.shape[0], [&](const SceneOf& s) {
+    spherical_harmonics_backward_of_scene(degree, time_degree, s.rows(dirs), s.colors("coeffs", coeffs), s.views(viewmats), s.rows(phases),
+                                          s.views(masks), as_color, s.projections("v_out", v_out), s.rows(v_dirs),
+                                          s.colors("v_coeffs", v_coeffs), s.views(v_viewmats), s.rows(v_phases), queue);
+  });
 }
 
 }  // namespace core_splatting

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "../scenes.hpp"
 #include "tiles.hpp"
 
 namespace core_splatting {
@@ -190,13 +191,12 @@ void clear(const core::Tensor<float, N>& t) {
   }
 }
 
-}  // namespace
-
-void rasterize_backward(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors, In<3> viewmats,
-                        In<3> Ks, double near_plane, double far_plane, double radius_clip, double eps2d, double max_alpha, bool antialiased,
-                        const char* camera_model, In<4> image, In<3> alphas, In<4> v_image, In<3> v_alphas, MaybeWorkspace, bool,
-                        Out<2> v_means, MaybeOut<2> v_quats, MaybeOut<2> v_scales, MaybeOut<2> v_covars, Out<1> v_opacities,
-                        Out<3> v_colors, Out<3> v_viewmats, Out<3> v_means2d) {
+/// Of one scene.
+void rasterize_backward_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors,
+                                 In<3> viewmats, In<3> Ks, double near_plane, double far_plane, double radius_clip, double eps2d,
+                                 double max_alpha, bool antialiased, const char* camera_model, In<4> image, In<3> alphas, In<4> v_image,
+                                 In<3> v_alphas, MaybeWorkspace, bool, Out<2> v_means, MaybeOut<2> v_quats, MaybeOut<2> v_scales,
+                                 MaybeOut<2> v_covars, Out<1> v_opacities, Out<3> v_colors, Out<3> v_viewmats, Out<3> v_means2d) {
   const char* const op = "rasterize_backward";
   const std::int64_t cameras = viewmats.shape[0], channels = colors.shape[2];
   const Options o =
@@ -252,6 +252,22 @@ void rasterize_backward(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeI
       v_viewmats(c, k / 4, k % 4) = static_cast<float>(sum);
     }
   }
+}
+
+}  // namespace
+
+void rasterize_backward(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors, In<3> viewmats,
+                        In<3> Ks, double near_plane, double far_plane, double radius_clip, double eps2d, double max_alpha, bool antialiased,
+                        const char* camera_model, std::int64_t scenes, In<4> image, In<3> alphas, In<4> v_image, In<3> v_alphas,
+                        MaybeWorkspace workspace, bool deterministic, Out<2> v_means, MaybeOut<2> v_quats, MaybeOut<2> v_scales,
+                        MaybeOut<2> v_covars, Out<1> v_opacities, Out<3> v_colors, Out<3> v_viewmats, Out<3> v_means2d) {
+  for_each_scene("rasterize_backward", scenes, means.shape[0], viewmats.shape[0], [&](const SceneOf& s) {
+    rasterize_backward_of_scene(s.rows(means), s.rows(quats), s.rows(scales), s.rows(covars), s.rows(opacities), s.colors("colors", colors),
+                                s.views(viewmats), s.views(Ks), near_plane, far_plane, radius_clip, eps2d, max_alpha, antialiased,
+                                camera_model, s.views(image), s.views(alphas), s.views(v_image), s.views(v_alphas), workspace,
+                                deterministic, s.rows(v_means), s.rows(v_quats), s.rows(v_scales), s.rows(v_covars), s.rows(v_opacities),
+                                s.colors("v_colors", v_colors), s.views(v_viewmats), s.projections("v_means2d", v_means2d));
+  });
 }
 
 }  // namespace core_splatting

@@ -6,6 +6,7 @@
 #include <limits>
 #include <string>
 
+#include "../scenes.hpp"
 #include "device.cuh"
 
 namespace core_splatting {
@@ -387,14 +388,13 @@ std::int64_t count_pairs(const Lists& lists, cudaStream_t stream) {
   return static_cast<std::int64_t>(pairs);
 }
 
-}  // namespace
-
-void rasterize_backward_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors,
-                             In<3> viewmats, In<3> Ks, double near_plane, double far_plane, double radius_clip, double eps2d,
-                             double max_alpha, bool antialiased, const char* camera_model, In<4> image, In<3> alphas, In<4> v_image,
-                             In<3> v_alphas, MaybeWorkspace workspace, bool deterministic, Out<2> v_means, MaybeOut<2> v_quats,
-                             MaybeOut<2> v_scales, MaybeOut<2> v_covars, Out<1> v_opacities, Out<3> v_colors, Out<3> v_viewmats,
-                             Out<3> v_means2d, core::Stream queue) {
+/// Of one scene.
+void rasterize_backward_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors,
+                                 In<3> viewmats, In<3> Ks, double near_plane, double far_plane, double radius_clip, double eps2d,
+                                 double max_alpha, bool antialiased, const char* camera_model, In<4> image, In<3> alphas, In<4> v_image,
+                                 In<3> v_alphas, MaybeWorkspace workspace, bool deterministic, Out<2> v_means, MaybeOut<2> v_quats,
+                                 MaybeOut<2> v_scales, MaybeOut<2> v_covars, Out<1> v_opacities, Out<3> v_colors, Out<3> v_viewmats,
+                                 Out<3> v_means2d, core::Stream queue) {
   const char* op = "rasterize_backward";
   const std::int64_t cameras = viewmats.shape[0], gaussians = means.shape[0], channels = colors.shape[2];
   const Options o =
@@ -454,6 +454,23 @@ void rasterize_backward_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, M
     gradient_cameras<<<static_cast<unsigned>(cameras), 512, 0, stream>>>(scratch.at<float>(at_cameras), static_cast<int>(parts),
                                                                          v_viewmats);
   check(cudaGetLastError(), "projecting backward");
+}
+
+}  // namespace
+
+void rasterize_backward_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors,
+                             In<3> viewmats, In<3> Ks, double near_plane, double far_plane, double radius_clip, double eps2d,
+                             double max_alpha, bool antialiased, const char* camera_model, std::int64_t scenes, In<4> image, In<3> alphas,
+                             In<4> v_image, In<3> v_alphas, MaybeWorkspace workspace, bool deterministic, Out<2> v_means,
+                             MaybeOut<2> v_quats, MaybeOut<2> v_scales, MaybeOut<2> v_covars, Out<1> v_opacities, Out<3> v_colors,
+                             Out<3> v_viewmats, Out<3> v_means2d, core::Stream queue) {
+  for_each_scene("rasterize_backward", scenes, means.shape[0], viewmats.shape[0], [&](const SceneOf& s) {
+    rasterize_backward_of_scene(s.rows(means), s.rows(quats), s.rows(scales), s.rows(covars), s.rows(opacities), s.colors("colors", colors),
+                                s.views(viewmats), s.views(Ks), near_plane, far_plane, radius_clip, eps2d, max_alpha, antialiased,
+                                camera_model, s.views(image), s.views(alphas), s.views(v_image), s.views(v_alphas), s.workspace(workspace),
+                                deterministic, s.rows(v_means), s.rows(v_quats), s.rows(v_scales), s.rows(v_covars), s.rows(v_opacities),
+                                s.colors("v_colors", v_colors), s.views(v_viewmats), s.projections("v_means2d", v_means2d), queue);
+  });
 }
 
 }  // namespace core_splatting

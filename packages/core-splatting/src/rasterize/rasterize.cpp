@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "../scenes.hpp"
 #include "tiles.hpp"
 
 namespace core_splatting {
@@ -220,11 +221,11 @@ void blend_tile_on_this_isa(const Frame* frame, std::int64_t tile) {
   }
 }
 
-}  // namespace
-
-void rasterize(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors, In<3> viewmats, In<3> Ks,
-               MaybeIn<2> backgrounds, double near_plane, double far_plane, double radius_clip, double eps2d, double max_alpha,
-               bool antialiased, const char* camera_model, Out<4> out_colors, Out<3> out_alphas, MaybeOutWorkspace) {
+/// Of one scene.
+void rasterize_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors, In<3> viewmats,
+                        In<3> Ks, MaybeIn<2> backgrounds, double near_plane, double far_plane, double radius_clip, double eps2d,
+                        double max_alpha, bool antialiased, const char* camera_model, Out<4> out_colors, Out<3> out_alphas,
+                        MaybeOutWorkspace) {
   const std::int64_t cameras = viewmats.shape[0];
   const Options o = check_options("rasterize", cameras, means.shape[0], colors.shape[0],
                                   {near_plane, far_plane, radius_clip, eps2d, max_alpha, antialiased, camera_model}, out_alphas.shape[1],
@@ -248,6 +249,19 @@ void rasterize(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> cova
       frame.channel += frame.channels;
     } while (frame.channel < colors.shape[2]);
   }
+}
+
+}  // namespace
+
+void rasterize(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors, In<3> viewmats, In<3> Ks,
+               MaybeIn<2> backgrounds, double near_plane, double far_plane, double radius_clip, double eps2d, double max_alpha,
+               bool antialiased, const char* camera_model, std::int64_t scenes, Out<4> out_colors, Out<3> out_alphas,
+               MaybeOutWorkspace workspace) {
+  for_each_scene("rasterize", scenes, means.shape[0], viewmats.shape[0], [&](const SceneOf& s) {
+    rasterize_of_scene(s.rows(means), s.rows(quats), s.rows(scales), s.rows(covars), s.rows(opacities), s.colors("colors", colors),
+                       s.views(viewmats), s.views(Ks), s.views(backgrounds), near_plane, far_plane, radius_clip, eps2d, max_alpha,
+                       antialiased, camera_model, s.views(out_colors), s.views(out_alphas), workspace);
+  });
 }
 
 }  // namespace core_splatting

@@ -1,6 +1,7 @@
 // Forward rasterisation on CUDA: blends one tile per block, a warp on its own.
 #include <core_splatting/rasterize.hpp>
 
+#include "../scenes.hpp"
 #include "device.cuh"
 #include "features.cuh"
 
@@ -85,12 +86,11 @@ void blend_few(const Lists& lists, const Options& o, const core::Tensor<const fl
       <<<static_cast<unsigned>(lists.tiles), Patch<strips>::threads, 0, stream>>>(lists, o, colors, backgrounds, out_colors, out_alphas);
 }
 
-}  // namespace
-
-void rasterize_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors, In<3> viewmats,
-                    In<3> Ks, MaybeIn<2> backgrounds, double near_plane, double far_plane, double radius_clip, double eps2d,
-                    double max_alpha, bool antialiased, const char* camera_model, Out<4> out_colors, Out<3> out_alphas,
-                    MaybeOutWorkspace workspace, core::Stream queue) {
+/// Of one scene.
+void rasterize_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors, In<3> viewmats,
+                        In<3> Ks, MaybeIn<2> backgrounds, double near_plane, double far_plane, double radius_clip, double eps2d,
+                        double max_alpha, bool antialiased, const char* camera_model, Out<4> out_colors, Out<3> out_alphas,
+                        MaybeOutWorkspace workspace, core::Stream queue) {
   const std::int64_t cameras = viewmats.shape[0], gaussians = means.shape[0];
   const Options o = check_options("rasterize", cameras, gaussians, colors.shape[0],
                                   {near_plane, far_plane, radius_clip, eps2d, max_alpha, antialiased, camera_model}, out_alphas.shape[1],
@@ -114,6 +114,19 @@ void rasterize_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2>
     run(lists, o, colors, background, out_colors, out_alphas, stream);
   }
   check(cudaGetLastError(), "blending");
+}
+
+}  // namespace
+
+void rasterize_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors, In<3> viewmats,
+                    In<3> Ks, MaybeIn<2> backgrounds, double near_plane, double far_plane, double radius_clip, double eps2d,
+                    double max_alpha, bool antialiased, const char* camera_model, std::int64_t scenes, Out<4> out_colors, Out<3> out_alphas,
+                    MaybeOutWorkspace workspace, core::Stream queue) {
+  for_each_scene("rasterize", scenes, means.shape[0], viewmats.shape[0], [&](const SceneOf& s) {
+    rasterize_of_scene(s.rows(means), s.rows(quats), s.rows(scales), s.rows(covars), s.rows(opacities), s.colors("colors", colors),
+                       s.views(viewmats), s.views(Ks), s.views(backgrounds), near_plane, far_plane, radius_clip, eps2d, max_alpha,
+                       antialiased, camera_model, s.views(out_colors), s.views(out_alphas), s.workspace(workspace), queue);
+  });
 }
 
 }  // namespace core_splatting

@@ -23,7 +23,7 @@ struct Scene {
     const auto in = [](const std::vector<float>& v) { return v.data(); };
     core_splatting::rasterize(core::tensor(in(means), n, 3), core::tensor(in(quats), n, 4), core::tensor(in(scales), n, 3), std::nullopt,
                               core::tensor(in(opacities), n), core::tensor(in(colors), 1, n, 3), core::tensor(in(view), 1, 4, 4),
-                              core::tensor(in(K), 1, 3, 3), std::nullopt, near_plane, 1e10, 0.0, 0.3, max_alpha, false, "pinhole",
+                              core::tensor(in(K), 1, 3, 3), std::nullopt, near_plane, 1e10, 0.0, 0.3, max_alpha, false, "pinhole", 1,
                               core::tensor(image.data(), 1, 16, 20, 3), core::tensor(alphas.data(), 1, 16, 20), std::nullopt);
   }
   float alpha(int row, int column) const { return alphas[static_cast<std::size_t>(row * 20 + column)]; }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,6 +110,29 @@ def project_gaussians(args: dict[str, Any]) -> dict[str, Array]:
     return out | {"radii": out["radii"].astype(np.int32)}
 
 
+def by_scene(of_one: Callable[[dict[str, Any]], dict[str, Array]]) -> Callable[[dict[str, Any]], dict[str, Array]]:
+    """The same function for the operator's arguments of several scenes: one after the other."""
+
+    @functools.wraps(of_one)
+    def all_of_them(args: dict[str, Any]) -> dict[str, Array]:
+        scenes = args.get("scenes", 1)
+        if scenes == 1:
+            return of_one(args)
+        shared = args["colors"].shape[0] == 1
+        by_axis = {"colors": int(shared), "v_colors": int(shared)}
+        found = []
+        for s in range(scenes):
+            parts = {
+                k: np.split(v, scenes, by_axis.get(k, 0))[s] if isinstance(v, np.ndarray) else v
+                for k, v in args.items()
+            }
+            found.append(of_one(parts | {"scenes": 1}))
+        return {k: np.concatenate([f[k] for f in found], by_axis.get(k, 0)) for k in found[0]}
+
+    return all_of_them
+
+
+@by_scene
 def rasterize(args: dict[str, Any]) -> dict[str, Array]:
     """The raw operator's outputs in float64, each Gaussian over all pixels, in the order of depth."""
     f64 = {
@@ -152,6 +177,7 @@ def rasterize(args: dict[str, Any]) -> dict[str, Array]:
     return {"out_colors": out_colors, "out_alphas": out_alphas}
 
 
+@by_scene
 def rasterize_backward(args: dict[str, Any]) -> dict[str, Array]:
     """The gradient in float64: blending with a kept list for each pixel and the inverse covariance as the parameter;
     the projection's Jacobian by central differences."""
