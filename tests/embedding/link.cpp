@@ -27,7 +27,7 @@ int main(int argc, char** argv) {
                               core::tensor<const float>(scales.data(), count, 3), std::nullopt,
                               core::tensor<const float>(opacities.data(), count), core::tensor<const float>(colors.data(), 1, count, 3),
                               core::tensor(view, 1, 4, 4), core::tensor(camera, 1, 3, 3), std::nullopt, 0.01, 1e10, 0, 0.3, 0.999, false,
-                              "pinhole", core::tensor(frame.data(), 1, rows, width, 3), core::tensor(alphas.data(), 1, rows, width));
+                              "pinhole", 1, core::tensor(frame.data(), 1, rows, width, 3), core::tensor(alphas.data(), 1, rows, width));
   };
   render(height);
   const float most = *std::max_element(alphas.begin(), alphas.end());

@@ -93,7 +93,7 @@ CORE_TEST(the_gradient_of_one_gaussian_is_that_of_its_formula) {
   core_splatting::rasterize_backward(core::tensor(in(s.means), 1, 3), core::tensor(in(s.quats), 1, 4), core::tensor(in(s.scales), 1, 3),
                                      std::nullopt, core::tensor(in(s.opacities), 1), core::tensor(in(s.colors), 1, 1, 3),
                                      core::tensor(in(s.view), 1, 4, 4), core::tensor(in(s.K), 1, 3, 3), 0.01, 1e10, 0.0, 0.3, 0.999, false,
-                                     "pinhole", core::tensor(in(s.image), 1, 16, 20, 3), core::tensor(in(s.alphas), 1, 16, 20),
+                                     "pinhole", 1, core::tensor(in(s.image), 1, 16, 20, 3), core::tensor(in(s.alphas), 1, 16, 20),
                                      core::tensor(in(v_image), 1, 16, 20, 3), core::tensor(in(v_alphas), 1, 16, 20), std::nullopt, false,
                                      core::tensor(means.data(), 1, 3), core::tensor(quats.data(), 1, 4), core::tensor(scales.data(), 1, 3),
                                      std::nullopt, core::tensor(opacities.data(), 1), core::tensor(colors.data(), 1, 1, 3),
