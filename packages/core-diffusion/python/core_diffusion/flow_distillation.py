@@ -1,6 +1,7 @@
 """Progressive flow distillation of FlashVDM (arXiv 2503.16302, section 3.4): a few steps for many guided ones.
 
-Three stages, each a loss (or phases) for `core_diffusion.training.Trainer`, in this order:
+A teacher is trained by `flow_loss`. Three stages follow, each a loss (or phases) for a
+`core_diffusion.training.Trainer`:
 
 1. `guidance`: the student learns the teacher's guided velocity, so that one call replaces two.
 2. `consistency`: along the teacher's path the student's jumps to the end of a phase agree with those of its running
@@ -8,6 +9,7 @@ Three stages, each a loss (or phases) for `core_diffusion.training.Trainer`, in 
 3. `adversarial`: the same, and a critic of clean latents that the jumps to the data must convince (hinge loss).
 
 Time goes from 0, noise, to 1, data; a velocity model is called model(x, t, condition) with t of shape [B].
+`latent_flow.LatentTransformer` is one, over the latent sets of a vecset autoencoder.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FlowDistillation", "StudentAndCritic", "flow_points", "guided", "huber", "sample_flow"]
+__all__ = ["FlowDistillation", "StudentAndCritic", "flow_loss", "flow_points", "guided", "huber", "sample_flow"]
 
 Velocity = Callable[..., Tensor]
 
@@ -66,6 +68,26 @@ def sample_flow(
         t = torch.full((len(x),), now, device=x.device)
         x = x + (then - now) * guided(model, x, t, condition, scale, null)
     return x
+
+
+def flow_loss(null: Any = 0, dropout: float = 0.1) -> Callable[[Any], dict[str, Tensor]]:
+    """The teacher's training (rectified flow): squared error of the velocity x - noise at a uniform time.
+
+    Batches as of `FlowDistillation`; a condition is replaced by `null` with the probability `dropout`, for guidance.
+    """
+
+    def loss(step: Any) -> dict[str, Tensor]:
+        x, condition, g = step.batch["x"], step.batch.get("condition"), step.generator
+        noise = torch.randn(x.shape, device=x.device, dtype=x.dtype, generator=g)
+        t = torch.rand(len(x), device=x.device, generator=g)
+        if condition is not None:
+            dropped = torch.rand(len(x), device=x.device, generator=g) < dropout
+            none = torch.as_tensor(null, dtype=condition.dtype, device=condition.device)
+            condition = torch.where(_times(dropped, condition), none, condition)
+        found = step.model(noise + _times(t, x) * (x - noise), t, condition)
+        return {"loss": (found.float() - (x - noise)).square().mean()}
+
+    return loss
 
 
 def huber(x: Tensor, y: Tensor, width: float) -> Tensor:
