@@ -11,11 +11,11 @@ from torch import nn
 
 from .training import read_tensors
 from .udm3d import UAE3D, UDM3D, dit, vae
-from .uni3dar import Config, Uni3DAR
+from .uni3dar import Config, Understanding, Uni3DAR
 
 
 def load_model(path: str | os.PathLike[str], device: str = "cpu") -> nn.Module:
-    """The `Uni3DAR`, `UAE3D` or `UDM3D` of a checkpoint, with its averaged weights, for evaluation.
+    """The `Uni3DAR`, `Understanding`, `UAE3D` or `UDM3D` of a checkpoint, with its averaged weights, for evaluation.
 
     Raises ValueError for a file that is no checkpoint of one of them.
     """
@@ -40,6 +40,11 @@ def _maker(about: Any, path: str | os.PathLike[str]) -> Callable[[], nn.Module]:
         if kind == "uni3dar":
             shape = Config(**about["config"])
             return lambda: Uni3DAR(shape)
+        if kind == "uni3dar-property":
+            shape, properties, level = Config(**about["config"]), int(about["properties"]), int(about["level"])
+            if not 1 <= properties <= 1_000_000:
+                raise ValueError(f"{path}: expected 1 to 1,000,000 properties, got {properties}")
+            return lambda: Understanding(Uni3DAR(shape), properties, level)
         if kind in ("uae3d", "udm3d"):
             given = about["config" if kind == "uae3d" else "autoencoder"]
             coder = vae.Config(**given | {"elements": tuple(given["elements"])})

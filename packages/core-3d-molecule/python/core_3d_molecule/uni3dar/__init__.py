@@ -7,6 +7,7 @@ from .crystals import CrystalSampler, CrystalSamples, crystal_config
 from .model import Batch, Config, PropertyHead, Uni3DAR, Weights, loss
 from .sampler import Sampler, Samples, Settings
 from .train import make_trainer
+from .understand import Understanding, make_property_trainer
 
 __all__ = [
     "Batch",
@@ -18,10 +19,12 @@ __all__ = [
     "Samples",
     "Settings",
     "Stream",
+    "Understanding",
     "Uni3DAR",
     "Weights",
     "collate",
     "crystal_config",
     "loss",
+    "make_property_trainer",
     "make_trainer",
 ]

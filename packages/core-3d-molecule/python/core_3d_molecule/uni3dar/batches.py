@@ -87,6 +87,11 @@ class Stream:
 
     def __iter__(self) -> Iterator[tuple[Batch, dict[str, int]]]:
         """Batches, each with the state that makes the stream go on behind it."""
+        for batch, _, _, behind in self.visits():
+            yield batch, behind
+
+    def visits(self) -> Iterator[tuple[Batch, np.ndarray, Tokens, dict[str, int]]]:
+        """Batches with the rows of their structures, the tokens that were packed, and the state behind them."""
         order = self._order()
         octree = self.tokenizer.octree if isinstance(self.tokenizer, CrystalTokenizer) else self.tokenizer
         guess, fixed = max(self.rows // 128, 1), (self.rows, self.sequences, self.longest)
@@ -104,10 +109,11 @@ class Stream:
                 raise ValueError(f"Stream: argument 'rows' must hold a structure of {ends[0]} rows, got {self.rows}")
             trees = 1 if conditions is None else 2
             conditions = None if conditions is None else conditions[:fit]
-            packed = octree.pack(first(tokens, trees * fit), conditions, trees)
+            tokens = first(tokens, trees * fit)
+            packed = octree.pack(tokens, conditions, trees)
             self.cursor += fit
             batch = collate(packed, octree.merge_level, octree.resolution, *fixed)
-            yield batch, {"epoch": self.epoch, "cursor": self.cursor}
+            yield batch, chosen[:fit], tokens, {"epoch": self.epoch, "cursor": self.cursor}
 
     def _order(self) -> np.ndarray:
         return np.random.default_rng([self.seed, self.epoch]).permutation(len(self.structures))

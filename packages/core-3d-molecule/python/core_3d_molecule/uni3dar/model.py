@@ -257,7 +257,11 @@ class Uni3DAR(nn.Module):
 
         Zero where a row has no such target.
         """
-        rows = self.hidden(batch, max_seqlen)[batch.rows]
+        return self.nats(self.hidden(batch, max_seqlen), batch)
+
+    def nats(self, hidden: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The same, given what `hidden` gave."""
+        rows = hidden[batch.rows]
         found: dict[str, Tensor] = {}
         for which, heads in enumerate(self.heads):
             mine = batch.trees[batch.rows] == which if self.config.trees > 1 else None
