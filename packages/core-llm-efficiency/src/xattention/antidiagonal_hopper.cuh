@@ -10,6 +10,7 @@ namespace core_llm_efficiency {
 namespace {
 constexpr int multipliers = 2, rows_of_tile = 64 * multipliers, columns_of_tile = 256;
 constexpr int piece_width = 64, stages = 4;  // channels of a stage
+constexpr int lead = 0;                      // stages by which the first warpgroup is ahead, so that the two do not reduce at once
 
 template <class T>
 struct Shared {
@@ -48,7 +49,9 @@ __device__ inline void reduce(const Estimate& e, float (&c)[128], int pair, int 
   for (int r = 0; r < 2; ++r) {
     const int at = row + r * 8;
     const bool inside = at < e.rows;
-    const int seen = inside ? static_cast<int>(e.seen(at)) - column - lane % 4 * 2 : 0;
+    const int end = inside ? static_cast<int>(e.seen(at)) - column : 0, seen = end - lane % 4 * 2;
+    const bool whole = e.scale > 0 && end >= columns_of_tile;  // most tiles: no column is hidden, and the scale keeps the order
+    const float scale = whole ? e.scale : 1.f;                 // that is still to be applied
     float* const to = partial + (std::int64_t{pair} * e.rows + at) * e.units + column / e.per;
 #pragma unroll
     for (int four = 0; four < 8 / Eights; ++four) {
@@ -58,17 +61,17 @@ __device__ inline void reduce(const Estimate& e, float (&c)[128], int pair, int 
 #pragma unroll
         for (int x = 0; x < 2; ++x) {
           float& y = c[j * 4 + r * 2 + x];
-          y = j * 8 + x < seen ? y * e.scale : -INFINITY;
+          if (!whole) y = j * 8 + x < seen ? y * e.scale : -INFINITY;
           top = fmaxf(top, y);
         }
       top = quad_max(top);
-      const float base = top == -INFINITY ? 0.f : top;
+      const float base = top == -INFINITY ? 0.f : top * scale;
 #pragma unroll
       for (int u = 0; u < 4; ++u)
 #pragma unroll
         for (int j = 0; j < Eights; ++j)
 #pragma unroll
-          for (int x = 0; x < 2; ++x) sum[u] += exp2_fast(c[((four * 4 + u) * Eights + j) * 4 + r * 2 + x] - base);
+          for (int x = 0; x < 2; ++x) sum[u] += exp2_fast(c[((four * 4 + u) * Eights + j) * 4 + r * 2 + x] * scale - base);
       const bool odd = lane & 1, high = lane & 2;
 #pragma unroll
       for (int u = 0; u < 2; ++u) sum[u] = (odd ? sum[u + 2] : sum[u]) + __shfl_xor_sync(~0u, odd ? sum[u] : sum[u + 2], 1);
@@ -120,6 +123,8 @@ __global__ void __launch_bounds__(128 * (1 + multipliers), 1)
       float c[128];
       for (int piece = 0; piece < depth; ++piece, ++i) {
         const int stage = i % stages;
+        if (lead && group == 1 && i == 0) asm volatile("bar.sync 1, 256;" ::: "memory");
+        if (lead && group == 0 && i == min(lead, depth - 1)) asm volatile("bar.arrive 1, 256;" ::: "memory");
         hopper::wait(&s.full[stage], i / stages % 2);
         hopper::hold(c);
         hopper::begin_products();
