@@ -29,6 +29,11 @@ class ImageSet(NamedTuple):
     test: NDArray[np.uint8]
     test_labels: NDArray[np.int64]
 
+    @property
+    def described(self) -> str:
+        """Name and sizes of the splits."""
+        return f"{self.name} ({len(self.train):,} and {len(self.test):,} images)"
+
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """The array of an IDX file of bytes (MNIST's format), gzip or plain. ValueError: not one, or above 256 MB."""

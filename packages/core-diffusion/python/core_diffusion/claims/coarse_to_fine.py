@@ -83,17 +83,13 @@ def claim(size: str, seed: int, out: Path) -> Claim:
     """Better images and faster sampling at equal training time."""
     images, s = pictures(), SIZES[size]
     found = over_seeds(run, size, seed, out / "2503.16194")
-    panels = {
-        q: {n.removeprefix(f"{q}, "): v for n, v in found.items() if n.startswith(f"{q}, ")}
-        for q in ("distance", "images a second")
-    }
-    plot = plot_bars(out / "2503.16194.png", f"Coarse-to-fine on {images.name}", panels)
+    plot = plot_bars(out / "2503.16194.png", f"Coarse-to-fine on {images.name}", found, ["distance", "images a second"])
     mean = {name: spread(values)[0] for name, values in found.items()}
     return Claim(
         paper="2503.16194",
         claim="Coarse to fine gives better images than autoregression over all codes, and more of them a second.",
         protocol=(
-            f"{images.name}, {SEEDS} seeds. One tokeniser, 7x7 of {s.grid_codes} codes in {s.clusters} clusters; "
+            f"{images.described}, {SEEDS} seeds. One tokeniser, 7x7 of {s.grid_codes} codes in {s.clusters} clusters; "
             f"{s.depth} autoregressive and {s.depth // 2} parallel blocks against {s.depth + s.depth // 2} "
             f"autoregressive ones, width {s.hidden}, {SECONDS[size]:.0f} s of training each, by turns. Fréchet "
             f"distance in the features of a classifier of the train split, {500 if size == 'cpu' else 5000} images; "

@@ -75,15 +75,12 @@ def race(size: str, seed: int, out: Path) -> Claim:
     images, s = pictures(), SIZES[size]
     found = over_seeds(run_race, size, seed, out / "2503.16057")
     with_loss, without = found["MaxVio, race, similarity loss"], found["MaxVio, race"]
-    panels = {
-        q: {n.removeprefix(f"{q}, "): v for n, v in found.items() if n.startswith(f"{q}, ")} for q in ("MaxVio", "loss")
-    }
-    plot = plot_bars(out / "2503.16057.png", f"Expert Race on {images.name}", panels)
+    plot = plot_bars(out / "2503.16057.png", f"Expert Race on {images.name}", found, ["MaxVio", "loss"])
     return Claim(
         paper="2503.16057",
         claim="The router similarity loss keeps the experts of Expert Race in balance (paper: MaxVio 6.38 -> 0.85).",
         protocol=(
-            f"{images.name}, {SEEDS} seeds, {STEPS[size]} steps of {s.batch} images, DiT of {s.depth} x {s.hidden}, "
+            f"{images.described}, {SEEDS} seeds, {STEPS[size]} steps of {s.batch}, DiT of {s.depth} x {s.hidden}, "
             f"every second block with {EXPERTS[size]} experts, {TOP_K} a token; weight {SIMILARITY}. MaxVio (mean "
             "over layers) and the flow-matching loss on held-out images in inference mode, by thresholds. Holds if "
             "MaxVio with the loss is at most 1 and at most half of that without, on the mean of the seeds."
@@ -125,16 +122,12 @@ def diffmoe(size: str, seed: int, out: Path) -> Claim:
     """The running thresholds keep the capacity of training in inference (arXiv 2503.14487, section 3.3)."""
     images, s = pictures(), SIZES[size]
     found = over_seeds(run_diffmoe, size, seed, out / "2503.14487")
-    panels = {
-        q: {n.removeprefix(f"{q}, "): v for n, v in found.items() if n.startswith(f"{q}, ")}
-        for q in ("capacity", "loss")
-    }
-    plot = plot_bars(out / "2503.14487.png", f"DiffMoE on {images.name}", panels)
+    plot = plot_bars(out / "2503.14487.png", f"DiffMoE on {images.name}", found, ["capacity", "loss"])
     return Claim(
         paper="2503.14487",
         claim="By thresholds from training, inference uses the capacity of training, where tokens need it.",
         protocol=(
-            f"{images.name}, {SEEDS} seeds, {STEPS[size]} steps of {s.batch} images, DiT of {s.depth} x {s.hidden}, "
+            f"{images.described}, {SEEDS} seeds, {STEPS[size]} steps of {s.batch}, DiT of {s.depth} x {s.hidden}, "
             f"every second block with {EXPERTS[size]} experts, {TOP_K} a token. Capacity: experts a held-out token in "
             "inference, over those in training. Holds if it is within 0.9 to 1.1 for every seed."
         ),

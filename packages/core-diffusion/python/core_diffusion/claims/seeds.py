@@ -79,15 +79,18 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def plot_bars(path: Path, title: str, panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Path:
-    """A panel for each quantity, a bar for each variant with a dot for each seed."""
+def plot_bars(path: Path, title: str, found: Mapping[str, Sequence[float]], quantities: Sequence[str]) -> Path:
+    """A panel for each quantity, a bar for each variant ("quantity, variant" in `found`) with a dot for each seed."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.8), layout="constrained", squeeze=False)
-    for axis, (quantity, variants) in zip(axes[0], panels.items(), strict=True):
+    count = len(quantities)
+    figure, axes = plt.subplots(1, count, figsize=(4.2 * count, 3.8), layout="constrained", squeeze=False)
+    for axis, quantity in zip(axes[0], quantities, strict=True):
+        begin = f"{quantity}, "
+        variants = {name.removeprefix(begin): v for name, v in found.items() if name.startswith(begin)}
         for i, values in enumerate(variants.values()):
             axis.bar(i, np.mean(values), 0.6, color=f"C{i}", alpha=0.7)
             axis.plot([i] * len(values), values, "k.")

@@ -134,12 +134,11 @@ def claim(size: str, seed: int, out: Path) -> Claim:
     exact = set_diffusion.claim(size, seed, out)
     images, s = pictures(), SIZES[size]
     found = over_seeds(run, size, seed, out / "2503.16425")
-    panels = {"distance": {n.removeprefix("distance, "): v for n, v in found.items() if n.startswith("distance, ")}}
-    plot = plot_bars(out / "2503.16425-images.png", f"TokenSet on {images.name}", panels)
+    plot = plot_bars(out / "2503.16425-images.png", f"TokenSet on {images.name}", found, ["distance"])
     ours, rounded = (spread(found[f"distance, {name}"]) for name in ("fixed sum", "rounded"))
     not_worse = ours[0] <= rounded[0] + ours[1] + rounded[1]
     protocol = (
-        f" Images: {images.name}, {SEEDS} seeds, {s.tokens} tokens of {s.codes} codes, network {s.depth} x "
+        f" Images: {images.described}, {SEEDS} seeds, {s.tokens} tokens of {s.codes} codes, network {s.depth} x "
         f"{s.hidden}, {STEPS} sampling steps, top-p 0.8, guidance {GUIDANCE} where said; Fréchet distance in the "
         "features of a classifier of the train split. Rounded: no condition on any sum, largest remainders at the end. "
         "Holds if no sum is violated, the law is exact, and the distance is not worse than rounded by more than "
