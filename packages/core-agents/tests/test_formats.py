@@ -57,6 +57,15 @@ def test_sub_trees_take_what_they_are_given():
         assert bt.compile(read(write(tree)), 3).tree == expanded
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_ports_that_the_body_does_not_use_keep_their_values(form):
+    write, read = FORMATS[form]
+    body = bt.Definition("part", ("a", "b", "c", "d", "e"), bt.Success("done"))
+    given = (("a", 3), ("b", -1), ("c", bt.Constant(3)), ("d", bt.Feature(1)), ("e", bt.Constant(-2.5)))
+    tree = bt.SubTree("call", body, given)
+    assert read(write(tree)) == tree
+
+
 def test_sub_trees_that_explode_are_refused():
     body = bt.Action("a", 1)
     for i in range(40):

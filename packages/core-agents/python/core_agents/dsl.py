@@ -144,8 +144,9 @@ class Scope:
         return self.actions.get(word, known)
 
     def argument(self, text: str, kind: str | None) -> Argument:
-        """What a call gives a port of a kind (see :class:`~.subtrees.Definition`). Raises ExpressionError."""
-        if kind == "action":
+        """What a call gives a port of a kind (see :class:`~.subtrees.Definition`); of a port that the body does not use
+        a whole number is an action. Raises ExpressionError."""
+        if kind == "action" or (kind is None and re.fullmatch(r"\d+|none", text)):
             found = self.action(text)
             if found is None:
                 raise ExpressionError(f"unknown action '{text}'", 0, _action_hint(text, self.actions))

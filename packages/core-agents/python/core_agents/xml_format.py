@@ -318,8 +318,7 @@ class _Reader:
         given: dict[str, Argument] = {}
         for port, value in _plain_attributes(element).items():
             m = re.fullmatch(r"\{(.*)\}", value)
-            kind = definition.kinds.get(port, "action" if re.fullmatch(r"\d+|none", value) else "value")
-            given[port] = scope.argument(m[1] if m else value, kind)
+            given[port] = scope.argument(m[1] if m else value, definition.kinds.get(port))
         try:
             return bt.SubTree(name, definition, tuple(given.items()))
         except ValueError as e:
