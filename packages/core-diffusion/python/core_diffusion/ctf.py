@@ -171,7 +171,7 @@ class CoarseToFineModel(ModelMixin, ConfigMixin):
 
     def set_clusters(self, levels: CoarseToFine) -> None:
         """Takes the clusters of the codes. ValueError: another number of codes or clusters."""
-        sizes = len(levels.coarse_of), len(levels.members)
+        sizes = levels.num_fine, levels.num_coarse
         if sizes != (self.config.num_codes, self.config.num_clusters):
             raise ValueError(
                 f"CoarseToFineModel: argument 'levels' must have {self.config.num_codes} codes in "
