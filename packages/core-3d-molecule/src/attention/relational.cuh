@@ -137,6 +137,56 @@ __device__ inline void store(float* to, const float (&from)[N], int n, bool add 
   }
 }
 
+/// Queries i0..i0+ni against keys j0..j0+nj of one molecule. On the diagonal (i0 == j0, ni == nj) a pair stands once, i <= j.
+struct Tile {
+  int i0, j0, ni, nj;
+  __device__ bool diagonal() const { return i0 == j0; }
+  __device__ int pairs() const { return diagonal() ? triangle(ni) : ni * nj; }
+  __device__ int pair(int i, int j) const { return diagonal() ? triangle(max(i, j)) + min(i, j) : i * nj + j; }
+  __device__ void atoms(int pair, int& i, int& j) const {
+    if (!diagonal()) {
+      i = pair / nj, j = pair % nj;
+      return;
+    }
+    j = static_cast<int>((sqrtf(8.f * pair + 1.f) - 1.f) * 0.5f);
+    if (triangle(j) > pair) --j;
+    if (triangle(j + 1) <= pair) ++j;
+    i = pair - triangle(j);
+  }
+};
+
+/// f for all tiles of queries i0..: the one on the diagonal is N wide, those beside it N / 2. Called from one place, as it is long.
+template <int N, class Visit>
+__device__ inline void for_tiles(int n, int i0, Visit visit) {
+  const int ni = min(N, n - i0);
+#pragma unroll 1
+  for (int j0 = 0, nj; j0 < n; j0 += j0 == i0 ? N : N / 2) {
+    nj = j0 == i0 ? ni : min(N / 2, n - j0);
+    visit(Tile{i0, j0, ni, nj});
+  }
+}
+
+/// The squared distance and the bond of a pair; the class is -1 if there is none such or the bond is not symmetric.
+__device__ inline float pair_of(const Operands& o, const Sizes& s, const Span& m, int i, int j, int& bond) {
+  const int64_t a = m.bonds + int64_t{i} * m.n + j, b = m.bonds + int64_t{j} * m.n + i;
+  bond = o.bonds[a];
+  if (bond >= s.classes || o.bonds[b] != bond) bond = -1;
+  float squared = 0.f;
+#pragma unroll
+  for (int c = 0; c < 3; ++c) {
+    const float d = o.positions[int64_t{m.begin + i} * 3 + c] - o.positions[int64_t{m.begin + j} * 3 + c];
+    squared += d * d;
+  }
+  return bond < 0 ? __int_as_float(0x7fffffff) : squared;
+}
+
+template <int N>
+__device__ inline float dot(const float (&a)[N], const float (&b)[N], float sum) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
 /// The perceptron in shared memory, filled up with zeros to the shape.
 template <class C>
 struct Network {
@@ -144,8 +194,8 @@ struct Network {
   std::uint8_t* pairs;                                       // [S][2]: the channels of a product
   int G, number_of_classes;
 
-  static __host__ __device__ int floats(int G, int number_of_classes) {
-    return (1 + G + number_of_classes) * C::F + C::F * C::E + C::E + C::S * C::H + 2 * up4(G) + up4((C::S + 1) / 2);
+  static __host__ __device__ int floats(const Sizes& s) {
+    return (1 + s.G + s.classes) * C::F + C::F * C::E + C::E + C::S * C::H + 2 * up4(s.G) + up4((C::S + 1) / 2);
   }
 
   /// Takes its place at `at` and returns what lies behind it.
@@ -222,78 +272,27 @@ struct Network {
         for (int h = 0; h < C::H; ++h) value[h] += form[row * C::H + h] * product;
       }
   }
-};
 
-/// Queries i0..i0+ni against keys j0..j0+nj of one molecule. On the diagonal (i0 == j0, ni == nj) a pair stands once, i <= j.
-struct Tile {
-  int i0, j0, ni, nj;
-  __device__ bool diagonal() const { return i0 == j0; }
-  __device__ int pairs() const { return diagonal() ? triangle(ni) : ni * nj; }
-  __device__ int pair(int i, int j) const { return diagonal() ? triangle(max(i, j)) + min(i, j) : i * nj + j; }
-  __device__ void atoms(int pair, int& i, int& j) const {
-    if (!diagonal()) {
-      i = pair / nj, j = pair % nj;
-      return;
+  /// square[pair][E + H]: features and the form's value, of all pairs of a tile.
+  __device__ void fill(const Operands& o, const Sizes& s, const Span& m, const Tile& tile, float* square) const {
+    for (int p = static_cast<int>(threadIdx.x); p < tile.pairs(); p += threads) {
+      int i, j, bond;
+      tile.atoms(p, i, j);
+      const float squared = pair_of(o, s, m, tile.i0 + i, tile.j0 + j, bond);
+      float layer[C::F], e[C::E], value[C::H];
+      hidden(squared, max(bond, 0), layer, nullptr);
+      features(layer, e);
+      quadratic(e, value);
+      store<C::E, true>(square + p * (C::E + C::H), e, C::E);
+      store<C::H, true>(square + p * (C::E + C::H) + C::E, value, C::H);
     }
-    j = static_cast<int>((sqrtf(8.f * pair + 1.f) - 1.f) * 0.5f);
-    if (triangle(j) > pair) --j;
-    if (triangle(j + 1) <= pair) ++j;
-    i = pair - triangle(j);
   }
 };
-
-/// f for all tiles of queries i0..: the one on the diagonal is N wide, those beside it N / 2. Called from one place, as it is long.
-template <int N, class Visit>
-__device__ inline void for_tiles(int n, int i0, Visit visit) {
-  const int ni = min(N, n - i0);
-#pragma unroll 1
-  for (int j0 = 0, nj; j0 < n; j0 += j0 == i0 ? N : N / 2) {
-    nj = j0 == i0 ? ni : min(N / 2, n - j0);
-    visit(Tile{i0, j0, ni, nj});
-  }
-}
-
-/// The squared distance and the bond of a pair; the class is -1 if there is none such or the bond is not symmetric.
-__device__ inline float pair_of(const Operands& o, const Sizes& s, const Span& m, int i, int j, int& bond) {
-  const int64_t a = m.bonds + int64_t{i} * m.n + j, b = m.bonds + int64_t{j} * m.n + i;
-  bond = o.bonds[a];
-  if (bond >= s.classes || o.bonds[b] != bond) bond = -1;
-  float squared = 0.f;
-#pragma unroll
-  for (int c = 0; c < 3; ++c) {
-    const float d = o.positions[int64_t{m.begin + i} * 3 + c] - o.positions[int64_t{m.begin + j} * 3 + c];
-    squared += d * d;
-  }
-  return bond < 0 ? __int_as_float(0x7fffffff) : squared;
-}
-
-/// square[pair][E + H]: features and the form's value, of all pairs of a tile.
-template <class C>
-__device__ inline void fill(const Network<C>& net, const Operands& o, const Sizes& s, const Span& m, const Tile& tile, float* square) {
-  for (int p = static_cast<int>(threadIdx.x); p < tile.pairs(); p += threads) {
-    int i, j, bond;
-    tile.atoms(p, i, j);
-    const float squared = pair_of(o, s, m, tile.i0 + i, tile.j0 + j, bond);
-    float hidden[C::F], e[C::E], value[C::H];
-    net.hidden(squared, max(bond, 0), hidden, nullptr);
-    net.features(hidden, e);
-    net.quadratic(e, value);
-    store<C::E, true>(square + p * (C::E + C::H), e, C::E);
-    store<C::H, true>(square + p * (C::E + C::H) + C::E, value, C::H);
-  }
-}
-
-template <int N>
-__device__ inline float dot(const float (&a)[N], const float (&b)[N], float sum) {
-#pragma unroll
-  for (int i = 0; i < N; ++i) sum += a[i] * b[i];
-  return sum;
-}
 
 /// Runs `launch` with the shape for these sizes; refuses those that no shape holds.
 template <class Launch>
 void with_shape(const char* op, const Sizes& s, Launch launch) {
-  if (s.H == 8 && s.D == 8 && s.E == 16 && s.F == 16) return launch(Shape<8, 8, 16, 16, true>{});
+  if (s.H == 8 && s.D == 8 && s.E == 16 && s.F == 16 && s.G < 16 && s.classes <= 8) return launch(Shape<8, 8, 16, 16, true>{});
   if (s.H <= 16 && s.D <= 32 && s.E <= 16 && s.F <= 32) return launch(Shape<16, 32, 16, 32, false>{});
   throw core::Error("ValueError", std::string(op) +
                                       ": argument 'q_edge' must have at most 16 heads and channels on CUDA, q at most 32 "

@@ -1,6 +1,6 @@
 // Relational attention on CUDA, forward: a block takes molecules in turn. Its threads make the features of a tile of pairs in
-// shared memory, one pair a thread, then attend, one query and head a thread.
-#include "relational.cuh"
+// shared memory, on the matrix units or one pair a thread, then attend, one query and head a thread.
+#include "pair_mma.cuh"
 
 namespace core_3d_molecule {
 namespace relational {
@@ -42,6 +42,9 @@ struct Outputs {
   float *out, *out_edge, *lse;
 };
 
+template <class C>
+using Net = std::conditional_t<C::exact, PairNetwork<false>, Network<C>>;
+
 /// N: queries of a tile.
 template <class C, int N>
 __global__ void __launch_bounds__(threads, C::exact ? 2 : 1)
@@ -56,7 +59,7 @@ __global__ void __launch_bounds__(threads, C::exact ? 2 : 1)
     for (int64_t i = first; i < s.atoms * H; i += step) out.lse[i] = nan;
     return;
   }
-  Network<C> net;
+  Net<C> net;
   float* square = net.load(reinterpret_cast<float*>(shared4), o, s);
   for (int b = static_cast<int>(blockIdx.x); b < s.molecules; b += static_cast<int>(gridDim.x)) {
     const Span m = spans[b];
@@ -69,7 +72,7 @@ __global__ void __launch_bounds__(threads, C::exact ? 2 : 1)
       load<C::E, C::exact>(q_edge, o.q_edge + row * E, E);
       for_tiles<N>(m.n, i0, [&](const Tile& tile) {
         __syncthreads();
-        fill(net, o, s, m, tile, square);
+        net.fill(o, s, m, tile, square);
         __syncthreads();
         if (!mine) return;
         for (int j = 0; j < tile.nj; ++j) {
@@ -116,7 +119,7 @@ __global__ void __launch_bounds__(threads, C::exact ? 2 : 1)
 template <class C, int N>
 void launch(const char* op, const Operands& o, const Sizes& s, const Span* spans, const int* bad, const Outputs& out, cudaStream_t stream) {
   static_assert(N * C::H <= threads);
-  const int bytes = (Network<C>::floats(s.G, s.classes) + triangle(N) * (C::E + C::H)) * 4;
+  const int bytes = (Net<C>::floats(s) + triangle(N) * (C::E + C::H)) * 4;
   if (bytes > most_shared) refuse(op, "w1", "have fewer columns on CUDA");
   auto* kernel = forward_kernel<C, N>;
   core::check_cuda(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");
