@@ -167,8 +167,8 @@ class CrystalSampler(Sampler):
                 for both in zip(*found, strict=True)
             )
         if self.record is not None:
-            logits = {"tree": tree_logits, "count": count_logits, "atom": torch.cat(atom_logits, 1)}
-            self.record.append((s["row"].clone(), {k: v.float() for k, v in logits.items()}))
+            drawn = {"tree": tree_logits, "count": count_logits, "atom": torch.cat(atom_logits, 1), "drawn": count}
+            self.record.append((s["row"].clone(), {k: v.float() for k, v in drawn.items()}))
         live, is_atom, closing = ~s["done"], level == 0, level < 0
         self._score(s, live & is_atom & ~lattice, atom_logits, chosen)
         kind = chosen[0]

@@ -189,7 +189,7 @@ class Sampler:
 
     def _gather(self, rows: Tensor, n: int) -> dict[str, Tensor]:
         """Moves molecules to the front of the state and of the arena; the rest up to `n` are finished copies."""
-        alive, used = len(rows), 2 * int(self._step) + 1
+        alive, used = len(rows), self._prefix + 2 * int(self._step) + 1
         rows = torch.cat([rows, rows[:1].expand(n - alive)])
         for arena in (self._keys, self._values):
             for layer in arena:
