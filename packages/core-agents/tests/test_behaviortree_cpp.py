@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from core_agents import behaviour_tree as bt
 from core_agents import to_dsl
-from core_agents.xml_format import portable
+from core_agents.portable import portable
 
 to_py_trees = pytest.importorskip("core_agents.adapters", exc_type=ImportError).to_py_trees  # needs py_trees
 

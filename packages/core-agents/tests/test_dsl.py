@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from core_agents import behaviour_tree as bt
 from core_agents import from_dsl, to_dsl
-from core_agents.dsl import ParseError
+from core_agents.forms import ParseError
 from core_agents.reference.behaviour_tree import random_tree
 from hypothesis import given, settings
 from hypothesis import strategies as st

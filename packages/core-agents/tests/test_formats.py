@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from core_agents import behaviour_tree as bt
 from core_agents import from_dsl, from_json, from_xml, to_dsl, to_json, to_xml
-from core_agents.dsl import ParseError
+from core_agents.forms import ParseError
 from core_agents.reference.behaviour_tree import random_forest, random_tree
 
 ALL = os.environ.get("CORE_TEST_ALL") == "1"

@@ -53,7 +53,8 @@ from .behaviour_tree import (
     compile,  # noqa: A004
     feature_names,
 )
-from .dsl import ParseError, from_dsl, to_dsl
+from .dsl import from_dsl, to_dsl
+from .forms import ParseError
 from .json_format import from_json, to_json
 from .xml_format import from_xml, to_xml
 

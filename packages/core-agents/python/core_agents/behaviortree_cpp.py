@@ -7,13 +7,14 @@ from typing import Any
 import behaviortreepy
 
 from . import behaviour_tree as bt
-from .xml_format import portable, to_xml
+from .portable import portable
+from .xml_format import to_xml
 
 
 class BehaviorTreeCppAgent:
     """One agent's tree in BehaviorTree.CPP: features and the action are entries of its blackboard.
 
-    The tree is first brought to what BehaviorTree.CPP has (:func:`core_agents.xml_format.portable`).
+    The tree is first brought to what BehaviorTree.CPP has (:func:`core_agents.portable.portable`).
     """
 
     def __init__(self, tree: bt.Node, num_features: int) -> None:

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,22 +37,22 @@ from . import behaviour_tree as bt
 from .behaviour_tree import expressions
 from .behaviour_tree.expressions import RESERVED, ExpressionError, suggest
 from .behaviour_tree.subtrees import NAME, Argument
+from .forms import (
+    COUNTED,
+    MAX_CALLS,
+    MAX_DEPTH,
+    MAX_LENGTH,
+    PARALLEL,
+    PLAIN,
+    POLICIES,
+    STATUSES,
+    ParseError,
+    Scope,
+    action_hint,
+    integer,
+)
 
-MAX_DEPTH = 256
-"""Levels of a tree at most, as in the machine."""
-MAX_LENGTH = 1 << 24
-"""Characters of a text at most."""
-MAX_CALLS = 64
-"""Sub-trees that call each other nest at most so deep."""
 _HEAD = re.compile(r"([A-Za-z_]\w*)[ ]*(?:\(([^()]*)\))?[ ]*(:?)[ ]*")
-
-
-class ParseError(ValueError):
-    """A text that is no tree. ``line`` and ``column`` count from 1; ``hint`` says how to repair it."""
-
-    def __init__(self, message: str, line: int, column: int, hint: str) -> None:
-        super().__init__(f"line {line}, column {column}: {message}; {hint}")
-        self.message, self.line, self.column, self.hint = message, line, column, hint
 
 
 @dataclass
@@ -70,26 +70,6 @@ class _Line:
         return ParseError(message, self.number, at + 1, hint)
 
 
-PLAIN: dict[str, Callable[[str, bt.Node], bt.Node]] = {
-    "Inverter": bt.Inverter,
-    "FailureIsRunning": bt.FailureIsRunning,
-    "FailureIsSuccess": bt.FailureIsSuccess,
-    "RunningIsFailure": bt.RunningIsFailure,
-    "RunningIsSuccess": bt.RunningIsSuccess,
-    "SuccessIsFailure": bt.SuccessIsFailure,
-    "SuccessIsRunning": bt.SuccessIsRunning,
-    "ForceSuccess": bt.ForceSuccess,
-    "ForceFailure": bt.ForceFailure,
-    "KeepRunningUntilFailure": bt.KeepRunningUntilFailure,
-    "not": bt.Inverter,
-}
-"""Decorators that have nothing but a name and a child, BehaviorTree.CPP's names too."""
-COUNTED: dict[str, tuple[Callable[[str, bt.Node, int], bt.Node], int]] = {
-    "Repeat": (bt.Repeat, 1),
-    "Retry": (bt.Retry, 1),
-    "Timeout": (bt.Timeout, 0),
-}
-"""Decorators with a count, and the least that it may be (``Repeat``: also -1)."""
 _COMPOSITES = ("Sequence", "Selector", "Parallel")
 _KINDS = (*_COMPOSITES, "Condition", "Action", "Wait", *PLAIN, *COUNTED, "OneShot", "SubTree", "Tree")
 _FOREIGN = {
@@ -101,67 +81,6 @@ _FOREIGN = {
     "Task": "write 'Action'",
     "Guard": "write 'Condition: EXPRESSION' with one indented child",
 }
-POLICIES = {p.name.lower(): p for p in bt.OneShotPolicy}
-"""OneShot's policies as they are written."""
-PARALLEL: dict[str, bt.ParallelPolicy.SuccessOnAll | bt.ParallelPolicy.SuccessOnOne] = {
-    "all": bt.ParallelPolicy.SuccessOnAll(False),
-    "all, synchronise": bt.ParallelPolicy.SuccessOnAll(True),
-    "one": bt.ParallelPolicy.SuccessOnOne(),
-}
-"""Parallel's policies as they are written."""
-STATUSES = {s.name: s for s in (bt.SUCCESS, bt.FAILURE, bt.RUNNING)}
-"""What an action may end with."""
-
-
-def _integer(text: str) -> int | None:
-    return int(text) if re.fullmatch(r"-?\d{1,9}", text) else None
-
-
-@dataclass(frozen=True)
-class Scope:
-    """What the names in conditions and actions stand for; ``ports`` hide features and actions."""
-
-    features: Mapping[str, int]
-    actions: Mapping[str, int]
-    ports: tuple[str, ...] = ()
-
-    def feature(self, name: str) -> expressions.Expression | None:
-        """What a name in a condition stands for."""
-        if name in self.ports:
-            return bt.Port(name)
-        return bt.Feature(self.features[name]) if name in self.features else None
-
-    def parser(self, source: str, at: int = 0) -> expressions.Parser:
-        """A reader of conditions from position ``at`` of a text."""
-        return expressions.Parser(source, at, self.feature, (*self.ports, *self.features))
-
-    def action(self, word: str) -> int | bt.Port | None:
-        """What a word stands for as an action, None if for nothing."""
-        if word in self.ports:
-            return bt.Port(word)
-        number = _integer(word)
-        known = -1 if word == "none" else number if number is not None and number >= 0 else None
-        return self.actions.get(word, known)
-
-    def argument(self, text: str, kind: str | None) -> Argument:
-        """What a call gives a port of a kind (see :class:`~.subtrees.Definition`); of a port that the body does not use
-        a whole number is an action. Raises ExpressionError."""
-        if kind == "action" or (kind is None and re.fullmatch(r"\d+|none", text)):
-            found = self.action(text)
-            if found is None:
-                raise ExpressionError(f"unknown action '{text}'", 0, _action_hint(text, self.actions))
-            return found
-        parser = self.parser(text)
-        value = parser.expression()
-        if isinstance(value, bt.Operation) or parser.peek():
-            raise ExpressionError(
-                f"'{text}' is no value of a port", 0, "give a feature, a number or a port of the caller"
-            )
-        return value
-
-
-def _action_hint(word: str, actions: Mapping[str, int]) -> str:
-    return suggest(word, ("none", *actions)) if actions else "write a number or 'none'"
 
 
 def _tail(parser: expressions.Parser, default: str) -> str:
@@ -187,7 +106,7 @@ def _tail(parser: expressions.Parser, default: str) -> str:
 def _ticks(parser: expressions.Parser, behind: str) -> int:
     hint = f"write a number behind '{behind}'"
     text = parser.take("a number of ticks", hint)
-    ticks = _integer(text)
+    ticks = integer(text)
     if ticks is None:
         raise parser.fail(f"'{text}' is no number of ticks", "write an integer from 0")
     return ticks
@@ -206,7 +125,7 @@ def _action(source: str, at: int, scope: Scope) -> bt.Node:
     if action is None:
         if word == "-":
             word += parser.peek()
-        raise parser.fail(f"unknown action '{word}'", _action_hint(word, scope.actions))
+        raise parser.fail(f"unknown action '{word}'", action_hint(word, scope.actions))
     duration, status, running_while = 0, bt.SUCCESS, None
     if parser.peek() == "for":
         parser.take("", "")
@@ -327,7 +246,7 @@ class _Reader:
                 raise line.error(line.argument_at, f"unknown policy '{line.argument}'", hint)
             return bt.OneShot(name, children[0], POLICIES[line.argument])
         make, least = COUNTED[line.kind]
-        count = _integer(line.argument)
+        count = integer(line.argument)
         if count is None or (count < least and not (line.kind == "Repeat" and count == -1)):
             raise line.error(
                 line.argument_at,

@@ -27,7 +27,8 @@ from . import behaviour_tree as bt
 from .behaviour_tree import expressions
 from .behaviour_tree.expressions import ExpressionError, suggest
 from .behaviour_tree.subtrees import Argument
-from .dsl import (
+from .dsl import argument_text
+from .forms import (
     COUNTED,
     MAX_CALLS,
     MAX_DEPTH,
@@ -38,7 +39,6 @@ from .dsl import (
     STATUSES,
     ParseError,
     Scope,
-    argument_text,
 )
 
 FORMAT, VERSION = "core-behaviour-tree", 1

@@ -11,7 +11,7 @@ import typer
 from core_registry.files import replace
 
 from . import portal
-from .dsl import ParseError
+from .forms import ParseError
 from .games import game
 from .judge import ChatJudge, Judge, JudgeError
 from .mutator import Mutator

@@ -19,7 +19,7 @@ import numpy as np
 from core_registry.files import replace
 
 from .behaviour_tree import compile  # noqa: A004
-from .dsl import ParseError
+from .forms import ParseError
 from .games import Game, Played
 from .judge import Judge, Message
 from .mutator import FENCE

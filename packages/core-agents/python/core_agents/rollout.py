@@ -13,7 +13,7 @@ import numpy as np
 import typer
 from core_registry.files import replace
 
-from .dsl import ParseError
+from .forms import ParseError
 from .games import gym
 
 

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
-from xml.parsers import expat
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
@@ -23,10 +21,9 @@ from . import behaviour_tree as bt
 from .behaviour_tree import expressions
 from .behaviour_tree.expressions import ExpressionError, suggest
 from .behaviour_tree.subtrees import Argument
-from .dsl import MAX_CALLS, MAX_DEPTH, MAX_LENGTH, PARALLEL, STATUSES, ParseError, Scope
+from .forms import MAX_CALLS, PARALLEL, STATUSES, Scope
+from .xml_elements import Element, parse
 
-MAX_ELEMENTS = 1 << 20
-"""Elements of a document at most."""
 _PLAIN = {
     "Inverter": bt.Inverter,
     "ForceSuccess": bt.FailureIsSuccess,
@@ -76,62 +73,6 @@ _MODEL = {
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-@dataclass
-class _Element:
-    tag: str
-    attributes: dict[str, str]
-    line: int
-    column: int
-    children: list[_Element] = field(default_factory=list)
-
-    def error(self, message: str, hint: str) -> ParseError:
-        return ParseError(message, self.line, self.column, hint)
-
-
-def _parse(text: str) -> _Element:
-    """The elements of a document. Refuses document types and entities, and what is too long, too deep or too much."""
-    parser = expat.ParserCreate("utf-8")
-    open_: list[_Element] = []
-    top: list[_Element] = []
-    count = 0
-
-    def error(message: str, hint: str) -> ParseError:
-        return ParseError(message, parser.CurrentLineNumber, parser.CurrentColumnNumber + 1, hint)
-
-    def start(tag: str, attributes: dict[str, str]) -> None:
-        nonlocal count
-        count += 1
-        if count > MAX_ELEMENTS:
-            raise error(f"the document has more than {MAX_ELEMENTS} elements", "split it")
-        if len(open_) > MAX_DEPTH + 1:
-            raise error(f"the tree is deeper than {MAX_DEPTH} levels", "flatten it")
-        element = _Element(tag, attributes, parser.CurrentLineNumber, parser.CurrentColumnNumber + 1)
-        (open_[-1].children if open_ else top).append(element)
-        open_.append(element)
-
-    def characters(data: str) -> None:
-        if data.strip():
-            raise error(f"text {data.strip()[:20]!r} between the elements", "write attributes")
-
-    def refuse(*_: Any) -> None:
-        raise error("a document type or an entity", "remove <!DOCTYPE ...> and <!ENTITY ...>")
-
-    parser.StartElementHandler = start
-    parser.EndElementHandler = lambda _: open_.pop()
-    parser.CharacterDataHandler = characters
-    parser.StartDoctypeDeclHandler = refuse
-    parser.EntityDeclHandler = refuse
-    if len(text) > MAX_LENGTH:
-        raise ParseError(f"the text is longer than {MAX_LENGTH} characters", 1, 1, "split it into several trees")
-    try:
-        parser.Parse(text.encode(), True)
-    except expat.ExpatError as e:
-        raise ParseError(expat.ErrorString(e.code), e.lineno, e.offset + 1, "write well-formed XML") from None
-    except UnicodeEncodeError as e:
-        raise ParseError(f"character {text[e.start]!r}", 1, 1, "write valid Unicode") from None
-    return top[0]
-
-
 class _Scope(Scope):
     def feature(self, name: str) -> expressions.Expression | None:
         name = name.removeprefix("@")
@@ -141,14 +82,14 @@ class _Scope(Scope):
         return found
 
 
-def _plain_attributes(element: _Element) -> dict[str, str]:
+def _plain_attributes(element: Element) -> dict[str, str]:
     return {k: v for k, v in element.attributes.items() if k not in ("ID", "name", *_GROOT)}
 
 
 class _Reader:
-    def __init__(self, root: _Element, features: Mapping[str, int], actions: Mapping[str, int]) -> None:
+    def __init__(self, root: Element, features: Mapping[str, int], actions: Mapping[str, int]) -> None:
         self.features, self.actions = features, actions
-        self.trees: dict[str, _Element] = {}
+        self.trees: dict[str, Element] = {}
         self.ports: dict[str, list[str]] = {}
         self.made: dict[str, bt.Definition] = {}
         self.open: list[str] = []
@@ -180,7 +121,7 @@ class _Reader:
                 ports.extend(p for p in _plain_attributes(element) if p not in ports)
 
     @staticmethod
-    def _all(root: _Element) -> list[_Element]:
+    def _all(root: Element) -> list[Element]:
         """Elements from a root on, parents before their children."""
         order, pending = [], [root]
         while pending:
@@ -189,11 +130,11 @@ class _Reader:
         return order
 
     @staticmethod
-    def _tag(element: _Element) -> str:
+    def _tag(element: Element) -> str:
         explicit = element.tag in ("Action", "Condition", "Control", "Decorator")
         return element.attributes.get("ID", element.tag) if explicit else element.tag
 
-    def definition(self, id_: str, caller: _Element) -> bt.Definition:
+    def definition(self, id_: str, caller: Element) -> bt.Definition:
         if id_ in self.made:
             return self.made[id_]
         if id_ not in self.trees:
@@ -223,7 +164,7 @@ class _Reader:
                 raise element.error(f"at character {e.at + 1} of the script: {e.message}", e.hint) from None
         return built[id(top)]
 
-    def _finish(self, element: _Element, children: list[bt.Node], scope: _Scope) -> bt.Node:
+    def _finish(self, element: Element, children: list[bt.Node], scope: _Scope) -> bt.Node:
         tag = self._tag(element)
         given = _plain_attributes(element)
         if tag in self.actions and tag not in _ATTRIBUTES and not given and not children:
@@ -254,7 +195,7 @@ class _Reader:
             raise element.error(f"{tag} has {len(children)} children", "give it one child")
         return self._decorator(tag, element, name, children[0], scope)
 
-    def _decorator(self, tag: str, element: _Element, name: str, child: bt.Node, scope: _Scope) -> bt.Node:
+    def _decorator(self, tag: str, element: Element, name: str, child: bt.Node, scope: _Scope) -> bt.Node:
         if tag in _PLAIN:
             return _PLAIN[tag](name, child)
         if tag == "CoreGuard":
@@ -272,7 +213,7 @@ class _Reader:
             raise element.error(f"{key} '{written}' is no count", f"write a number from {least}")
         return make(name, child, count)
 
-    def _leaf(self, tag: str, element: _Element, name: str, scope: _Scope) -> bt.Node:
+    def _leaf(self, tag: str, element: Element, name: str, scope: _Scope) -> bt.Node:
         if tag in ("AlwaysSuccess", "AlwaysFailure"):
             return bt.Action(name, -1, bt.SUCCESS if tag == "AlwaysSuccess" else bt.FAILURE)
         if tag == "SubTree":
@@ -293,27 +234,27 @@ class _Reader:
         status = STATUSES[self._choice(element, "then", STATUSES, "SUCCESS")]
         return bt.Action(name, action, status, duration, running_while)
 
-    def _action(self, element: _Element, word: str, scope: _Scope) -> int | bt.Port:
+    def _action(self, element: Element, word: str, scope: _Scope) -> int | bt.Port:
         found = scope.action(word.removeprefix("@"))
         if found is None:
             known = ("none", *scope.actions, *scope.ports)
             raise element.error(f"unknown action '{word}'", f"write a number from 0, or {suggest(word, known)}")
         return found
 
-    def _choice(self, element: _Element, key: str, known: Mapping[str, Any], default: str = "") -> str:
+    def _choice(self, element: Element, key: str, known: Mapping[str, Any], default: str = "") -> str:
         word = element.attributes.get(key, default)
         if word not in known:
             raise element.error(f"unknown {key} '{word}'", suggest(word, known))
         return word
 
-    def _condition(self, element: _Element, key: str, scope: _Scope) -> expressions.Condition:
+    def _condition(self, element: Element, key: str, scope: _Scope) -> expressions.Condition:
         parser = scope.parser(element.attributes.get(key, ""))
         condition = parser.condition()
         if parser.peek():
             raise ExpressionError(f"unexpected '{parser.peek()}'", parser.position, "end the expression before it")
         return condition
 
-    def _call(self, element: _Element, name: str, scope: _Scope) -> bt.Node:
+    def _call(self, element: Element, name: str, scope: _Scope) -> bt.Node:
         definition = self.definition(element.attributes.get("ID", ""), element)
         given: dict[str, Argument] = {}
         for port, value in _plain_attributes(element).items():
@@ -332,7 +273,7 @@ def from_xml(
     as an element). Raises :class:`core_agents.ParseError` with line, column and a hint how to repair the text."""
     if isinstance(features, np.dtype):
         features = bt.feature_names(features)
-    reader = _Reader(_parse(text), features or {}, actions or {})
+    reader = _Reader(parse(text), features or {}, actions or {})
     for id_, element in reader.trees.items():
         if id_ != reader.main:
             reader.definition(id_, element)
@@ -372,7 +313,8 @@ def _argument(value: Argument) -> str:
     return written if isinstance(value, bt.Constant) else f"{{{written}}}"
 
 
-def _element(node: bt.Node) -> _Written:
+def tag_and_attributes(node: bt.Node) -> _Written:
+    """How a node is written: the element's tag and its attributes but the name."""
     if isinstance(node, bt.Condition):
         condition = (node.feature, node.op, node.threshold)
         if node.child is not None:
@@ -423,7 +365,7 @@ def to_xml(tree: bt.Node) -> str:
         for node, depth in bt.preorder(body):
             while len(open_) > depth:
                 lines.append("  " * (len(open_) + 1) + f"</{open_.pop()}>")
-            tag, attributes = _element(node)
+            tag, attributes = tag_and_attributes(node)
             used.add(tag)
             written = "".join(f" {k}={_attribute(v)}" for k, v in {"name": node.name, **attributes}.items())
             lines.append("  " * (depth + 2) + f"<{tag}{written}{'>' if node.children else '/>'}")
@@ -446,54 +388,3 @@ def to_xml(tree: bt.Node) -> str:
             lines.extend(f'      <input_port name="{port}"/>' for port in ports)
             lines.append(f"    </{kind}>")
     return "\n".join([*lines, "  </TreeNodesModel>", "</root>"]) + "\n"
-
-
-def portable(tree: bt.Node) -> bt.Node:
-    """The tree without what BehaviorTree.CPP lacks, where the same can be said with what it has.
-
-    Sub-trees are put in; guards become a Sequence of a condition and the child; actions that do not just succeed
-    become a Sequence of the action and what makes the status. Raises ValueError that names a node for which there is
-    nothing: what counts ticks, other Parallels than (all, synchronise), RunningIsFailure, RunningIsSuccess, OneShot on
-    successful completion, ``min``, ``max`` and ``abs``. BehaviorTree.CPP computes in double precision.
-    """
-    built: list[bt.Node] = []
-    for node, _ in reversed(list(bt.preorder(bt.expand(tree)))):
-        built.append(_portable(node, [built.pop() for _ in node.children]))
-    return built[0]
-
-
-_SHARED = ("Parallel", "RunOnce", "Inverter", "ForceSuccess", "ForceFailure", "KeepRunningUntilFailure")
-
-
-def _portable(node: bt.Node, children: list[bt.Node]) -> bt.Node:
-    name = node.name
-    if isinstance(node, bt.Condition):
-        leaf = bt.Condition(name, node.feature, node.op, node.threshold)
-        if _element(leaf)[0] == "ScriptCondition":
-            return bt.Sequence(name, False, [leaf, *children]) if children else leaf
-    elif isinstance(node, bt.Action) and not node.duration:
-        return _portable_action(node)
-    elif isinstance(node, bt.FailureIsRunning):
-        return bt.Inverter(name, bt.SuccessIsRunning(name, bt.Inverter(name, children[0])))
-    elif children and (isinstance(node, bt.Sequence | bt.Selector) or _element(node)[0] in _SHARED):
-        return node.with_children(children)
-    raise ValueError(f"portable: {type(node).__name__} '{name}' has no counterpart in BehaviorTree.CPP")
-
-
-def _portable_action(node: bt.Action) -> bt.Node:
-    name = node.name
-    emit = bt.Action(name, node.action)
-    if node.running_while is not None:
-        end: bt.Node = bt.SuccessIsRunning(name, bt.Condition(name, *node.running_while))  # RUNNING or FAILURE
-        if node.status == bt.SUCCESS:
-            end = bt.Inverter(name, end)
-        elif node.status == bt.RUNNING:
-            end = bt.SuccessIsRunning(name, bt.Success(name))
-    elif node.status == bt.SUCCESS:
-        return emit
-    else:
-        end = bt.Failure(name) if node.status == bt.FAILURE else bt.SuccessIsRunning(name, bt.Success(name))
-    return end if node.action == -1 else bt.Sequence(name, False, [emit, end])
-
-
-__all__ = ["MAX_ELEMENTS", "from_xml", "portable", "to_xml"]
