@@ -195,5 +195,7 @@ def test_doom():
     for name, values in first.metrics.items():
         assert (values == again.metrics[name][::-1]).all()
         assert values[1] == alone.metrics[name][0]
+    with pytest.raises(ValueError, match="at most 64 episodes"):
+        doom.play(rule, range(65))
     fresh = games.doom().play(rule, [6])
     assert (fresh.observations == alone.observations).all()

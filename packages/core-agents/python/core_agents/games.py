@@ -173,6 +173,9 @@ ENEMIES = frozenset(
 )
 """The names by which VizDoom's labels buffer calls what shoots or bites."""
 
+MAX_GAMES = 64
+"""Games of VizDoom at a time: each is a process of its own."""
+
 
 @dataclass
 class DoomGame(Game):
@@ -193,9 +196,11 @@ class DoomGame(Game):
         finalize(self, self._opened.close)
 
     def play(self, tree: Node, seeds: Sequence[int], record: bool = False, log: TickLog | None = None) -> Played:
-        """One episode a seed; the games run side by side. They stay open for the next call, which costs a hundredth of
-        starting them, as long as this object lives."""
+        """One episode a seed, at most :data:`MAX_GAMES`; the games run side by side. They stay open for the next call,
+        which costs a hundredth of starting them, as long as this object lives."""
         count = len(seeds)
+        if count > MAX_GAMES:
+            raise ValueError(f"argument 'seeds' must name at most {MAX_GAMES} episodes of VizDoom, got {count}")
         act = self.policy(tree, count)
         metrics = {n: np.zeros(count) for n in ("kills", "survived", "shots")}
         frames: list[np.ndarray] = []
