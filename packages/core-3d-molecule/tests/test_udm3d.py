@@ -167,7 +167,7 @@ class TestDiffusion:
         seen = []
 
         class Spy(dit.DiT):
-            def forward(self, x, t, real, context=None, given=None):
+            def forward(self, x, t, real, context=None, given=None, packing=None):
                 seen.append(given)
                 return x * 0
 
@@ -193,6 +193,26 @@ class TestDiffusion:
         other = torch.where(real[..., None], x, torch.randn(1, 7, 4))
         with torch.no_grad():
             torch.testing.assert_close(model(x, t, real)[:, :4], model(other, t, real)[:, :4])
+
+    def test_packed_atoms_give_the_same(self):
+        """Side by side or packed, behind them molecules that only fill: the same noise, the same gradients."""
+        model, x, t, told = self.model(1), torch.randn(3, 7, 4), torch.rand(3), torch.randn(3, 1)
+        counts = torch.tensor([7, 3, 5])
+        real = torch.arange(7) < counts[:, None]
+        offsets = torch.tensor([0, 7, 10, 15, 17, 18])
+        rows = torch.where(real, offsets[:3, None] + torch.arange(7), 0)
+        molecule = torch.repeat_interleave(torch.arange(5), offsets.diff())
+        packing = dit.Packing(molecule, rows, offsets.int())
+        atoms = torch.cat([x[real], torch.randn(3, 4)])
+        direction, gradients = torch.randn(15, 4), []
+        for found in (model(x, t, real, told)[real], model(atoms, t, real, told, packing=packing)[:15]):
+            model.zero_grad()
+            (found * direction).sum().backward()
+            gradients.append([found, *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+        for one, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+        y = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda y: dit._Spread.apply(y, molecule, rows, real)[:15].square(), y)
 
     def test_schedule(self):
         t = torch.linspace(0, dit.END, 1000)

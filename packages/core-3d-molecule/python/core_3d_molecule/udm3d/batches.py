@@ -15,8 +15,8 @@ from ..bonds import edm_bonds
 from ..structures import Structures
 from .vae import SELF_LOOP, Molecules
 
-_SLACK, _LARGEST = 512, 29
-"""Atoms that fillers have at least; a larger one would wait for blocks of its own on the device."""
+_SLACK = 512
+"""Atoms that fillers have at least."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,12 +89,14 @@ class Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class Room:
-    """The fixed size of a batch's tensors: `molecules`, and behind them `others` that fill `atoms` and `pairs` up."""
+    """The fixed size of a batch's tensors: `molecules`, and behind them `others` that fill `atoms` and `pairs` up, of
+    at most `largest` atoms."""
 
     molecules: int
     others: int
     atoms: int
     pairs: int
+    largest: int
 
     @classmethod
     def of(cls, counts: np.ndarray, molecules: int) -> Room:
@@ -104,7 +106,7 @@ class Room:
         atoms = math.ceil(molecules * counts.mean() + 5 * root * counts.std()) + _SLACK
         pairs = math.ceil(molecules * squares.mean() + 5 * root * squares.std())
         pairs += round(_SLACK * squares.mean() / counts.mean() / 2)
-        return cls(molecules, _SLACK // 2, atoms, pairs + (pairs - atoms) % 2)
+        return cls(molecules, _SLACK // 2, atoms, pairs + (pairs - atoms) % 2, int(counts.max()))
 
     def fill(self, rows: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows (molecules + others,) and their numbers of atoms: those of rows and counts (molecules,), and fillers so
@@ -127,7 +129,7 @@ class Room:
             # one of the mean size while many are left, then the largest triangular numbers (Gauss: every number is a
             # sum of three), then single atoms
             triangle = (1 + math.isqrt(1 + 4 * (pairs - atoms))) // 2
-            size = min(triangle, _LARGEST, pairs // atoms if atoms > 4 * _LARGEST else _LARGEST)
+            size = min(triangle, self.largest, pairs // atoms if atoms > 4 * self.largest else self.largest)
             found.append(size)
             atoms, pairs = atoms - size, pairs - size * size
         return found if atoms == pairs == 0 and len(found) <= self.others else None
@@ -141,17 +143,21 @@ def ragged(kinds: Tensor, positions: Tensor, bonds: Tensor, counts: Tensor, room
     atoms, squares = (room.atoms, room.pairs) if room else (int(offsets[-1]), int(pairs[-1]))
     every = torch.arange(atoms, device=device)
     molecule = torch.searchsorted(offsets[1:], every, right=True)
-    place = (every - offsets[molecule]).clamp(max=n - 1)  # a filler may be larger than the molecules
+    place = every - offsets[molecule]
     every = torch.arange(squares, device=device)
     owner = torch.searchsorted(pairs[1:], every, right=True)
     within, side = every - pairs[owner], counts[owner]
-    first, second = (x.clamp(max=n - 1) for x in (within // side, within % side))
     mine = len(counts) if room is None else room.molecules
     places = torch.arange(n, device=device)
     real = places < counts[:mine, None]
     rows = torch.where(real, offsets[:mine, None] + places, 0)
     return Molecules(
-        kinds[molecule, place], positions[molecule, place], bonds[owner, first, second], offsets, rows, real
+        kinds[molecule, place],
+        positions[molecule, place],
+        bonds[owner, within // side, within % side],
+        offsets,
+        rows,
+        real,
     )
 
 

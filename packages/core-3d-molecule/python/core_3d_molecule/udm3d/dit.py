@@ -7,11 +7,14 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Spread = Callable[[Tensor], Tensor]
 END = 0.9946
 """The last time of the cosine schedule, where the signal is all but gone."""
 BEGIN = 1e-3
@@ -57,14 +60,56 @@ class Block(nn.Module):
         )
         self.condition = nn.Sequential(nn.SiLU(), nn.Linear(c.width, 6 * c.width))
 
-    def forward(self, x: Tensor, code: Tensor, mask: Tensor) -> Tensor:
-        """x (B, N, width), code (B, 1 or N, width), mask (B, 1, 1, N): which atoms there are."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.condition(code).chunk(6, -1)
+    def forward(self, x: Tensor, code: Tensor, attend: Attend, spread: Spread) -> Tensor:
+        """x (..., width), code (B, width); `attend` mixes atoms, `spread` gives each its molecule's (B, 6 width)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = spread(self.condition(code)).chunk(6, -1)
         y = self.norm1(x) * (1 + scale1) + shift1
-        q, k, v = self.qkv(y).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        y = attend(*self.qkv(y).unflatten(-1, (3, self.heads, -1)).unbind(-3)).flatten(-2)
         x = x + gate1 * self.out(y)
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+
+
+class Packing(NamedTuple):
+    """Where the atoms of molecules (B, N) lie in a list without gaps, for `DiT.forward`.
+
+    molecule (A,) int64, which may be B and more for atoms that only fill the list; rows (B, N) int64: the atom at each
+    place, where there is one; cu_seqlens int32: where each molecule begins, those that fill the list included.
+    """
+
+    molecule: Tensor
+    rows: Tensor
+    cu_seqlens: Tensor
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
+    """Among the atoms of each molecule, q, k, v (B, N, heads, D); real (B, N)."""
+    q, k, v = (y.transpose(1, 2) for y in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=real[:, None, None]).transpose(1, 2)
+
+
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, real: Tensor, packing: Packing) -> Tensor:
+    """The same of packed atoms (A, heads, D): flash attention on CUDA in half precision, elsewhere side by side."""
+    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+        cu, most = packing.cu_seqlens, real.shape[1]
+        out: Tensor = torch.ops.aten._flash_attention_forward(q, k, v, cu, cu, most, most, 0.0, False, False)[0]
+        return out
+    side_by_side = attention(*(y[packing.rows] for y in (q, k, v)), real)
+    return torch.zeros_like(q).index_put((packing.rows[real],), side_by_side[real])
+
+
+class _Spread(torch.autograd.Function):
+    """x (B, C) to the atoms of the molecules; the gradient is summed along the rows, without atomic additions."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, molecule: Tensor, rows: Tensor, real: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, real)
+        return x[molecule.clamp(max=len(x) - 1)]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rows, real = ctx.saved_tensors
+        gradient = torch.where(real[..., None], gradients[0][rows], 0).sum(1, dtype=torch.float32)
+        return gradient.to(gradients[0].dtype), None, None, None
 
 
 class DiT(nn.Module):
@@ -91,12 +136,18 @@ class DiT(nn.Module):
         nn.init.zeros_(self.write.bias)
 
     def forward(
-        self, x: Tensor, t: Tensor, real: Tensor, context: Tensor | None = None, given: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        real: Tensor,
+        context: Tensor | None = None,
+        given: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
         """The noise (B, N, latent) in x (B, N, latent) at times t (B,), of molecules with the atoms real (B, N) bool.
 
         context (B, properties) where the model has some, whitened; given (B,) bool: whose context counts, all by
-        default. Without context nobody's does.
+        default. Without context nobody's does. With a packing x and the noise are (A, latent).
         """
         angles = t[:, None] * self.frequencies * (2 * math.pi)
         code = self.time(torch.cat([t[:, None], angles.sin(), angles.cos()], -1))
@@ -106,11 +157,20 @@ class DiT(nn.Module):
                 known = self.context(context)
                 told = known if given is None else torch.where(given[:, None], known, told)
             code = code + told
-        code = code[:, None]
-        h, mask = self.read(x), real[:, None, None]
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return attention(q, k, v, real) if packing is None else packed_attention(q, k, v, real, packing)
+
+        def spread(y: Tensor) -> Tensor:
+            if packing is None:
+                return y[:, None]
+            of_atoms: Tensor = _Spread.apply(y, packing.molecule, packing.rows, real)
+            return of_atoms
+
+        h = self.read(x)
         for block in self.blocks:
-            h = block(h, code, mask)
-        shift, scale = self.condition(code).chunk(2, -1)
+            h = block(h, code, attend, spread)
+        shift, scale = spread(self.condition(code)).chunk(2, -1)
         return self.write(self.norm(h) * (1 + scale) + shift)
 
 
@@ -121,21 +181,29 @@ def signal(t: Tensor) -> Tensor:
 
 
 def noise_loss(
-    model: DiT, x: Tensor, real: Tensor, context: Tensor | None = None, *, drop: float = 0.1
+    model: DiT,
+    x: Tensor,
+    real: Tensor,
+    context: Tensor | None = None,
+    *,
+    drop: float = 0.1,
+    packing: Packing | None = None,
 ) -> dict[str, Tensor]:
-    """The mean square error of the predicted noise over atoms; x (B, N, latent), whitened.
+    """The mean square error of the predicted noise over atoms; x (B, N, latent), or packed (A, latent), whitened.
 
     Times are stratified over the batch. In training each row's context is dropped with the probability `drop`, in
     evaluation never.
     """
-    size = len(x)
+    size = len(real)
     t = (torch.rand(1, device=x.device) + torch.arange(size, device=x.device) / size) % 1
     t = BEGIN + (END - BEGIN) * t
-    alpha = signal(t)[:, None, None]
+    alpha = signal(t)
+    alpha = alpha[:, None, None] if packing is None else alpha[packing.molecule.clamp(max=size - 1), None]
     noise = torch.randn_like(x)
     given = dropped(size, drop if model.training else 0.0, x.device) if context is not None else None
-    found = model(alpha * x + (1 - alpha.square()).sqrt() * noise, t, real, context, given)
-    square = ((found.float() - noise).square().mean(-1) * real).sum() / real.sum().clamp(min=1)
+    found = model(alpha * x + (1 - alpha.square()).sqrt() * noise, t, real, context, given, packing)
+    mine = real if packing is None else packing.molecule < size
+    square = ((found.float() - noise).square().mean(-1) * mine).sum() / real.sum().clamp(min=1)
     return {"loss": square}
 
 

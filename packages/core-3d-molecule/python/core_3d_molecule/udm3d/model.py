@@ -62,16 +62,23 @@ class UDM3D(nn.Module):
             self.context_deviation.copy_(context.std(0).clamp(min=1e-6))
 
     @torch.no_grad()
-    def latents(self, m: Molecules) -> Tensor:
-        """Whitened latent vectors (B, N, latent), zero where there is no atom."""
+    def packed_latents(self, m: Molecules) -> Tensor:
+        """Whitened latent vectors (A, latent)."""
         mean, _ = self.autoencoder.encode(m)
-        return ((mean - self.mean) / self.deviation)[m.rows] * m.real[..., None]
+        return (mean - self.mean) / self.deviation
+
+    def latents(self, m: Molecules) -> Tensor:
+        """The same side by side (B, N, latent), zero where there is no atom."""
+        return self.packed_latents(m)[m.rows] * m.real[..., None]
 
     def loss(self, m: Molecules, context: Tensor | None = None, drop: float = 0.1) -> dict[str, Tensor]:
         """See `dit.noise_loss`; context (B, properties) in the properties' own units."""
         with torch.autocast(m.positions.device.type, enabled=False):
-            z = self.latents(m)
-        return dit.noise_loss(self.dit, z, m.real, self.whitened(context), drop=drop)
+            if not m.positions.is_cuda:
+                return dit.noise_loss(self.dit, self.latents(m), m.real, self.whitened(context), drop=drop)
+            z = self.packed_latents(m)
+        packing = dit.Packing(m.molecule(), m.rows, m.offsets.int())
+        return dit.noise_loss(self.dit, z, m.real, self.whitened(context), drop=drop, packing=packing)
 
     def whitened(self, context: Tensor | None) -> Tensor | None:
         """Context about the training set's mean, in its standard deviations."""

@@ -69,6 +69,11 @@ class Molecules(NamedTuple):
     rows: Tensor
     real: Tensor
 
+    def molecule(self) -> Tensor:
+        """Which molecule each atom (A,) belongs to."""
+        every = torch.arange(len(self.kinds), device=self.kinds.device)
+        return torch.searchsorted(self.offsets[1:], every, right=True)
+
     def pairs(self) -> tuple[Tensor, Tensor]:
         """Which places of (B, N, N) hold pairs of atoms, bool, and the bond classes (B, N, N) int64, 0 elsewhere."""
         both = self.real[:, :, None] & self.real[:, None]
