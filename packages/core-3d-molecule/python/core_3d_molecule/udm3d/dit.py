@@ -93,7 +93,7 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, real: Tensor, packing: Pac
         cu, most = packing.cu_seqlens, real.shape[1]
         out: Tensor = torch.ops.aten._flash_attention_forward(q, k, v, cu, cu, most, most, 0.0, False, False)[0]
         return out
-    side_by_side = attention(*(y[packing.rows] for y in (q, k, v)), real)
+    side_by_side = attention(q[packing.rows], k[packing.rows], v[packing.rows], real)
     return torch.zeros_like(q).index_put((packing.rows[real],), side_by_side[real])
 
 
