@@ -16,8 +16,8 @@ constexpr int64_t crystals_per_part = 16;
 constexpr double most_effort = 2e10;
 
 struct Neighbor {
-  int64_t a, b, c;
-  double square;
+  std::int32_t a, b, c;
+  double distance;
 };
 
 /// One crystal's atoms; the buffer is kept.
@@ -55,12 +55,13 @@ void neighbor_count(Tensor<const double, 2> fractional, Tensor<const double, 3> 
       const Triangle lattice(lattice_at(op, "lattices", lattices, b));
       atoms.gather(op, fractional, row, offsets(b + 1));
       check_effort(op, lattice, radius, atoms.f.size(), b);
-      for (int64_t i = row; i < offsets(b + 1); ++i) counts(i) = 0;
+      const int64_t own = atoms.f.empty() ? 0 : lattice.count({}, radius) - 1;
+      for (int64_t i = row; i < offsets(b + 1); ++i) counts(i) = own;
       for (std::size_t i = 0; i < atoms.f.size(); ++i)
-        for (std::size_t j = i; j < atoms.f.size(); ++j) {
-          const int64_t found = lattice.count(minus(atoms.f[j], atoms.f[i]), radius) - (i == j);
+        for (std::size_t j = i + 1; j < atoms.f.size(); ++j) {
+          const int64_t found = lattice.count(minus(atoms.f[j], atoms.f[i]), radius);
           counts(row + static_cast<int64_t>(i)) += found;
-          if (i != j) counts(row + static_cast<int64_t>(j)) += found;
+          counts(row + static_cast<int64_t>(j)) += found;
         }
     }
   });
@@ -75,16 +76,18 @@ void neighbor_list(Tensor<const double, 2> fractional, Tensor<const double, 3> l
   check_offsets(op, "neighbor_offsets", neighbor_offsets, pairs.shape[0]);
   core::parallel_for(lattices.shape[0], crystals_per_part, [&](int64_t first, int64_t last) {
     Atoms atoms;
-    std::vector<Neighbor> found;
+    std::vector<Neighbor> own, found;  // an atom's images are the same for all
     std::vector<int64_t> next;
-    const auto put = [&](int64_t from, int64_t i, int64_t j, const Neighbor& n, std::int32_t sign) {
-      int64_t& at = next[static_cast<std::size_t>(i - from)];
-      if (at == neighbor_offsets(i + 1)) refuse(op, "neighbor_offsets", "leave room for the neighbours of atom " + std::to_string(i));
+    const auto find = [&](const Triangle& lattice, const Vec& from, std::vector<Neighbor>& to) {
+      to.clear();
+      lattice.points(from, radius, std::numeric_limits<int64_t>::min(), [&](int64_t x, int64_t y, int64_t z, double square) {
+        to.push_back({static_cast<std::int32_t>(x), static_cast<std::int32_t>(y), static_cast<std::int32_t>(z), std::sqrt(square)});
+      });
+    };
+    const auto put = [&](int64_t at, int64_t i, int64_t j, const Neighbor& n, std::int32_t sign) {
       pairs(at, 0) = i, pairs(at, 1) = j;
-      shifts(at, 0) = sign * static_cast<std::int32_t>(n.a);
-      shifts(at, 1) = sign * static_cast<std::int32_t>(n.b);
-      shifts(at, 2) = sign * static_cast<std::int32_t>(n.c);
-      distances(at++) = std::sqrt(n.square);
+      shifts(at, 0) = sign * n.a, shifts(at, 1) = sign * n.b, shifts(at, 2) = sign * n.c;
+      distances(at) = n.distance;
     };
     for (int64_t b = first; b < last; ++b) {
       const int64_t row = offsets(b), end = offsets(b + 1);
@@ -93,17 +96,29 @@ void neighbor_list(Tensor<const double, 2> fractional, Tensor<const double, 3> l
       check_effort(op, lattice, radius, atoms.f.size(), b);
       next.clear();
       for (int64_t i = row; i < end; ++i) next.push_back(neighbor_offsets(i));
-      for (int64_t i = row; i < end; ++i)
-        for (int64_t j = i; j < end; ++j) {
-          found.clear();
-          const Vec from = minus(atoms.f[static_cast<std::size_t>(j - row)], atoms.f[static_cast<std::size_t>(i - row)]);
-          lattice.points(from, radius, std::numeric_limits<int64_t>::min(), [&](int64_t x, int64_t y, int64_t z, double square) {
-            if (i != j || x || y || z) found.push_back({x, y, z, square});
-          });
-          for (const auto& n : found) put(row, i, j, n, 1);
-          if (i != j)
-            for (auto n = found.rbegin(); n != found.rend(); ++n) put(row, j, i, *n, -1);
+      const auto reserve = [&](int64_t i, std::size_t count) {
+        int64_t& at = next[static_cast<std::size_t>(i - row)];
+        const int64_t first = at;
+        if (static_cast<int64_t>(count) > neighbor_offsets(i + 1) - first)
+          refuse(op, "neighbor_offsets", "leave room for the neighbours of atom " + std::to_string(i));
+        at += static_cast<int64_t>(count);
+        return first;
+      };
+      if (row < end) {
+        find(lattice, {}, own);
+        std::erase_if(own, [](const Neighbor& n) { return n.a == 0 && n.b == 0 && n.c == 0; });
+      }
+      for (int64_t i = row; i < end; ++i) {
+        int64_t at = reserve(i, own.size());
+        for (const auto& n : own) put(at++, i, i, n, 1);
+        for (int64_t j = i + 1; j < end; ++j) {
+          find(lattice, minus(atoms.f[static_cast<std::size_t>(j - row)], atoms.f[static_cast<std::size_t>(i - row)]), found);
+          at = reserve(i, found.size());
+          for (const auto& n : found) put(at++, i, j, n, 1);
+          at = reserve(j, found.size());
+          for (auto n = found.rbegin(); n != found.rend(); ++n) put(at++, j, i, *n, -1);
         }
+      }
       for (int64_t i = row; i < end; ++i)
         if (next[static_cast<std::size_t>(i - row)] != neighbor_offsets(i + 1))
           refuse(op, "neighbor_offsets", "leave no more room than the neighbours of atom " + std::to_string(i) + " need");
