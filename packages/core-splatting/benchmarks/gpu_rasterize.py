@@ -6,6 +6,10 @@ The scene: 64 clusters with centres N(0, 2^2) and spread 0.35, log-scales N(log(
 sigmoid(N(0, 1.5^2)), seen from 8 units with a focal length of 0.9 widths. With other than 3 channels forward +
 backward is the median of 20 runs.
 
+A floor is the time to move inputs and outputs once, with an id of 4 bytes for each (Gaussian, tile) pair written and
+read; forward + backward: also the gradients, and once more what the gradient reads. What a time is held by is the
+kernel with the greatest share of it, by torch's profiler, which also gives the time of each kernel ("stages_us").
+
 Needs torch with CUDA and this package built with CUDA on PYTHONPATH; gsplat is measured if it can be imported.
 Exits 1 if the two images differ by more than 1e-3 in the mean, or the gradients by more than 1 % of their norms.
 """
@@ -15,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -26,8 +31,9 @@ from core_splatting import rasterization
 from core_splatting.cases import scene
 
 COLUMNS = (
-    "gaussians", "channels", "ours_ms", "gsplat_ms", "ratio", "mean_difference", "floor_ms", "ours_gib", "gsplat_gib",
-    "ours_both_ms", "gsplat_both_ms", "both_ratio", "gradient_difference",
+    "gaussians", "channels", "ours_ms", "gsplat_ms", "ratio", "mean_difference", "floor_ms", "held_by", "ours_gib",
+    "gsplat_gib", "ours_both_ms", "gsplat_both_ms", "both_ratio", "gradient_difference", "floor_both_ms",
+    "both_held_by",
 )  # fmt: skip
 
 
@@ -71,6 +77,26 @@ def peak_gib(call: Callable[[], Any]) -> float:
     return (before - after) / 2**30
 
 
+def stages_us(call: Callable[[], Any], runs: int = 10) -> dict[str, float]:
+    """The time of each kernel of a call by name, in microseconds, the longest first."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(runs):
+            call()
+        torch.cuda.synchronize()
+    times: dict[str, float] = {}
+    for event in profile.events():
+        whole = event.name.removeprefix("void ").replace("(anonymous namespace)::", "")
+        name = re.split("[<( ]", whole)[0].rpartition("::")[2]
+        times[name] = times.get(name, 0.0) + event.device_time_total / runs
+    return dict(sorted(times.items(), key=lambda item: -item[1]))
+
+
+def longest(stages: dict[str, float]) -> str:
+    """The kernel with the greatest share of the time, and the share."""
+    name = next(iter(stages))
+    return f"{name} {stages[name] / sum(stages.values()):.0%}"
+
+
 def measure(gaussians: int, channels: int, width: int, height: int) -> dict[str, Any]:
     """One row of the table."""
     args = clusters(gaussians, channels, width, height)
@@ -94,6 +120,8 @@ def measure(gaussians: int, channels: int, width: int, height: int) -> dict[str,
         _C.rasterize(*cpu.values())
         row["mean_difference_cpu"] = float(np.abs(image.cpu().numpy() - cpu["out_colors"]).mean())
         row["ours_ms"] = device_ms(lambda: rasterization(*inputs, width, height, **options), 100)
+        row["stages_us"] = stages_us(lambda: rasterization(*inputs, width, height, **options))
+        row["held_by"] = longest(row["stages_us"])
         row["ours_gib"] = peak_gib(lambda: rasterization(*inputs, width, height, **options))
         leaves = [t.clone().requires_grad_() for t in inputs[:5]]
         weights = torch.rand_like(image) - 0.4
@@ -108,6 +136,10 @@ def measure(gaussians: int, channels: int, width: int, height: int) -> dict[str,
 
         runs = 100 if channels == 3 else 20
         row["ours_both_ms"] = device_ms(lambda: both(ours), runs)
+        row["stages_both_us"] = stages_us(lambda: both(ours))
+        row["both_held_by"] = longest(row["stages_both_us"])
+        read = sum(t.numel() * t.element_size() for t in leaves)
+        row["floor_both_ms"] = floor_ms(moved=moved + 2 * read + 2 * args["out_colors"].nbytes)
         try:
             import gsplat
         except ImportError:

@@ -22,7 +22,7 @@ inline constexpr auto ops = core::op_set(
          "viewmats[C,4,4]",  "Ks[C,3,3]",       "near_plane",     "far_plane",       "radius_clip",       "eps2d",
          "max_alpha",        "antialiased",     "camera_model",   "scenes",          "image[C,H,W,D]",    "alphas[C,H,W]",
          "v_image[C,H,W,D]", "v_alphas[C,H,W]", "workspace[S]",   "deterministic",   "v_means[N,3]",      "v_quats[N,4]",
-         "v_scales[N,3]",    "v_covars[N,6]",   "v_opacities[N]", "v_colors[*,*,D]", "v_viewmats[C,4,4]", "v_means2d[C,*,4]"},
+         "v_scales[N,3]",    "v_covars[N,6]",   "v_opacities[N]", "v_colors[*,*,D]", "v_viewmats[C,4,4]", "v_means2d[C,*,*]"},
         {.paper = "2308.04079", .ns_per_element = 20}),
     core::op<"rasterize_workspace", &rasterize_workspace>("The size that the workspace of rasterize should have.",
                                                           {"cameras", "gaussians", "width", "height", "device", "out[1]"}),

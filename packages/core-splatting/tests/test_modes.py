@@ -283,3 +283,20 @@ def test_cuda_equals_cpu(model: str, antialiased: bool, covars: bool) -> None:
     outputs = [k for k in a if k.startswith("v_") and k not in ("v_image", "v_alphas")]
     for name, cuda, cpu in _on_both(_C.rasterize_backward, a, outputs):
         assert np.linalg.norm(cuda - cpu) < 1e-3 * np.linalg.norm(cpu), name
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_gradient_without_absolute_values(device: str) -> None:
+    torch = pytest.importorskip("torch")
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    a = scene_backward(np.random.default_rng(0), N=200, W=60, H=50, focal=60.0)
+    there = {k: torch.from_numpy(v).to(device) if isinstance(v, np.ndarray) else v for k, v in a.items()}
+    _C.rasterize_backward(*there.values())
+    whole = there["v_means2d"].clone()
+    few = there | {"v_means2d": torch.empty_like(whole[..., :2].contiguous())}
+    _C.rasterize_backward(*few.values())
+    assert (few["v_means2d"] - whole[..., :2]).norm() <= 1e-5 * whole[..., :2].norm()
+    assert (whole[..., 2:] > 0).any()
+    with pytest.raises(ValueError, match="'v_means2d' must have 2 or 4 columns, got 3"):
+        _C.rasterize_backward(*(few | {"v_means2d": whole[..., :3].contiguous()}).values())

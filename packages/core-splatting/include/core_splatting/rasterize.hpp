@@ -57,10 +57,10 @@ CORE_EXPORT void rasterize(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, May
 /// v_alphas[C,H,W]: derivatives of the loss by these; workspace[S]: what `rasterize` left there, if it was given one;
 /// deterministic: on CUDA, whether two runs must agree to the bit, which takes more time and memory. Written whole: v_means[N,3],
 /// v_quats[N,4] and v_scales[N,3] or v_covars[N,6], v_opacities[N], v_colors as colors and v_viewmats[C,4,4] (last row 0), the derivatives
-/// by the inputs, summed over cameras; v_means2d[C,N / scenes,4]: those by the projected centre (x, y) in pixels, and the sums over pixels
-/// of their absolute values (the "absgrad" of Ye et al., arXiv 2404.10484). Culled Gaussians get 0, and so does an alpha that max_alpha
-/// limits. By the background b it is the sum over pixels of (1 - alpha) v_image. Throws what `rasterize` throws. The result does not depend
-/// on the number of threads.
+/// by the inputs, summed over cameras; v_means2d[C,N / scenes,2]: those by the projected centre (x, y) in pixels, or 4 columns: and the
+/// sums over pixels of their absolute values (the "absgrad" of Ye et al., arXiv 2404.10484). Culled Gaussians get 0, and so does an alpha
+/// that max_alpha limits. By the background b it is the sum over pixels of (1 - alpha) v_image. Throws what `rasterize` throws. The result
+/// does not depend on the number of threads.
 CORE_EXPORT void rasterize_backward(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors,
                                     In<3> viewmats, In<3> Ks, double near_plane, double far_plane, double radius_clip, double eps2d,
                                     double max_alpha, bool antialiased, const char* camera_model, std::int64_t scenes, In<4> image,

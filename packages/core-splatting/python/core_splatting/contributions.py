@@ -84,12 +84,12 @@ def contributions(
     if is_torch(means):
         from .torch_ops import rasterize_backward
 
-        sums: Any = rasterize_backward(*inputs, *pictures)[5]
+        sums: Any = rasterize_backward(*inputs, *pictures, False)[5]
     else:
         shapes = {
             "means": (count, 3), "quats": (count, 4), "scales": (count, 3), "covars": (count, 6),
             "opacities": (count,), "colors": (cameras, count, 1), "viewmats": (cameras, 4, 4),
-            "means2d": (cameras, count, 4),
+            "means2d": (cameras, count, 2),
         }  # fmt: skip
         absent = ("quats", "scales") if covars is not None else ("covars",)
         gradients = {k: None if k in absent else empty(shape, "float32", like=means) for k, shape in shapes.items()}

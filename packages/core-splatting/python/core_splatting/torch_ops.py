@@ -51,28 +51,28 @@ def _impl(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 _BACKWARD_SCHEMA = (
     f"rasterize_backward({_SHAPE}, Tensor colors, Tensor viewmats, Tensor Ks, {_SCALARS}, Tensor image, Tensor alphas, "
-    "Tensor v_image, Tensor v_alphas, Tensor? workspace, bool deterministic) "
+    "Tensor v_image, Tensor v_alphas, Tensor? workspace, bool deterministic, bool absgrad) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
 def _gradients(*args: Any) -> tuple[Tensor, ...]:
-    means, viewmats, scenes = args[0], args[6], args[15]
+    means, viewmats, scenes, absgrad = args[0], args[6], args[15], args[-1]
     return (
         *(means.new_empty((0,) if x is None else x.shape) for x in args[:7]),
-        means.new_empty((viewmats.shape[0], means.shape[0] // scenes, 4)),
+        means.new_empty((viewmats.shape[0], means.shape[0] // scenes, 4 if absgrad else 2)),
     )
 
 
 def _backward_impl(*args: Any) -> tuple[Tensor, ...]:
     out = _gradients(*args)
-    _C.rasterize_backward(*args, *(None if i < 4 and args[i] is None else x for i, x in enumerate(out)))
+    _C.rasterize_backward(*args[:-1], *(None if i < 4 and args[i] is None else x for i, x in enumerate(out)))
     return out
 
 
 rasterize_backward = torchlib.define("core_splatting", _BACKWARD_SCHEMA, _backward_impl, _gradients)
 """Gradients of a loss by means, quats, scales, covars (empty where not given), opacities, colors, viewmats, and
-(C, N, 4) by the projected centres: the derivatives, and the sums of their absolute values."""
+(C, N, 2) by the projected centres; with `absgrad` (C, N, 4): also the sums of the absolute values."""
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -90,7 +90,7 @@ def _backward(ctx: Any, v_image: Tensor, v_alphas: Tensor, _: None) -> tuple[Ten
     v_backgrounds = ((1 - alphas)[..., None] * v_image).sum((1, 2)) if ctx.needs_input_grad[8] else None
     gradients = rasterize_backward(
         *inputs, *ctx.scalars, image, alphas, v_image, v_alphas, workspace if alphas.is_cuda else None,
-        torch.are_deterministic_algorithms_enabled(),
+        torch.are_deterministic_algorithms_enabled(), ctx.absgrad is not None,
     )  # fmt: skip
     if ctx.absgrad is not None:
         ctx.absgrad.absgrad = gradients[7][..., 2:].reshape(ctx.means2d_shape)

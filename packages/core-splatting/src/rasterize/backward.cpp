@@ -203,7 +203,7 @@ void rasterize_backward_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scale
       check_options(op, cameras, means.shape[0], colors.shape[0],
                     {near_plane, far_plane, radius_clip, eps2d, max_alpha, antialiased, camera_model}, alphas.shape[1], alphas.shape[2]);
   const Gaussians gaussians = check_gaussians(op, means, quats, scales, covars, opacities);
-  check_gradients(op, gaussians, colors, v_quats, v_scales, v_covars, v_colors);
+  check_gradients(op, gaussians, colors, v_quats, v_scales, v_covars, v_colors, v_means2d);
   for (const MaybeOut<2>& out : {v_quats, v_scales, v_covars})
     if (out) clear(*out);
   clear(v_means), clear(v_opacities), clear(v_colors), clear(v_viewmats), clear(v_means2d);
@@ -238,7 +238,7 @@ void rasterize_backward_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scale
         v_opacities(n) += g.opacity;
         for (std::int64_t d = 0; d < channels; ++d) v_colors(color_set, n, d) += m[moments + d];
         v_means2d(c, n, 0) = v.x, v_means2d(c, n, 1) = v.y;
-        v_means2d(c, n, 2) = -2.f / log2e * s.uu * m[6], v_means2d(c, n, 3) = 2.f / log2e * m[7];
+        if (v_means2d.shape[2] == 4) v_means2d(c, n, 2) = -2.f / log2e * s.uu * m[6], v_means2d(c, n, 3) = 2.f / log2e * m[7];
         double* const camera = of_camera.data() + i / per_block * 12;
         for (int row = 0; row < 3; ++row) {
           for (int k = 0; k < 3; ++k) camera[4 * row + k] += static_cast<double>(g.r[3 * row + k]);

@@ -129,18 +129,27 @@ void prepare(const Scene& in, const Options& o, const Lists& lists, int device, 
 
 inline unsigned blocks_for(std::int64_t n) { return static_cast<unsigned>((n + block - 1) / block); }
 
-/// Which of S strips of 8x4 pixels, one below the other, the ellipse's rows reach, a bit for each.
-template <int S>
-__device__ std::uint32_t reached_strips(const Splat& s, int left, int top) {
+/// Whether the ellipse's rows reach 8x4 pixels.
+__device__ inline bool reaches(const Splat& s, int left, int top) {
+  const float x = s.x - static_cast<float>(left), dy = static_cast<float>(top) + 0.5f - s.y;
+  float from, to;
+  ellipse_span(s, dy, dy + 3.f, from, to);
+  return dy <= s.extent_y && dy + 3.f >= -s.extent_y && x + from <= 7.52f && x + to >= 0.48f;
+}
+
+/// Which of the eight strips of 8x4 pixels of a tile the ellipse's rows reach: a bit for each of the four of the left half, from
+/// above, and of the right.
+__device__ inline std::uint32_t reached_of_tile(const Splat& s, int left, int top) {
   const float x = s.x - static_cast<float>(left);
   std::uint32_t mask = 0;
 #pragma unroll
-  for (int strip = 0; strip < S; ++strip) {
+  for (int strip = 0; strip < 4; ++strip) {
     const float dy = static_cast<float>(top + 4 * strip) + 0.5f - s.y;
-    if (dy > s.extent_y || dy + 3.f < -s.extent_y) continue;
     float from, to;
     ellipse_span(s, dy, dy + 3.f, from, to);
-    if (x + from <= 7.52f && x + to >= 0.48f) mask |= 1u << strip;
+    const bool rows = dy <= s.extent_y && dy + 3.f >= -s.extent_y;
+    if (rows && x + from <= 7.52f && x + to >= 0.48f) mask |= 1u << strip;
+    if (rows && x + from <= 15.52f && x + to >= 8.48f) mask |= 16u << strip;
   }
   return mask;
 }
@@ -153,82 +162,83 @@ struct __align__(16) Staged {
   std::uint32_t mask;  // of strips
 };
 __device__ inline Staged stage_at(int column, int row, const Splat& s, std::uint32_t mask) {
-  const float p = sqrtf(-s.uu), q = sqrtf(-s.yy), x = static_cast<float>(column) - s.x, y = static_cast<float>(row) - s.y;
+  const float p = fast_sqrt(-s.uu), q = fast_sqrt(-s.yy), x = static_cast<float>(column) - s.x, y = static_cast<float>(row) - s.y;
   return {p, q, -p * s.shear, s.log2_opacity, p * (x - s.shear * y), q * y, exponent_cut(s.log2_opacity), mask};
 }
 __device__ inline float not_a_number() { return __int_as_float(0x7fffffff); }
 
 /// The part of a tile of 16x16 pixels that a warp blends: S strips of 8x4 pixels, one below the other; a lane has one
-/// pixel of each. A block is a tile.
+/// pixel of each. A block is a tile. Places are counted from the tile's middle.
 template <int S>
 struct Patch {
   static constexpr int warps = 8 / S, threads = 32 * warps;
-  int camera, left, top, column, row, lane, warp;
+  int camera, left, top;  // of the tile
+  int column, row, lane, warp;
   __device__ Patch(const Options& o, int tile) : lane(static_cast<int>(threadIdx.x & 31)), warp(static_cast<int>(threadIdx.x / 32)) {
     const int in_camera = tile % (o.tiles_x * o.tiles_y);
     camera = tile / (o.tiles_x * o.tiles_y);
-    left = in_camera % o.tiles_x * tile_size + warp % 2 * 8, top = in_camera / o.tiles_x * tile_size + warp / 2 * (4 * S);
-    column = left + lane % 8, row = top + lane / 8;
+    left = in_camera % o.tiles_x * tile_size, top = in_camera / o.tiles_x * tile_size;
+    column = left + warp % 2 * 8 + lane % 8, row = top + warp / 2 * (4 * S) + lane / 8;
   }
-  /// Of the lane's pixel in a strip, from the patch's middle; NaN, which no alpha survives, outside the picture.
-  __device__ float x() const { return static_cast<float>(lane % 8) - 3.5f; }
+  /// The middle of the patch.
+  __device__ float middle_x() const { return static_cast<float>(warp % 2 * 8 - 4); }
+  __device__ float middle_y() const { return static_cast<float>(warp / 2 * (4 * S) + 2 * S - 8); }
+  /// Of the lane's pixel in a strip; NaN, which no alpha survives, outside the picture.
+  __device__ float x() const { return static_cast<float>(column - left - 8) + 0.5f; }
   __device__ float y(int strip, const Options& o) const {
-    return column < o.width && row + 4 * strip < o.height ? static_cast<float>(lane / 8 + 4 * strip - 2 * S) + 0.5f : not_a_number();
+    return column < o.width && row + 4 * strip < o.height ? static_cast<float>(row + 4 * strip - top - 8) + 0.5f : not_a_number();
   }
-  __device__ std::uint32_t reached(const Splat& s) const { return reached_strips<S>(s, left, top); }
-  __device__ Staged stage(const Splat& s, std::uint32_t mask) const { return stage_at(left + 4, top + 2 * S, s, mask); }
+  /// Of what `reached_of_tile` gives, the patch's strips.
+  __device__ std::uint32_t own(std::uint32_t reached) const { return reached >> (warp % 2 * 4 + warp / 2 * S) & ((1u << S) - 1); }
 };
 
-/// Batches of 32 entries of a tile's list, fetched ahead by a warp: the splat and up to four channels of its colour.
-template <int K>
-class Stream32 {
+/// Batches of entries of a tile's list, one a thread, fetched ahead: the splat and K channels of its colour.
+template <int K, int Batch>
+class Stream {
  public:
   Splat splat;
   float color[K];
-  std::uint32_t id;
-  bool valid;
+  std::uint32_t id;  // `culled` where there is none
+  __device__ bool valid() const { return id != culled; }
 
   /// Channels [0, channels) of `colors`, which begins with the first Gaussian's; the others are 0.
-  __device__ Stream32(const Lists& lists, const TileList& list, const float* colors, std::int64_t stride_n, std::int64_t stride_k,
-                      int channels, int camera, int lane)
+  __device__ Stream(const Lists& lists, const TileList& list, const float* colors, std::int64_t stride_n, std::int64_t stride_k,
+                    int channels, int camera, int thread)
       : lists_(lists),
         list_(list),
-        colors_(colors),
+        colors_(colors - std::int64_t{camera} * lists.gaussians * stride_n),
         stride_n_(stride_n),
         stride_k_(stride_k),
         channels_(channels),
         camera_(camera),
-        at_(list.begin + static_cast<std::uint32_t>(lane)) {
+        at_(list.begin + static_cast<std::uint32_t>(thread)) {
     fetch_id();
     fetch();
   }
   /// Starts to fetch the batch after the present one, which the caller has read.
   __device__ void fetch() {
-    id = ahead_, valid = ahead_valid_;
-    if (valid) {
+    id = ahead_;
+    if (valid()) {
       splat = load_splat(lists_.splats, id);
-      const float* const source = colors_ + (static_cast<std::int64_t>(id) - std::int64_t{camera_} * lists_.gaussians) * stride_n_;
+      const float* const source = colors_ + static_cast<std::int64_t>(id) * stride_n_;
 #pragma unroll
       for (int k = 0; k < K; ++k) color[k] = k < channels_ ? source[k * stride_k_] : 0.f;
     }
-    at_ += 32;
+    at_ += Batch;
     fetch_id();
   }
 
  private:
   __device__ void fetch_id() {
-    ahead_valid_ = at_ < list_.end;
-    if (!ahead_valid_) return;
-    ahead_ = list_.ids[at_];
-    ahead_valid_ = list_.holds(lists_, ahead_, camera_);
+    ahead_ = at_ < list_.end ? list_.ids[at_] : culled;
+    if (list_.all && ahead_ != culled && !list_.holds(lists_, ahead_, camera_)) ahead_ = culled;
   }
   const Lists& lists_;
   const TileList& list_;
   const float* colors_;
   std::int64_t stride_n_, stride_k_;
   int channels_, camera_;
-  std::uint32_t at_, ahead_ = 0;
-  bool ahead_valid_ = false;
+  std::uint32_t at_, ahead_ = culled;
 };
 
 }  // namespace core_splatting

@@ -31,10 +31,10 @@ __global__ void __launch_bounds__(block, N <= 32 ? 3 : 2)
   Shared<N>& shared = *reinterpret_cast<Shared<N>*>(memory);
   const Patch<1> patch(o, static_cast<int>(blockIdx.x));
   const int lane = patch.lane, warp = patch.warp, thread = static_cast<int>(threadIdx.x);
-  const int left = patch.left - warp % 2 * 8, top = patch.top - warp / 2 * 4;  // of the tile
+  const int left = patch.left, top = patch.top;
   const bool inside = patch.column < o.width && patch.row < o.height;
-  const float x = static_cast<float>(patch.column - left - 8) + 0.5f;
-  float y = inside ? static_cast<float>(patch.row - top - 8) + 0.5f : not_a_number();  // NaN when the pixel is finished
+  const float x = patch.x();
+  float y = patch.y(0, o);  // NaN when the pixel is finished
   const int channels = min(static_cast<int>(colors.shape[2]) - channel, N);
   const float* const source = colors.data + (colors.shape[0] == 1 ? 0 : patch.camera) * colors.stride[0] + channel * colors.stride[2];
   const auto first = static_cast<std::uint32_t>(patch.camera) * static_cast<std::uint32_t>(lists.gaussians);
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(block, N <= 32 ? 3 : 2)
         if (list.holds(lists, id, patch.camera)) {
           const Splat s = load_splat(lists.splats, id);
           shared.staged[thread] = stage_at(left + 8, top + 8, s, 0);
-          mask = reached_strips<4>(s, left, top) | reached_strips<4>(s, left + 8, top) << 4;
+          mask = reached_of_tile(s, left, top);
         }
       }
       shared.reached[thread] = static_cast<std::uint8_t>(mask);
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(block, N <= 32 ? 3 : 2)
     if (__all_sync(0xffffffffu, y != y)) continue;
     int found = 0;
     for (int part = 0; part < count; part += 32) {
-      const bool hit = part + lane < count && (shared.reached[part + lane] >> (warp % 2 * 4 + warp / 2) & 1);
+      const bool hit = part + lane < count && patch.own(shared.reached[part + lane]);
       const std::uint32_t all = __ballot_sync(0xffffffffu, hit);
       if (hit) hits[found + __popc(all & ((1u << lane) - 1))] = static_cast<std::uint8_t>(part + lane);
       found += __popc(all);
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(block, N <= 32 ? 3 : 2)
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int pixel = m * 16 + h * 8 + lane / 4;
-      const int column = patch.left + pixel % 8, row = patch.top + pixel / 8;
+      const int column = patch.column - lane % 8 + pixel % 8, row = patch.row - lane / 8 + pixel / 8;
       const float rest = __shfl_sync(0xffffffffu, transmittance, pixel);
       if (column >= o.width || row >= o.height) continue;
 #pragma unroll

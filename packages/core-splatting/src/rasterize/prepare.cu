@@ -1,8 +1,10 @@
 // Projection on CUDA: project, count the Gaussians of each tile, write them to the tile's place as they come, sort each tile
 // by depth in shared memory. How many (tile, Gaussian) pairs there are only the device knows: room is made for twice as
 // many as earlier calls had, so that the host need not wait.
+//
+// Blocks share the Gaussians of a camera out among them, and each counts in shared memory the tiles of a window of the
+// picture, which is all of it unless it is very large. A block asks for room in each tile once; then it knows its places.
 #include <algorithm>
-#include <cub/block/block_radix_sort.cuh>
 #include <cub/block/block_scan.cuh>
 #include <limits>
 #include <mutex>
@@ -20,14 +22,14 @@ namespace {
 using Key = unsigned long long;
 
 /// Calls visit(i, depth, tile) for every tile that the ellipse of the lane's Gaussian reaches, if it has one; returns how
-/// many these are. The whole warp goes over the tiles of a large one, a tile row per lane.
+/// many these are. `first_tile`: of the camera. The whole warp goes over the tiles of a large one, a tile row per lane.
 template <class Visit>
-__device__ std::uint32_t visit_tiles(bool some, const Splat& s, std::uint32_t i, std::uint32_t depth, const Options& o, int gaussians,
+__device__ std::uint32_t visit_tiles(bool some, const Splat& s, std::uint32_t i, std::uint32_t depth, const Options& o, int first_tile,
                                      Visit visit) {
   constexpr float large = 48;
   const auto visit_row = [&](const Splat& splat, std::uint32_t g, std::uint32_t d, int row) {
     const Range columns = tile_columns(splat, o, row);
-    const int first = (static_cast<int>(g) / gaussians * o.tiles_y + row) * o.tiles_x;
+    const int first = first_tile + row * o.tiles_x;
     for (int column = columns.first; column <= columns.last; ++column) visit(g, d, first + column);
     return static_cast<std::uint32_t>(max(columns.last - columns.first + 1, 0));
   };
@@ -51,62 +53,142 @@ __device__ std::uint32_t visit_tiles(bool some, const Splat& s, std::uint32_t i,
   return count;
 }
 
-/// One thread per (camera, Gaussian): the splat and its depth; how many there are in each tile (counts[1 + tile]), and in all.
-__global__ void __launch_bounds__(block) project_all(Scene in, Options o, Lists lists) {
-  __shared__ unsigned long long block_sum;
-  if (threadIdx.x == 0) block_sum = 0;
-  __syncthreads();
-  const int i = blockIdx.x * block + static_cast<int>(threadIdx.x);
-  Splat s{};
-  float depth = 0.f;
-  bool seen = false;
-  if (i < lists.total) {
-    const int c = i / lists.gaussians, n = i - c * lists.gaussians;
-    seen = project(load_camera(in, c), o, load_gaussian(in.gaussians, n), s, depth);
+constexpr int binning = 512;  // threads
+
+/// How the work of binning is shared out: a block has the Gaussians chunk, chunk + chunks, .. of a camera, `binning` each, and
+/// the tiles [window * width, .. + width) of the camera.
+struct Plan {
+  int chunks, windows, width, tiles_of_camera;
+  unsigned blocks;
+
+  static Plan of(const Lists& lists, const Options& o, int device) {
+    constexpr int widest = 24576;                  // tiles, 96 KiB
+    constexpr std::int64_t most_places = 1 << 24;  // of all blocks
+    int processors = 0;
+    check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "asking for the processors");
+    const int of_camera = o.tiles_x * o.tiles_y, windows = (of_camera + widest - 1) / widest, width = (of_camera + windows - 1) / windows;
+    const std::int64_t cameras = lists.tiles / of_camera, parts = cameras * windows;
+    const std::int64_t useful = (lists.gaussians + binning - 1) / binning, wanted = (2 * processors + parts - 1) / parts;
+    const std::int64_t chunks = std::max<std::int64_t>(1, std::min({useful, wanted, most_places / lists.tiles}));
+    return {static_cast<int>(chunks), windows, width, of_camera, static_cast<unsigned>(parts * chunks)};
   }
-  const std::uint32_t count = visit_tiles(seen, s, static_cast<std::uint32_t>(i), 0, o, lists.gaussians,
-                                          [&](std::uint32_t, std::uint32_t, int tile) { atomicAdd(lists.begins + tile, 1); });
-  if (i < lists.total) {
+};
+
+/// What one block of the plan does.
+struct Part {
+  int chunk, window, camera, first, count;  // the tiles of the window: `count` from `first` on, of those of all cameras
+  std::size_t places;                       // where the block's begin
+  __device__ explicit Part(const Plan& plan) {
+    const int block_of_all = static_cast<int>(blockIdx.x);
+    chunk = block_of_all % plan.chunks, window = block_of_all / plan.chunks % plan.windows;
+    camera = block_of_all / plan.chunks / plan.windows;
+    first = camera * plan.tiles_of_camera + window * plan.width;
+    count = min(plan.width, plan.tiles_of_camera - window * plan.width);
+    places = static_cast<std::size_t>(block_of_all) * static_cast<std::size_t>(plan.width);
+  }
+  /// Calls visit(n, inside) for all Gaussians of the block, whole warps at a time.
+  template <class Visit>
+  __device__ void each_gaussian(const Plan& plan, int gaussians, Visit visit) const {
+    for (std::int64_t base = std::int64_t{chunk} * binning; base < gaussians; base += std::int64_t{plan.chunks} * binning) {
+      const std::int64_t n = base + threadIdx.x;
+      visit(static_cast<int>(n), n < gaussians);
+    }
+  }
+};
+
+/// The splats and their depths; how many there are in each tile, in `counts`, and how many of these are of earlier blocks.
+__global__ void __launch_bounds__(binning, 2)
+    project_all(Scene in, Options o, Lists lists, Plan plan, std::uint32_t* counts, std::uint32_t* places) {
+  extern __shared__ std::uint32_t of_tiles[];
+  const Part part(plan);
+  for (int t = static_cast<int>(threadIdx.x); t < part.count; t += binning) of_tiles[t] = 0;
+  __syncthreads();
+  const Camera camera = load_camera(in, part.camera);
+  const int first_tile = part.camera * plan.tiles_of_camera;
+  part.each_gaussian(plan, lists.gaussians, [&](int n, bool inside) {
+    Splat s{};
+    float depth = 0.f;
+    const bool seen = inside && project(camera, o, load_gaussian(in.gaussians, n), s, depth);
+    const auto i = static_cast<std::uint32_t>(part.camera) * static_cast<std::uint32_t>(lists.gaussians) + static_cast<std::uint32_t>(n);
+    const std::uint32_t count = visit_tiles(seen, s, i, 0, o, first_tile, [&](std::uint32_t, std::uint32_t, int tile) {
+      if (static_cast<unsigned>(tile - part.first) < static_cast<unsigned>(part.count)) atomicAdd(of_tiles + (tile - part.first), 1u);
+    });
+    if (!inside || part.window != 0) return;
     if (count) {
       float4* out = reinterpret_cast<float4*>(lists.splats + i);
       out[0] = {s.x, s.y, s.uu, s.shear};
       out[1] = {s.yy, s.log2_opacity, s.extent_x, s.extent_y};
     }
     lists.depths[i] = count ? __float_as_uint(depth) : culled;
-  }
-  const std::uint32_t warp_sum = __reduce_add_sync(0xffffffffu, count);
-  if ((threadIdx.x & 31) == 0 && warp_sum) atomicAdd(&block_sum, static_cast<unsigned long long>(warp_sum));
+  });
   __syncthreads();
-  if (threadIdx.x == 0 && block_sum) atomicAdd(lists.pairs, block_sum);
-}
-
-/// One block: the tiles' counts become the places where they begin, in `next` too; `seen` gets the pairs per Gaussian.
-__global__ void __launch_bounds__(1024) find_begins(Lists lists, std::uint32_t* next, float* seen) {
-  constexpr int items = 8;
-  using Scan = cub::BlockScan<std::uint32_t, 1024>;
-  __shared__ Scan::TempStorage memory;
-  std::uint32_t before = 0;
-  for (int first = 0; first <= lists.tiles; first += 1024 * items) {
-    std::uint32_t counts[items], sum;
-    const int at = first + static_cast<int>(threadIdx.x) * items;
-    for (int k = 0; k < items; ++k) counts[k] = at + k < lists.tiles ? lists.begins[at + k] : 0;
-    Scan(memory).ExclusiveSum(counts, counts, sum);
-    for (int k = 0; k < items; ++k)
-      if (at + k <= lists.tiles) lists.begins[at + k] = next[at + k] = before + counts[k];
-    before += sum;
-    __syncthreads();
+#pragma unroll 4
+  for (int t = static_cast<int>(threadIdx.x); t < part.count; t += binning) {
+    const std::uint32_t count = of_tiles[t];
+    places[part.places + static_cast<std::size_t>(t)] = count ? atomicAdd(counts + part.first + t, count) : 0;
   }
-  if (threadIdx.x == 0) *seen = static_cast<float>(*lists.pairs) / static_cast<float>(lists.total);
 }
 
-/// One thread per (camera, Gaussian) writes its keys to the places of its tiles.
-__global__ void __launch_bounds__(block) write_pairs(Lists lists, Options o, std::uint32_t* next, Key* keys) {
-  if (*lists.pairs > lists.capacity) return;
-  const auto i = blockIdx.x * block + threadIdx.x;
-  const std::uint32_t depth = i < static_cast<std::uint32_t>(lists.total) ? lists.depths[i] : culled;
-  const Splat s = depth != culled ? load_splat(lists.splats, i) : Splat{};
-  visit_tiles(depth != culled, s, i, depth, o, lists.gaussians,
-              [&](std::uint32_t g, std::uint32_t d, int tile) { keys[atomicAdd(next + tile, 1)] = Key{d} << 32 | g; });
+/// Writes the keys to the places of their tiles, where these begin, how many there are, and in `seen` how many of a Gaussian.
+__global__ void __launch_bounds__(binning, 2)
+    write_pairs(Lists lists, Options o, Plan plan, const std::uint32_t* counts, const std::uint32_t* places, Key* keys, float* seen) {
+  using Scan = cub::BlockScan<std::uint32_t, binning>;
+  __shared__ union {
+    Scan::TempStorage scan;
+    unsigned long long sums[2];
+  } memory;
+  extern __shared__ std::uint32_t of_tiles[];
+  const Part part(plan);
+  const int thread = static_cast<int>(threadIdx.x);
+
+  unsigned long long before = 0, pairs = 0;  // of the tiles before the window, and of all
+  for (int t = thread; t < lists.tiles; t += binning) {
+    const std::uint32_t count = counts[t];
+    pairs += count;
+    if (t < part.first) before += count;
+    if (static_cast<unsigned>(t - part.first) < static_cast<unsigned>(part.count)) of_tiles[t - part.first] = count;
+  }
+  if (thread < 2) memory.sums[thread] = 0;
+  __syncthreads();
+  for (int bit = 16; bit >= 1; bit /= 2) {
+    before += __shfl_xor_sync(0xffffffffu, before, bit);
+    pairs += __shfl_xor_sync(0xffffffffu, pairs, bit);
+  }
+  if (thread % 32 == 0) atomicAdd(memory.sums, before), atomicAdd(memory.sums + 1, pairs);
+  __syncthreads();
+  before = memory.sums[0], pairs = memory.sums[1];
+  __syncthreads();
+  if (blockIdx.x == 0 && thread == 0) {
+    *lists.pairs = pairs;
+    lists.begins[lists.tiles] = static_cast<std::uint32_t>(pairs);
+    *seen = static_cast<float>(pairs) / static_cast<float>(lists.total);
+  }
+
+  const int each = (part.count + binning - 1) / binning | 1, from = thread * each, to = min(from + each, part.count);
+  std::uint32_t sum = 0;
+  for (int t = from; t < to; ++t) sum += of_tiles[t];
+  Scan(memory.scan).ExclusiveSum(sum, sum);
+  sum += static_cast<std::uint32_t>(before);
+  for (int t = from; t < to; ++t) sum += std::exchange(of_tiles[t], sum);
+  __syncthreads();
+#pragma unroll 4
+  for (int t = thread; t < part.count; t += binning) {
+    const std::uint32_t begin = of_tiles[t];
+    if (part.chunk == 0) lists.begins[part.first + t] = begin;
+    of_tiles[t] = begin + places[part.places + static_cast<std::size_t>(t)];
+  }
+  __syncthreads();
+  if (pairs > lists.capacity) return;
+  const int first_tile = part.camera * plan.tiles_of_camera;
+  part.each_gaussian(plan, lists.gaussians, [&](int n, bool inside) {
+    const auto own = static_cast<std::uint32_t>(part.camera) * static_cast<std::uint32_t>(lists.gaussians) + static_cast<std::uint32_t>(n);
+    const std::uint32_t own_depth = inside ? lists.depths[own] : culled;
+    const Splat s = own_depth != culled ? load_splat(lists.splats, own) : Splat{};
+    visit_tiles(own_depth != culled, s, own, own_depth, o, first_tile, [&](std::uint32_t i, std::uint32_t depth, int tile) {
+      if (static_cast<unsigned>(tile - part.first) < static_cast<unsigned>(part.count))
+        keys[atomicAdd(of_tiles + (tile - part.first), 1u)] = Key{depth} << 32 | i;
+    });
+  });
 }
 
 /// Sorts by one block, in place: the bitonic network in which every comparison puts the smaller first.
@@ -133,105 +215,113 @@ __device__ void sort_in_place(Key* keys, std::uint32_t n) {
   }
 }
 
-template <int Items>
-using BlockSort = cub::BlockRadixSort<std::uint32_t, block, Items, std::uint32_t>;
+/// What a block has in shared memory to sort up to Most keys.
+template <int Threads, int Most>
+struct Sorting {
+  static constexpr int bins = 2048, each = bins / Threads;
+  using Scan = cub::BlockScan<std::uint32_t, Threads>;
+  Key keys[Most];
+  alignas(16) std::uint32_t begins[bins];  // then the ends
+  typename Scan::TempStorage scan;
+  std::uint32_t least, most;
+};
 
-/// Puts runs of equal depth, of a list sorted by depth, in the order of the indices; false if one is too long.
-__device__ bool sort_runs(Key* keys, std::uint32_t n) {
-  constexpr std::uint32_t most = 8;
-  bool long_run = false;
-  for (std::uint32_t i = threadIdx.x; i + 1 < n; i += block) {
-    const auto depth = keys[i] >> 32;
-    if (keys[i + 1] >> 32 != depth || (i > 0 && keys[i - 1] >> 32 == depth)) continue;
-    std::uint32_t end = i + 2;
-    while (end < n && end <= i + most && keys[end] >> 32 == depth) ++end;
-    long_run |= end > i + most;
-    for (std::uint32_t k = i + 1; k < end; ++k)
-      for (std::uint32_t at = k; at > i && keys[at] < keys[at - 1]; --at) {
-        const Key key = keys[at];
-        keys[at] = keys[at - 1], keys[at - 1] = key;
-      }
-  }
-  return !__syncthreads_or(long_run);
-}
-
-/// Sorts at most 256 Items keys into `ids`; false if that needs another way.
-template <int Items>
-__device__ bool sort_in_registers(Key* keys, std::uint32_t n, std::uint32_t* ids, void* memory, std::uint32_t* firsts) {
-  __shared__ std::uint32_t least, most;
-  if (threadIdx.x == 0) least = culled, most = 0;
+/// Sorts at most Most keys into `ids`: by a table of equal steps of the bits of the depth, and a place's keys by comparing all.
+/// Where many have about the same depth, by comparisons alone.
+template <int Threads, int Most>
+__device__ void sort_by_table(const Key* given, std::uint32_t n, std::uint32_t* ids, Sorting<Threads, Most>& s) {
+  using Own = Sorting<Threads, Most>;
+  constexpr std::uint32_t crowd = 32;
+  const std::uint32_t thread = threadIdx.x;
+  std::uint32_t low = culled, high = 0;
+  if (thread == 0) s.least = culled, s.most = 0;
+  for (std::uint32_t i = thread; i < Own::bins; i += Threads) s.begins[i] = 0;
   __syncthreads();
-  std::uint32_t depths[Items], values[Items], low = culled, high = 0;
-#pragma unroll
-  for (int k = 0; k < Items; ++k) {
-    const std::uint32_t at = static_cast<std::uint32_t>(k) * block + threadIdx.x;
-    const Key key = at < n ? keys[at] : ~Key{0};
-    depths[k] = static_cast<std::uint32_t>(key >> 32), values[k] = static_cast<std::uint32_t>(key);
-    if (at < n) low = min(low, depths[k]), high = max(high, depths[k]);
+#pragma unroll 4
+  for (std::uint32_t i = thread; i < n; i += Threads) {
+    const auto depth = static_cast<std::uint32_t>(given[i] >> 32);
+    low = min(low, depth), high = max(high, depth);
   }
   low = __reduce_min_sync(0xffffffffu, low), high = __reduce_max_sync(0xffffffffu, high);
-  if (threadIdx.x % 32 == 0) atomicMin(&least, low), atomicMax(&most, high);
+  if (thread % 32 == 0) atomicMin(&s.least, low), atomicMax(&s.most, high);
   __syncthreads();
-  // Of the depths only the bits that differ are sorted; the rest of the places gets all ones, which is more than any.
-  const std::uint32_t base = least;
-#pragma unroll
-  for (int k = 0; k < Items; ++k)
-    if (static_cast<std::uint32_t>(k) * block + threadIdx.x < n) depths[k] -= base;
-  BlockSort<Items>(*static_cast<typename BlockSort<Items>::TempStorage*>(memory)).Sort(depths, values, 0, 32 - __clz(most - base + 1));
-  bool equal = false;
-#pragma unroll
-  for (int k = 0; k < Items; ++k) {
-    const std::uint32_t at = threadIdx.x * Items + static_cast<std::uint32_t>(k);
-    if (at < n) ids[at] = values[k];
-    if (k > 0) equal |= at < n && depths[k] == depths[k - 1];
-  }
-  firsts[threadIdx.x] = depths[0];
+  // (depth - least) * scale / 2^32 lies in [0, bins) and grows with the depth.
+  const std::uint32_t least = s.least;
+  const auto scale =
+      static_cast<std::uint32_t>(min(std::uint64_t{0xffffffffu}, (std::uint64_t{Own::bins} << 32) / (std::uint64_t{s.most - least} + 1)));
+  const auto bin_of = [&](Key key) { return __umulhi(static_cast<std::uint32_t>(key >> 32) - least, scale); };
+#pragma unroll 4
+  for (std::uint32_t i = thread; i < n; i += Threads) atomicAdd(s.begins + bin_of(given[i]), 1u);
   __syncthreads();
-  equal |= (threadIdx.x + 1) * Items < n && firsts[(threadIdx.x + 1) % block] == depths[Items - 1];
-  if (!__syncthreads_or(equal)) return true;
+  std::uint32_t counts[Own::each], fullest = 0;
 #pragma unroll
-  for (int k = 0; k < Items; ++k) {
-    const std::uint32_t at = threadIdx.x * Items + static_cast<std::uint32_t>(k);
-    if (at < n) keys[at] = Key{depths[k] + base} << 32 | values[k];
+  for (int k = 0; k < Own::each; ++k) counts[k] = s.begins[thread * Own::each + k], fullest = max(fullest, counts[k]);
+  typename Own::Scan(s.scan).ExclusiveSum(counts, counts);
+#pragma unroll
+  for (int k = 0; k < Own::each; ++k) s.begins[thread * Own::each + k] = counts[k];
+  const bool crowded = __syncthreads_or(fullest > crowd);
+#pragma unroll 4
+  for (std::uint32_t i = thread; i < n; i += Threads) {
+    const Key key = given[i];
+    s.keys[atomicAdd(s.begins + bin_of(key), 1u)] = key;
   }
   __syncthreads();
-  if (!sort_runs(keys, n)) return false;
-  for (std::uint32_t i = threadIdx.x; i < n; i += block) ids[i] = static_cast<std::uint32_t>(keys[i]);
-  return true;
+  if (crowded) {
+    sort_in_place(s.keys, n);
+    for (std::uint32_t i = thread; i < n; i += Threads) ids[i] = static_cast<std::uint32_t>(s.keys[i]);
+    return;
+  }
+  for (std::uint32_t i = thread; i < n; i += Threads) {
+    const Key key = s.keys[i];
+    const std::uint32_t bin = bin_of(key), begin = bin ? s.begins[bin - 1] : 0, end = s.begins[bin];
+    std::uint32_t place = begin;
+    for (std::uint32_t k = begin; k < end; ++k) place += s.keys[k] < key;
+    ids[place] = static_cast<std::uint32_t>(key);
+  }
 }
 
-/// One block per tile sorts its list; `Large`: those of more than 1024 Gaussians, else the others. If there was no room for
-/// the lists, one block sorts all Gaussians.
-template <bool Large>
-__global__ void __launch_bounds__(block, Large ? 3 : 5) sort_tiles(Lists lists, Key* keys) {
-  __shared__ union {
-    typename BlockSort<Large ? 8 : 1>::TempStorage a;
-    typename BlockSort<Large ? 16 : 2>::TempStorage b;
-    typename BlockSort<Large ? 16 : 4>::TempStorage c;
-  } memory;
-  __shared__ std::uint32_t firsts[block];
-  std::uint32_t begin = lists.begins[blockIdx.x], n = lists.begins[blockIdx.x + 1] - begin, *ids = lists.ids;
+constexpr int few = 1024, many = 12288;
+
+/// One block per tile sorts its list if it has at most `few` Gaussians.
+__global__ void __launch_bounds__(block) sort_few(Lists lists, const Key* keys) {
+  __shared__ Sorting<block, few> memory;
+  const std::uint32_t begin = lists.begins[blockIdx.x], n = lists.begins[blockIdx.x + 1] - begin;
+  if (n == 0 || n > few || *lists.pairs > lists.capacity) return;
+  sort_by_table(keys + begin, n, lists.ids + begin, memory);
+}
+
+/// The blocks share out the tiles with more. If there was no room for the lists, one block sorts all Gaussians.
+__global__ void __launch_bounds__(1024) sort_many(Lists lists, Key* keys) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  const auto sort_there = [](Key* given, std::uint32_t n, std::uint32_t* ids) {
+    sort_in_place(given, n);
+    for (std::uint32_t i = threadIdx.x; i < n; i += blockDim.x) ids[i] = static_cast<std::uint32_t>(given[i]);
+  };
   if (*lists.pairs > lists.capacity) {
-    if (!Large || blockIdx.x) return;
-    begin = 0, n = static_cast<std::uint32_t>(lists.total), ids = lists.order;
-    for (std::uint32_t i = threadIdx.x; i < n; i += block) keys[i] = Key{lists.depths[i]} << 32 | i;
+    if (blockIdx.x) return;
+    const auto n = static_cast<std::uint32_t>(lists.total);
+    for (std::uint32_t i = threadIdx.x; i < n; i += blockDim.x) keys[i] = Key{lists.depths[i]} << 32 | i;
     __syncthreads();
-  } else {
-    if (Large ? n <= 1024 : n == 0 || n > 1024) return;
-    Key* const own = keys + begin;
-    if constexpr (Large) {
-      if (n <= 2048 ? sort_in_registers<8>(own, n, ids + begin, &memory, firsts)
-                    : n <= 4096 && sort_in_registers<16>(own, n, ids + begin, &memory, firsts))
-        return;
-    } else {
-      if (n <= 256   ? sort_in_registers<1>(own, n, ids + begin, &memory, firsts)
-          : n <= 512 ? sort_in_registers<2>(own, n, ids + begin, &memory, firsts)
-                     : sort_in_registers<4>(own, n, ids + begin, &memory, firsts))
-        return;
+    sort_there(keys, n, lists.order);
+    return;
+  }
+  __shared__ int large[1024], found;
+  const int stride = static_cast<int>(gridDim.x);
+  for (int first = static_cast<int>(blockIdx.x); first < lists.tiles; first += stride * 1024) {
+    if (threadIdx.x == 0) found = 0;
+    __syncthreads();
+    const std::int64_t own = first + std::int64_t{stride} * threadIdx.x;
+    if (own < lists.tiles && lists.begins[own + 1] - lists.begins[own] > few) large[atomicAdd(&found, 1)] = static_cast<int>(own);
+    __syncthreads();
+    for (int k = 0; k < found; ++k) {
+      const std::uint32_t begin = lists.begins[large[k]], n = lists.begins[large[k] + 1] - begin;
+      if (n <= many)
+        sort_by_table(keys + begin, n, lists.ids + begin, *reinterpret_cast<Sorting<1024, many>*>(memory));
+      else
+        sort_there(keys + begin, n, lists.ids + begin);
+      __syncthreads();
     }
   }
-  sort_in_place(keys + begin, n);
-  for (std::uint32_t i = threadIdx.x; i < n; i += block) ids[begin + i] = static_cast<std::uint32_t>(keys[begin + i]);
 }
 
 __global__ void __launch_bounds__(block) project_only(Scene in, Options o, int gaussians, int total, ProjectionOutputs out) {
@@ -303,22 +393,32 @@ std::int64_t workspace_size(int device, std::int64_t total, std::int64_t tiles) 
 }
 
 void prepare(const Scene& in, const Options& o, const Lists& lists, int device, cudaStream_t stream) {
-  const std::size_t counters = 64 + static_cast<std::size_t>(lists.tiles) + 1;  // the pairs, and the tiles' counts behind
-  check(cudaMemsetAsync(lists.pairs, 0, counters * sizeof(std::uint32_t), stream), "clearing the counters");
-  if (lists.total == 0) return;
+  if (lists.total == 0 || lists.tiles == 0) {
+    const std::size_t counters = 64 + static_cast<std::size_t>(lists.tiles) + 1;  // the pairs, and the tiles' begins behind
+    check(cudaMemsetAsync(lists.pairs, 0, counters * sizeof(std::uint32_t), stream), "clearing the counters");
+    check(cudaMemsetAsync(lists.depths, 0xff, static_cast<std::size_t>(lists.total) * sizeof *lists.depths, stream), "culling");
+    return;
+  }
+  const Plan plan = Plan::of(lists, o, device);
   Scratch scratch(device, stream);
-  const auto at_next = scratch.part<std::uint32_t>(std::int64_t{lists.tiles} + 1);
+  const auto at_counts = scratch.part<std::uint32_t>(lists.tiles);
+  const auto at_places = scratch.part<std::uint32_t>(std::int64_t{plan.blocks} * plan.width);
   const auto at_keys = scratch.part<Key>(std::max(std::int64_t{lists.total}, std::int64_t{lists.capacity}));
   scratch.allocate();
-  auto* const next = scratch.at<std::uint32_t>(at_next);
+  auto *const counts = scratch.at<std::uint32_t>(at_counts), *const places = scratch.at<std::uint32_t>(at_places);
   Key* const keys = scratch.at<Key>(at_keys);
-  project_all<<<blocks_for(lists.total), block, 0, stream>>>(in, o, lists);
-  find_begins<<<1, 1024, 0, stream>>>(lists, next, expect(device, lists.tiles).seen);
-  if (lists.tiles) {
-    write_pairs<<<blocks_for(lists.total), block, 0, stream>>>(lists, o, next, keys);
-    sort_tiles<false><<<static_cast<unsigned>(lists.tiles), block, 0, stream>>>(lists, keys);
-    sort_tiles<true><<<static_cast<unsigned>(lists.tiles), block, 0, stream>>>(lists, keys);
-  }
+  check(cudaMemsetAsync(counts, 0, static_cast<std::size_t>(lists.tiles) * sizeof *counts, stream), "clearing the counters");
+  const auto shared = static_cast<int>(sizeof(std::uint32_t)) * plan.width;
+  constexpr int sorting = sizeof(Sorting<1024, many>);
+  const auto ask = [](auto kernel, int bytes) {
+    if (bytes > 40 * 1024)
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");
+  };
+  ask(&project_all, shared), ask(&write_pairs, shared), ask(&sort_many, sorting);
+  project_all<<<plan.blocks, binning, shared, stream>>>(in, o, lists, plan, counts, places);
+  write_pairs<<<plan.blocks, binning, shared, stream>>>(lists, o, plan, counts, places, keys, expect(device, lists.tiles).seen);
+  sort_few<<<static_cast<unsigned>(lists.tiles), block, 0, stream>>>(lists, keys);
+  sort_many<<<static_cast<unsigned>(std::min(lists.tiles, 128)), 1024, sorting, stream>>>(lists, keys);
   check(cudaGetLastError(), "projecting");
 }
 

@@ -13,6 +13,26 @@ inline constexpr float max_extent = 3.33f;                                  // s
 inline constexpr float max_power = 0.5f * max_extent * max_extent * log2e;  // of a contribution, in bits
 inline constexpr float min_transmittance = 1e-4f;
 
+/// The square root and 1 / x; in kernels the units' own, whose relative error is about 2^-22.
+CORE_HD float fast_sqrt(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return sqrtf(x);
+#endif
+}
+CORE_HD float fast_inverse(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return 1.f / x;
+#endif
+}
+
 /// The ellipse of a Gaussian: alpha(dx, dy) = 2^(uu (dx - shear dy)^2 + yy dy^2 + log2_opacity). Both uu and yy
 /// are negative, so that nothing cancels, however thin the ellipse is.
 struct Splat {
@@ -274,12 +294,12 @@ CORE_HD Range tile_rows(const Splat& s, const Options& o) { return cells(s.y - s
 CORE_HD void ellipse_span(const Splat& s, float dy0, float dy1, float& left, float& right) {
   const float power = s.log2_opacity - exponent_cut(s.log2_opacity);
   // dy of the rightmost point; the leftmost is opposite.
-  const float turn = s.shear * s.extent_y * s.extent_y / s.extent_x;
+  const float turn = s.shear * s.extent_y * s.extent_y * fast_inverse(s.extent_x);
   dy0 = max_of(dy0, -s.extent_y);
   dy1 = min_of(dy1, s.extent_y);
-  const float at_right = min_of(max_of(turn, dy0), dy1), at_left = min_of(max_of(-turn, dy0), dy1), over_uu = -1.f / s.uu;
-  right = s.shear * at_right + sqrtf(max_of(power + s.yy * at_right * at_right, 0.f) * over_uu);
-  left = s.shear * at_left - sqrtf(max_of(power + s.yy * at_left * at_left, 0.f) * over_uu);
+  const float at_right = min_of(max_of(turn, dy0), dy1), at_left = min_of(max_of(-turn, dy0), dy1), over_uu = fast_inverse(-s.uu);
+  right = s.shear * at_right + fast_sqrt(max_of(power + s.yy * at_right * at_right, 0.f) * over_uu);
+  left = s.shear * at_left - fast_sqrt(max_of(power + s.yy * at_left * at_left, 0.f) * over_uu);
 }
 
 /// The tiles of one tile row that the ellipse reaches.
@@ -335,8 +355,9 @@ std::int64_t workspace_size(int device, std::int64_t total, std::int64_t tiles);
 Gaussians check_gaussians(const char* op, const In<2>& means, const MaybeIn<2>& quats, const MaybeIn<2>& scales, const MaybeIn<2>& covars,
                           const In<1>& opacities);
 
-/// Throws ValueError unless the gradients of the given arrays are there, and v_colors has the shape of colors.
+/// Throws ValueError unless the gradients of the given arrays are there, v_colors has the shape of colors, and v_means2d 2 or 4
+/// columns.
 void check_gradients(const char* op, const Gaussians& gaussians, const In<3>& colors, const MaybeOut<2>& v_quats,
-                     const MaybeOut<2>& v_scales, const MaybeOut<2>& v_covars, const Out<3>& v_colors);
+                     const MaybeOut<2>& v_scales, const MaybeOut<2>& v_covars, const Out<3>& v_colors, const Out<3>& v_means2d);
 
 }  // namespace core_splatting

@@ -1,4 +1,4 @@
-// Forward rasterisation on CUDA: blends one tile per block, a warp on its own.
+// Forward rasterisation on CUDA: blends one tile per block, a warp 8x8 pixels of it.
 #include <core_splatting/rasterize.hpp>
 
 #include "../scenes.hpp"
@@ -8,48 +8,67 @@
 namespace core_splatting {
 namespace {
 
-/// Blends up to four channels. A warp blends its strips of the tile: it stages 32 Gaussians of the list at a time, each with
-/// a mask of the strips that the ellipse's rows reach, while the next 32 are on their way.
-template <int K, int S>
-__global__ void __launch_bounds__(Patch<S>::threads)
+constexpr int strips = 2, batch = Patch<strips>::threads;
+
+/// Blends up to four channels. The block stages a Gaussian a thread, each with a mask of the strips that the ellipse's rows
+/// reach, while the next are on their way; a warp passes over those that do not reach its strips.
+template <int K>
+__global__ void __launch_bounds__(batch)
     blend(Lists lists, Options o, core::Tensor<const float, 3> colors, core::Tensor<const float, 2> backgrounds,
           core::Tensor<float, 4> out_colors, core::Tensor<float, 3> out_alphas) {
-  __shared__ __align__(16) Staged all_staged[Patch<S>::warps][32];
-  __shared__ float4 all_colors[Patch<S>::warps][32];
+  constexpr int S = strips;
+  __shared__ struct {
+    Staged staged[batch];
+    float4 colors[batch];
+  } buffers[2];
+  __shared__ std::uint8_t all_hits[Patch<S>::warps][batch];
   const Patch<S> patch(o, static_cast<int>(blockIdx.x));
-  Staged* const staged = all_staged[patch.warp];
-  float4* const staged_colors = all_colors[patch.warp];
-  const int channels = static_cast<int>(colors.shape[2]);
-
+  std::uint8_t* const hits = all_hits[patch.warp];
+  const int channels = static_cast<int>(colors.shape[2]), thread = static_cast<int>(threadIdx.x);
   const float x = patch.x();
   float y[S], transmittance[S], sum[S][K] = {};  // y is NaN when the pixel is finished
-  std::uint32_t alive = 0;                       // the strips with a pixel that is not
+  std::uint32_t alive = 0;
 #pragma unroll
   for (int s = 0; s < S; ++s) {
     y[s] = patch.y(s, o), transmittance[s] = 1.f;
     if (__any_sync(0xffffffffu, y[s] == y[s])) alive |= 1u << s;
   }
   const TileList list(lists, static_cast<int>(blockIdx.x));
-  Stream32<K> next(lists, list, colors.data + (colors.shape[0] == 1 ? 0 : patch.camera) * colors.stride[0], colors.stride[1],
-                   colors.stride[2], channels, patch.camera, patch.lane);
-  for (std::uint32_t begin = list.begin; begin < list.end && alive; begin += 32) {
-    const std::uint32_t mask = next.valid ? patch.reached(next.splat) & alive : 0, hits = __ballot_sync(0xffffffffu, mask != 0);
-    if (mask) {
-      const int place = __popc(hits & ((1u << patch.lane) - 1));
-      staged[place] = patch.stage(next.splat, mask);
-      staged_colors[place] = {next.color[0], K > 1 ? next.color[1 % K] : 0.f, K > 2 ? next.color[2 % K] : 0.f,
-                              K > 3 ? next.color[3 % K] : 0.f};
+  Stream<K, batch> next(lists, list, colors.data + (colors.shape[0] == 1 ? 0 : patch.camera) * colors.stride[0], colors.stride[1],
+                        colors.stride[2], channels, patch.camera, thread);
+  int turn = 0;
+  for (std::uint32_t begin = list.begin; begin < list.end; begin += batch, turn ^= 1) {
+    auto& buffer = buffers[turn];
+    const std::uint32_t reached = next.valid() ? reached_of_tile(next.splat, patch.left, patch.top) : 0;
+    if (reached) {
+      buffer.staged[thread] = stage_at(patch.left + 8, patch.top + 8, next.splat, reached);
+      buffer.colors[thread] = {next.color[0], K > 1 ? next.color[1 % K] : 0.f, K > 2 ? next.color[2 % K] : 0.f,
+                               K > 3 ? next.color[3 % K] : 0.f};
+    } else {
+      buffer.staged[thread].mask = 0;
     }
     next.fetch();
+    if (!__syncthreads_or(static_cast<int>(alive))) break;
+    if (!alive) continue;
+    int count = 0;
+#pragma unroll
+    for (int part = 0; part < batch; part += 32) {
+      const bool hit = patch.own(buffer.staged[part + patch.lane].mask) & alive;
+      const std::uint32_t all = __ballot_sync(0xffffffffu, hit);
+      if (hit) hits[count + __popc(all & ((1u << patch.lane) - 1))] = static_cast<std::uint8_t>(part + patch.lane);
+      count += __popc(all);
+    }
     __syncwarp();
 #pragma unroll 2
-    for (int j = 0, count = __popc(hits); j < count; ++j) {
-      const Staged g = staged[j];
-      const float4 c = staged_colors[j];
+    for (int j = 0; j < count; ++j) {
+      const int slot = hits[j];
+      const Staged g = buffer.staged[slot];
+      const float4 c = buffer.colors[slot];
+      const std::uint32_t mask = patch.own(g.mask);
       const float color[] = {c.x, c.y, c.z, c.w}, across = g.p * x + g.u;
 #pragma unroll
       for (int s = 0; s < S; ++s) {
-        if (S > 1 && !(g.mask >> s & 1)) continue;
+        if (!(mask >> s & 1)) continue;
         const float v = g.q * y[s] + g.v, u = g.sheared * y[s] + across, exponent = g.power - v * v - u * u;
         const float alpha = fminf(o.max_alpha, exp2_fast(exponent)), blended = exponent >= g.cut ? alpha * transmittance[s] : 0.f;
         const bool finished = transmittance[s] - blended <= min_transmittance;
@@ -78,14 +97,6 @@ __global__ void __launch_bounds__(Patch<S>::threads)
   }
 }
 
-template <int K>
-void blend_few(const Lists& lists, const Options& o, const core::Tensor<const float, 3>& colors,
-               const core::Tensor<const float, 2>& backgrounds, const Out<4>& out_colors, const Out<3>& out_alphas, cudaStream_t stream) {
-  constexpr int strips = 2;
-  blend<K, strips>
-      <<<static_cast<unsigned>(lists.tiles), Patch<strips>::threads, 0, stream>>>(lists, o, colors, backgrounds, out_colors, out_alphas);
-}
-
 /// Of one scene.
 void rasterize_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors, In<3> viewmats,
                         In<3> Ks, MaybeIn<2> backgrounds, double near_plane, double far_plane, double radius_clip, double eps2d,
@@ -110,8 +121,8 @@ void rasterize_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeI
   if (channels > 4) {
     blend_features(lists, o, colors, background, out_colors, out_alphas, stream);
   } else {
-    const auto run = channels <= 1 ? &blend_few<1> : channels == 3 ? &blend_few<3> : &blend_few<4>;
-    run(lists, o, colors, background, out_colors, out_alphas, stream);
+    const auto kernel = channels <= 1 ? &blend<1> : channels == 3 ? &blend<3> : &blend<4>;
+    kernel<<<static_cast<unsigned>(tiles), batch, 0, stream>>>(lists, o, colors, background, out_colors, out_alphas);
   }
   check(cudaGetLastError(), "blending");
 }
