@@ -72,7 +72,7 @@ __device__ void shift_moments(const Staged& g, float middle_x, float middle_y, f
 
 /// One block per tile; a warp for S strips, as in the forward pass. The moments are of U and V in place of u and dy.
 template <int K, int S, bool Absolute>
-__global__ void __launch_bounds__(Patch<S>::threads)
+__global__ void __launch_bounds__(Patch<S>::threads, S == 1 ? 2 : 4)
     gradient_tiles(Lists lists, Options o, core::Tensor<const float, 3> colors, Images images, Sums sums) {
   using Shared = Memory<K, S, Absolute>;
   extern __shared__ __align__(16) unsigned char memory[];
