@@ -128,21 +128,26 @@ def test_refusals_of_transforms(tmp_path: Path, change: dict[str, Any], says: st
         load_scene(transforms(tmp_path, **change))
 
 
-def test_mutated_colmap_files_end_in_a_sentence(tmp_path: Path) -> None:
-    folder = colmap(tmp_path, True)
+@pytest.mark.parametrize("kind", ["bin", "txt", "json"])
+def test_mutated_scenes_end_in_a_sentence(tmp_path: Path, kind: str) -> None:
+    if kind == "json":
+        scene = transforms(tmp_path)
+        paths = [scene / "transforms.json"]
+    else:
+        scene = colmap(tmp_path, kind == "bin")
+        paths = [scene / "sparse" / "0" / f"{name}.{kind}" for name in ("cameras", "images", "points3D")]
     rng = np.random.default_rng(0)
     rounds = 10**5 if os.environ.get("CORE_TEST_ALL") else 300
-    for name in ("cameras.bin", "images.bin", "points3D.bin"):
-        path = folder / "sparse" / "0" / name
+    for path in paths:
         good = path.read_bytes()
         for i in range(rounds):
             data = bytearray(good)
             data[int(rng.integers(len(data)))] = int(rng.integers(256))
             path.write_bytes(data[: int(rng.integers(len(data)))] if i % 3 == 0 else data)
             with contextlib.suppress(SceneError):
-                load_scene(folder)
+                load_scene(scene)
         path.write_bytes(good)
-    load_scene(folder)
+    load_scene(scene)
 
 
 def test_wrong_pictures(tmp_path: Path) -> None:
