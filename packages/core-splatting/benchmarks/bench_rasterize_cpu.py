@@ -75,7 +75,10 @@ def gradient_of(args: dict[str, Any]) -> dict[str, Any]:
     rng = np.random.default_rng(1)
     given = scene_backward(rng, N=len(args["means"]), W=SIDE, H=SIDE)
     taken = ("means", "quats", "scales", "opacities", "colors", "viewmats", "Ks")
-    return given | {k: args[k] for k in taken} | {"image": args["out_colors"], "alphas": args["out_alphas"]}
+    pictures = {"image": args["out_colors"], "alphas": args["out_alphas"]}
+    return (
+        given | {k: args[k] for k in taken} | pictures | {"v_means2d": np.empty((1, len(args["means"]), 2), np.float32)}
+    )
 
 
 def opensplat(folder: pathlib.Path, args: dict[str, Any], seconds: float) -> tuple[np.ndarray, float, float]:

@@ -28,8 +28,9 @@ struct Pass {
   float* pairs;  // [pair - first_pair][moments + D]
 };
 
-/// The gradients of one tile; K channels, or as many as there are if K is 0. `scratch` holds (16 * 16 + 9) D floats.
-template <int K>
+/// The gradients of one tile; K channels, or as many as there are if K is 0; `Absolute`: with the moments of absolute values. `scratch`
+/// holds (16 * 16 + 9) D floats.
+template <int K, bool Absolute>
 void gradient_tile(const Pass* pass, std::int64_t tile, float* scratch) {
   const Options& o = pass->options;
   const int channels = K ? K : static_cast<int>(pass->colors.shape[2]);
@@ -114,8 +115,10 @@ void gradient_tile(const Pass* pass, std::int64_t tile, float* scratch) {
           m[3][k] += part * dy;
           m[4][k] += first_moment * dy;
           m[5][k] += part * dy * dy;
-          m[6][k] += std::abs(first_moment);
-          m[7][k] += std::abs(first_moment * uu_shear - part * yy_dy);
+          if constexpr (Absolute) {
+            m[6][k] += std::abs(first_moment);
+            m[7][k] += std::abs(first_moment * uu_shear - part * yy_dy);
+          }
         }
         for (int d = 0; d < channels; ++d) v_color[d] += v[d] * weight;
       }
@@ -134,17 +137,19 @@ void gradient_tile(const Pass* pass, std::int64_t tile, float* scratch) {
   }
 }
 
+template <bool Absolute>
 void gradient_tile_on_this_isa(const Pass* pass, std::int64_t tile, float* scratch) {
   switch (pass->colors.shape[2]) {
-    case 1: return core::multiversion<&gradient_tile<1>>(pass, tile, scratch);
-    case 3: return core::multiversion<&gradient_tile<3>>(pass, tile, scratch);
-    case 4: return core::multiversion<&gradient_tile<4>>(pass, tile, scratch);
-    default: return core::multiversion<&gradient_tile<0>>(pass, tile, scratch);
+    case 1: return core::multiversion<&gradient_tile<1, Absolute>>(pass, tile, scratch);
+    case 3: return core::multiversion<&gradient_tile<3, Absolute>>(pass, tile, scratch);
+    case 4: return core::multiversion<&gradient_tile<4, Absolute>>(pass, tile, scratch);
+    default: return core::multiversion<&gradient_tile<0, Absolute>>(pass, tile, scratch);
   }
 }
 
 /// The sums of each splat of one camera: [splat][moments + D].
-std::vector<float> sums_of_splats(Pass& pass) {
+std::vector<float> sums_of_splats(Pass& pass, bool absolute) {
+  const auto run = absolute ? &gradient_tile_on_this_isa<true> : &gradient_tile_on_this_isa<false>;
   const auto tiles = static_cast<std::size_t>(pass.options.tiles_x) * static_cast<std::size_t>(pass.options.tiles_y);
   const std::int64_t channels = pass.colors.shape[2];
   const auto stride = static_cast<std::size_t>(moments + channels);
@@ -162,7 +167,7 @@ std::vector<float> sums_of_splats(Pass& pass) {
     core::parallel_for(core::num_threads(), 1, [&](std::int64_t, std::int64_t) {
       std::vector<float> scratch(static_cast<std::size_t>(channels) * (tile_size * tile_size + lanes + 1));
       for (std::size_t t; (t = next.fetch_add(1, std::memory_order_relaxed)) < stop;)
-        gradient_tile_on_this_isa(&pass, static_cast<std::int64_t>(t), scratch.data());
+        run(&pass, static_cast<std::int64_t>(t), scratch.data());
     });
     const std::uint32_t* const list = pass.bins->list.data() + begin[tile];
     const auto n = static_cast<std::int64_t>(splats);
@@ -214,7 +219,7 @@ void rasterize_backward_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scale
     const Bins bins = bin(projected.splats, o);
     const std::int64_t color_set = colors.shape[0] == 1 ? 0 : c;
     Pass pass{&projected, &bins, o, c, color_set, colors, image, v_image, alphas, v_alphas, 0, nullptr};
-    const std::vector<float> sums = sums_of_splats(pass);
+    const std::vector<float> sums = sums_of_splats(pass, v_means2d.shape[2] == 4);
 
     // The camera's own gradient is summed in blocks of fixed size, so that no thread changes the order.
     constexpr std::int64_t per_block = 1024;
