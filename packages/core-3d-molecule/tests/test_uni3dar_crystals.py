@@ -168,3 +168,18 @@ def test_a_stream_of_crystals_goes_on():
         next(iter(Stream(crystals(), OctreeTokenizer(), 420)))
     with pytest.raises(ValueError, match="'model' must be a model of crystals"):
         CrystalSampler(Uni3DAR(Config(layers=1, width=48, heads=2, merge_level=2)))
+
+
+def test_jobs(tmp_path, capsys):
+    pytest.importorskip("safetensors")
+    from core_3d_molecule import crystal_files, jobs_models
+
+    file, checkpoint, out = tmp_path / "two.extxyz", tmp_path / "model.safetensors", tmp_path / "drawn.extxyz"
+    crystal_files.write(file, crystals())
+    jobs_models.train(str(file), checkpoint, size="tiny", steps=2, batch=2, device="cpu")
+    jobs_models.train(str(file), checkpoint, size="tiny", steps=2, batch=2, device="cpu", resume=True)
+    jobs_models.sample(checkpoint, out, count=2, device="cpu", formula="NaCl", temperature=(0.0, 0.3, 0.3))
+    assert "crystals" in capsys.readouterr().out
+    assert out.exists()
+    with pytest.raises(Exception, match="--model must be uni3dar for crystals"):
+        jobs_models.train(str(file), checkpoint, model="uae3d", steps=2, device="cpu")
