@@ -21,6 +21,7 @@ from core_3d_molecule import (
     jobs,
     valence_stability,
 )
+from core_3d_molecule.coverage import Fingerprints, coverage
 from core_3d_molecule.elements import NUMBERS
 from core_3d_molecule.evaluate import smiles
 from core_3d_molecule.geometry import chain_name
@@ -333,6 +334,29 @@ def test_crystals() -> None:
     }  # fmt: skip
     with pytest.raises(ValueError, match="argument 'targets' must be left out"):
         evaluate_crystals(salt, scores=[1.0, 2.0], targets=salt)
+
+
+def test_coverage() -> None:
+    rng = np.random.default_rng(0)
+    real = Fingerprints(rng.standard_normal((5, 61)), rng.standard_normal((5, 132)) * 3)
+    both, structure_only = real.structure[2] + 0.01, real.structure[0]
+    drawn = Fingerprints(
+        np.array([both, structure_only, real.structure[4], np.full(61, np.nan)]),
+        np.array([real.composition[2], np.full(132, 1e3), real.composition[1], real.composition[3]]),
+    )
+    covered, near = coverage(drawn, real, 0.2, 4.0)
+    # a structure and a composition may be near different samples: those of crystals 1 and 3 have no structure near
+    expected = np.array(
+        [[np.linalg.norm(a - b) for b in np.nan_to_num(drawn.structure, nan=1e9)] for a in real.structure]
+    )
+    scaled = [(x.composition - real.composition.mean(0)) / real.composition.std(0) for x in (real, drawn)]
+    other = np.linalg.norm(scaled[0][:, None] - scaled[1][None], axis=-1)
+    np.testing.assert_array_equal(covered, (expected.min(1) <= 0.2) & (other.min(1) <= 4))
+    np.testing.assert_array_equal(near, (expected.min(0) <= 0.2) & (other.min(0) <= 4))
+    assert covered.tolist() == [False, False, True, False, False]
+    assert near.tolist() == [True, False, True, False]
+    with pytest.raises(ValueError, match="'cutoffs' must come with a reference"):
+        evaluate_crystals(Crystals.from_list([[8]], [[[0, 0, 0]]], [np.eye(3)]), composition=False, cutoffs=(0.2, 4.0))
 
 
 def test_job(tmp_path: Path) -> None:

@@ -106,6 +106,10 @@ def evaluate(
     keep: Annotated[float, typer.Option(help="The share of structures that are the best.", min=0, max=1)] = 0.1,
     rdkit: Annotated[bool, typer.Option(help="Validity, uniqueness and novelty through RDKit.")] = True,
     composition: Annotated[bool, typer.Option(help="Validity of crystals' compositions through smact.")] = True,
+    coverage: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Coverage of the reference's crystals within these cutoffs (0.2 4 for Perov-5); matminer."),
+    ] = None,
     fcd: Annotated[bool, typer.Option(help="Frechet ChemNet distance from the reference, through fcd_torch.")] = False,
 ) -> None:
     """Scores a file of molecules or crystals, with intervals and tolerances; all samples and the best side by side."""
@@ -120,7 +124,9 @@ def evaluate(
     if isinstance(given, Crystals):
         if not isinstance(real, Crystals | None):
             raise ValueError("argument 'reference' must be a file of crystals, like 'samples'")
-        report = evaluate_crystals(given, scores=ranks, keep=keep, composition=composition, reference=real)
+        report = evaluate_crystals(
+            given, scores=ranks, keep=keep, composition=composition, reference=real, cutoffs=coverage
+        )
     else:
         if not isinstance(real, Structures | None):
             raise ValueError("argument 'reference' must be a file of molecules, like 'samples'")
