@@ -46,8 +46,9 @@ CORE_EXPORT void relational_attention_backward(
     core::Tensor<T, 2> grad_form, core::Tensor<T, 2> grad_positions, core::Tensor<T, 1> grad_centres, core::Tensor<T, 1> grad_widths,
     core::Tensor<T, 2> grad_w1, core::Tensor<T, 1> grad_b1, core::Tensor<T, 2> grad_w2, core::Tensor<T, 1> grad_b2);
 
-/// The same on CUDA, in float32, for at most 16 heads, 32 channels, 16 channels of a pair and 32 rows of w1 (fast for 8, 8, 16
-/// and 16). Values of offsets and bonds are read on the device only: where they do not fit, results are NaN.
+/// The same on CUDA, in float32, for at most 16 heads, 32 channels, 16 channels of a pair and 32 rows of w1 (on the matrix units,
+/// and fast, for 8, 8, 16 and 16, at most 15 Gaussians and 8 bond classes). Values of offsets and bonds are read on the device only: where
+/// they do not fit, results are NaN.
 CORE_EXPORT void relational_attention_cuda(core::Tensor<const float, 3> q, core::Tensor<const float, 3> k, core::Tensor<const float, 3> v,
                                            core::Tensor<const float, 3> q_edge, core::Tensor<const float, 3> k_edge,
                                            core::Tensor<const float, 2> form, core::Tensor<const float, 2> positions,
