@@ -22,7 +22,16 @@ def molecules(tmp_path_factory):
 
 
 def train(given, out, **settings):
-    fixed = {"size": "tiny", "steps": 2, "batch": 4, "lr": 1e-3, "autoencoder": None, "merge_level": 4, "device": "cpu"}
+    fixed = {
+        "size": "tiny",
+        "steps": 2,
+        "minutes": 0.0,
+        "batch": 4,
+        "lr": 1e-3,
+        "autoencoder": None,
+        "merge_level": 4,
+        "device": "cpu",
+    }
     jobs_models.train(
         str(given), out, **(fixed | {"property_": None, "resume": False, "save_every": 1, "seed": 0} | settings)
     )

@@ -47,6 +47,7 @@ def train(
         str, typer.Option(help="Of uni3dar: tiny, small or paper; of udm3d: the paper's unless tiny.")
     ] = "small",
     steps: Annotated[int, typer.Option(help="Steps of the whole run.", min=1)] = 10_000,
+    minutes: Annotated[float, typer.Option(help="End the run, annealed, after so long; 0: at its steps.", min=0)] = 0.0,
     batch: Annotated[int, typer.Option(help="Molecules in a step.", min=1)] = 64,
     lr: Annotated[float, typer.Option(help="Learning rate at its highest.")] = 3e-4,
     autoencoder: Annotated[Path | None, typer.Option(help="The checkpoint of a uae3d, for udm3d.", exists=True)] = None,
@@ -72,7 +73,9 @@ def train(
     makers = {"uni3dar": _uni3dar, "uae3d": _uae3d, "udm3d": _udm3d}
     if model not in makers:
         raise typer.BadParameter(f"--model must be one of {', '.join(makers)}, got {model}")
-    optimisation = Optimisation(steps=steps, lr=lr, last_lr=lr / 100, warmup=min(steps // 10, 1000), seed=seed)
+    optimisation = Optimisation(
+        steps=steps, minutes=minutes, lr=lr, last_lr=lr / 100, warmup=min(steps // 10, 1000), seed=seed
+    )
     if property_ is not None and model != "udm3d":
         raise typer.BadParameter("--property goes with --model udm3d alone")
     given = _read(structures, property_)
