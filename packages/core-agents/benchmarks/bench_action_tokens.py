@@ -4,22 +4,18 @@ Run with `CORE_NUM_THREADS=1 pytest packages/core-agents/benchmarks/bench_action
 """
 
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 from core_agents import cases
 from core_registry.testing import duplicate
+from core_registry.timing import fastest
 
 ROWS = {c.op.partition(".")[2]: c for c in cases.cases if "code_" in c.op}
 
 
-def least(call, repeats):
-    seconds = []
-    for _ in range(repeats):
-        start = time.process_time()
-        call()
-        seconds.append(time.process_time() - start)
-    return min(seconds)
+cpu = partial(fastest, clock=time.process_time)
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -32,7 +28,7 @@ def test_rate(name):
     case.binding()(*few.values())
     peer = case.peer[1](duplicate(few))
     case.difference(few, peer())
-    ours, theirs = least(lambda: case.binding()(*args.values()), 15), least(peer, 5) * scale
+    ours, theirs = cpu(lambda: case.binding()(*args.values())), cpu(peer) * scale
     print(
         f"\n{name}: {actions / ours / 1e6:.1f} M actions/s, {case.peer[0]} {actions / theirs / 1e6:.3f} M/s, "
         f"ratio {theirs / ours:.1f}, equal"
@@ -50,4 +46,4 @@ def test_whole_encoding():
         ROWS["encode_actions"].binding()(*part.values())
         ROWS["encode_tokens"].binding()(*tokens.values())
 
-    print(f"\nbuttons and angles to tokens: {n / least(whole, 15) / 1e6:.1f} M actions/s")
+    print(f"\nbuttons and angles to tokens: {n / cpu(whole) / 1e6:.1f} M actions/s")

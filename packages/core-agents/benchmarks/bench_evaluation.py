@@ -6,22 +6,18 @@ and this package's own Python over messages, both on few of the runs.
 
 import json
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 from core_agents import evaluation, traces
 from core_agents.cases_traces import make_calls
+from core_registry.timing import fastest
 
 RUNS, MESSAGES, FEW = 1000, 20, 300
 
 
-def least(call, repeats):
-    seconds, result = [], None
-    for _ in range(repeats):
-        start = time.process_time()
-        result = call()
-        seconds.append(time.process_time() - start)
-    return min(seconds), result
+cpu = partial(fastest, clock=time.process_time)
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +38,15 @@ def sides():
 def test_a_million_calls(sides, arguments):
     outputs, references, texts, times = sides
     matcher = evaluation.Matcher(arguments)
-    reading, (ours, theirs) = least(lambda: [traces.loads(text, "openai") for text in texts], 1)
-    seconds, found = least(lambda: evaluation.match_traces(ours, theirs, matcher), 5)
-    peer, expected = least(
-        lambda: [
-            evaluation.trajectory_figures(a, b, matcher) for a, b in zip(outputs[:FEW], references[:FEW], strict=True)
-        ],
-        3,
+    ours, theirs = (traces.loads(text, "openai") for text in texts)
+    reading = cpu(lambda: [traces.loads(text, "openai") for text in texts], 0)
+    found, seconds = (
+        evaluation.match_traces(ours, theirs, matcher),
+        cpu(lambda: evaluation.match_traces(ours, theirs, matcher), 3),
     )
+    pairs = list(zip(outputs[:FEW], references[:FEW], strict=True))
+    expected = [evaluation.trajectory_figures(a, b, matcher) for a, b in pairs]
+    peer = cpu(lambda: [evaluation.trajectory_figures(a, b, matcher) for a, b in pairs])
     for name, column in found.items():
         assert column[:FEW].tolist() == [e[name] for e in expected]
         assert (column.reshape(times, RUNS) == column[:RUNS]).all()
@@ -67,15 +64,11 @@ def test_against_agentevals(sides):
     match = pytest.importorskip("agentevals.trajectory.match")
     outputs, references, texts, _ = sides
     ours, theirs = (traces.loads(text, "openai") for text in texts)
-    seconds, found = least(lambda: evaluation.match_traces(ours, theirs), 5)
+    found, seconds = evaluation.match_traces(ours, theirs), cpu(lambda: evaluation.match_traces(ours, theirs), 3)
     evaluator = match.create_trajectory_match_evaluator(trajectory_match_mode="unordered", tool_args_match_mode="exact")
-    peer, expected = least(
-        lambda: [
-            evaluator(outputs=a, reference_outputs=b)["score"]
-            for a, b in zip(outputs[:FEW], references[:FEW], strict=True)
-        ],
-        1,
-    )
+    pairs = list(zip(outputs[:FEW], references[:FEW], strict=True))
+    expected = [evaluator(outputs=a, reference_outputs=b)["score"] for a, b in pairs]
+    peer = cpu(lambda: [evaluator(outputs=a, reference_outputs=b)["score"] for a, b in pairs], 0)
     assert found["unordered"][:FEW].tolist() == expected
     each = peer / FEW * len(ours)
     print(f"\nagentevals, unordered alone: {each:.0f} s for these runs, ratio {each / seconds:.0f}, equal")

@@ -5,20 +5,15 @@ Run with `CORE_NUM_THREADS=1 pytest packages/core-agents/benchmarks/bench_mast.p
 
 import itertools
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 from core_agents import mast
 from core_agents.reference.mast import forms
+from core_registry.timing import fastest
 
-
-def least(call, repeats=5):
-    seconds = []
-    for _ in range(repeats):
-        start = time.process_time()
-        call()
-        seconds.append(time.process_time() - start)
-    return min(seconds)
+cpu = partial(fastest, clock=time.process_time)
 
 
 def test_text_per_second():
@@ -30,7 +25,7 @@ def test_text_per_second():
             for i in range(messages)
         ]
         size = sum(len(m["content"]) for m in trace) / 1e6
-        kernels, whole = least(lambda t=trace: mast.repeated(t)), least(lambda t=trace: mast.detect(t))
+        kernels, whole = cpu(lambda t=trace: mast.repeated(t)), cpu(lambda t=trace: mast.detect(t))
         print(
             f"\n{messages} messages, {size:.1f} MB: sketches and search {size / kernels:.0f} MB/s, "
             f"all detectors {size / whole:.0f} MB/s"
@@ -49,4 +44,4 @@ def test_every_answer(form):
 def test_answers_per_second():
     text = "\n".join(f"C.{m.code} {m.name}: {'yes' if i % 3 else 'no'}" for i, m in enumerate(mast.PAPER.modes))
     assert mast.parse_answer(text).array().sum() == 9
-    print(f"\nparser: {1 / least(lambda: mast.parse_answer(text), 50):.0f} answers/s")
+    print(f"\nparser: {1 / cpu(lambda: mast.parse_answer(text)):.0f} answers/s")

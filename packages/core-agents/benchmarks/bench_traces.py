@@ -7,22 +7,18 @@ inspect-ai itself with its scripted model, once as inspect-ai writes it (zstanda
 import random
 import time
 import zipfile
+from functools import partial
 
 import pytest
 from core_agents import mast, traces
+from core_registry.timing import fastest
 
 orjson = pytest.importorskip("orjson")
 pytest.importorskip("inspect_ai")
 pytest.importorskip("zipfile_zstd")
 
 
-def least(call, repeats=5):
-    seconds, result = [], None
-    for _ in range(repeats):
-        start = time.process_time()
-        result = call()
-        seconds.append(time.process_time() - start)
-    return min(seconds), result
+cpu = partial(fastest, clock=time.process_time)
 
 
 @pytest.fixture(scope="module")
@@ -81,37 +77,40 @@ def unzipped(path):
 
 def test_against_unzipping(log, deflated):
     for name, path in (("zstandard", log), ("deflate", deflated)):
-        (ours, read), (theirs, samples) = least(lambda p=path: traces.read(p)), least(lambda p=path: unzipped(p))
+        read, samples = traces.read(path), unzipped(path)
         assert [s["id"] for s in samples] == read.run_strings("id")
         said = [(m["role"], m["content"]) for s in samples for m in s["messages"]]
         assert said == [(m["role"], m["content"]) for run in read.to_messages() for m in run]
+        ours, theirs = cpu(lambda p=path: traces.read(p)), cpu(lambda p=path: unzipped(p))
         print(f"\n{name}: ours {ours * 1e3:.0f} ms, zip + orjson {theirs * 1e3:.0f} ms, ratio {theirs / ours:.1f}")
 
 
 def test_against_samples_df(log):
     from inspect_ai.analysis import messages_df, samples_df
 
-    (ours, runs), (theirs, frame) = least(lambda: traces.read(log, messages=False)), least(lambda: samples_df(log), 3)
+    runs, frame = traces.read(log, messages=False), samples_df(log)
     rows = dict(zip(runs.run_strings("id"), runs.run("score"), strict=True))
     assert rows == dict(zip(frame["id"], (frame["score_includes"] == "C").astype(float), strict=True))
     times = dict(zip(runs.run_strings("id"), runs.run("seconds"), strict=True))
     assert times == dict(zip(frame["id"], frame["total_time"], strict=True))
+    ours, theirs = cpu(lambda: traces.read(log, messages=False)), cpu(lambda: samples_df(log))
     print(f"\nruns only: ours {ours * 1e3:.1f} ms, samples_df {theirs * 1e3:.0f} ms, ratio {theirs / ours:.0f}")
-    (ours, read), (theirs, frame) = least(lambda: traces.read(log)), least(lambda: messages_df(log), 1)
+    read, frame = traces.read(log), messages_df(log)
     order = dict(zip(runs.run_strings("id"), range(500), strict=True))
     assert len(order) == 500
     assert len(frame) == sum(map(len, read.to_messages()))
     assert sorted(frame["content"]) == sorted(
         t for t, c in zip(read.strings("text"), read["call"], strict=True) if not c
     )
+    ours, theirs = cpu(lambda: traces.read(log)), cpu(lambda: messages_df(log), 0)
     print(f"all messages: ours {ours * 1e3:.0f} ms, messages_df {theirs * 1e3:.0f} ms, ratio {theirs / ours:.0f}")
 
 
 def test_text_per_second(log):
     texts = [orjson.dumps(s) for s in unzipped(log)]
-    seconds, _ = least(lambda: traces._parse(texts, [""] * len(texts), "inspect", False, []))
+    seconds = cpu(lambda: traces._parse(texts, [""] * len(texts), "inspect", False, []))
     size = sum(map(len, texts)) / 1e6
     print(f"\nJSON to columns: {size / seconds:.0f} MB/s of {size:.0f} MB")
     runs = traces.read(log).to_messages()
-    seconds, _ = least(lambda: [mast.detect(run) for run in runs])
+    seconds = cpu(lambda: [mast.detect(run) for run in runs])
     print(f"detectors on the messages: {sum(len(m['content']) for r in runs for m in r) / 1e6 / seconds:.0f} MB/s")

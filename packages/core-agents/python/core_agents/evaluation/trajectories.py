@@ -8,6 +8,7 @@ one-to-one assignment decides, not the order in which they are tried.
 from __future__ import annotations
 
 import json
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -120,9 +121,9 @@ class Matcher:
             if isinstance(mode, str) and mode not in ("exact", "ignore", "subset", "superset"):
                 raise ValueError(f"argument 'arguments' must be exact, ignore, subset or superset, got {mode!r}")
 
-    def plain(self) -> bool:
-        """Whether calls match exactly if they are equal, by name or with their arguments as they are."""
-        return not self.overrides and not self.schemas and self.arguments in ("exact", "ignore")
+    def keyed(self) -> bool:
+        """Whether calls match exactly if their keys are equal."""
+        return not self.overrides and self.arguments in ("exact", "ignore")
 
     def key(self, call: ToolCall) -> tuple[Any, ...]:
         """What is compared of a call: its name and, unless they are ignored, its arguments in canonical form."""
@@ -150,11 +151,15 @@ class Matcher:
 
     def paired(self, calls: Sequence[ToolCall], reference: Sequence[ToolCall]) -> int:
         """The most calls that can be assigned to calls of the reference, one to one."""
-        if not self.overrides and self.arguments in ("exact", "ignore"):  # equal calls stand for each other
-            both = Counter(map(self.key, calls)) & Counter(map(self.key, reference))
-            return both.total()
+        if self.keyed():
+            return _shared(map(self.key, calls), map(self.key, reference))
         options = [[j for j, r in enumerate(reference) if self.matches(c, r)] for c in calls]
         return _largest_assignment(options)
+
+
+def _shared(first: Iterable[Any], second: Iterable[Any]) -> int:
+    """The size of the intersection of two multisets."""
+    return (Counter(first) & Counter(second)).total()
 
 
 def _largest_assignment(options: list[list[int]]) -> int:
@@ -186,15 +191,21 @@ class _Both:
     """A trajectory and its reference, read once."""
 
     def __init__(self, outputs: Sequence[Message], reference: Sequence[Message], matcher: Matcher | None) -> None:
-        self.matcher = matcher or Matcher()
+        matcher = matcher or Matcher()
         self.messages = outputs, reference
-        self.by_message = tuple([_calls(i, m) for i, m in enumerate(side)] for side in self.messages)
+        calls: tuple[list[list[Any]], ...] = tuple([_calls(i, m) for i, m in enumerate(side)] for side in self.messages)
+        self.assigned: Callable[[Any, Any], int] = matcher.paired
+        self.same: Callable[[Any, Any], bool] = matcher.matches
+        if matcher.keyed():
+            calls = tuple([[matcher.key(call) for call in message] for message in side] for side in calls)
+            self.assigned, self.same = _shared, operator.eq
+        self.by_message = calls
         self.ours, self.theirs = ([call for calls in side for call in calls] for side in self.by_message)
 
     @cached_property
     def paired(self) -> int:
         """How many calls are assigned to calls of the reference."""
-        return self.matcher.paired(self.ours, self.theirs)
+        return self.assigned(self.ours, self.theirs)
 
     def scores(self) -> dict[str, float]:
         """By their names."""
@@ -208,18 +219,18 @@ class _Both:
             return False
         return all(
             (m.get("tool_calls") is None) == (n.get("tool_calls") is None)
-            and len(ours) == len(theirs) == self.matcher.paired(ours, theirs)
+            and len(ours) == len(theirs) == self.assigned(ours, theirs)
             for m, n, ours, theirs in zip(a, b, *self.by_message, strict=True)
         )
 
     def exact(self) -> bool:
         """Call by call."""
-        return len(self.ours) == len(self.theirs) and all(map(self.matcher.matches, self.ours, self.theirs))
+        return len(self.ours) == len(self.theirs) and all(map(self.same, self.ours, self.theirs))
 
     def in_order(self) -> bool:
         """The reference's calls one after the other."""
         rest = iter(self.ours)
-        return all(any(self.matcher.matches(call, wanted) for call in rest) for wanted in self.theirs)
+        return all(any(self.same(call, wanted) for call in rest) for wanted in self.theirs)
 
     def none_else(self) -> bool:
         """Whether every call is assigned."""
@@ -298,7 +309,7 @@ def match_traces(
             f"match_traces: argument 'references' must hold as many runs as 'outputs', {len(outputs)}, "
             f"got {len(references)}"
         )
-    if matcher.plain():
+    if matcher.keyed() and not matcher.schemas:
         modes, counts = np.empty((len(outputs), len(_MODES)), bool), np.empty((len(outputs), 3), np.int64)
         ignore = matcher.arguments == "ignore"
         _C.match_trajectories(outputs.rows, outputs.buffer, references.rows, references.buffer, ignore, modes, counts)
