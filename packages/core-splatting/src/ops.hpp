@@ -26,6 +26,11 @@ inline constexpr auto ops = core::op_set(
         {.paper = "2308.04079", .ns_per_element = 20}),
     core::op<"rasterize_workspace", &rasterize_workspace>("The size that the workspace of rasterize should have.",
                                                           {"cameras", "gaussians", "width", "height", "device", "out[1]"}),
+    core::op<"contributions", &contributions CORE_IF_CUDA(&contributions_cuda)>(
+        "How much each Gaussian contributes to the pixels of each camera: the sum of its blending weights.",
+        {"means[N,3]", "quats[N,4]", "scales[N,3]", "covars[N,6]", "opacities[N]", "viewmats[C,4,4]", "Ks[C,3,3]", "pixels[C,H,W]",
+         "near_plane", "far_plane", "radius_clip", "eps2d", "max_alpha", "antialiased", "camera_model", "scenes", "out[C,R]"},
+        {.paper = "2503.16422", .ns_per_element = 20}),
     core::op<"project_gaussians", &project_gaussians CORE_IF_CUDA(&project_gaussians_cuda)>(
         "What rasterize makes of each Gaussian in each camera: centre, radii, depth, conic and opacity.",
         {"means[N,3]",   "quats[N,4]", "scales[N,3]",    "covars[N,6]",  "opacities[N]", "viewmats[C,4,4]", "Ks[C,3,3]",

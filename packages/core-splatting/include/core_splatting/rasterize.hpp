@@ -85,6 +85,13 @@ CORE_EXPORT void project_gaussians(In<2> means, MaybeIn<2> quats, MaybeIn<2> sca
                                    double radius_clip, double eps2d, bool antialiased, const char* camera_model, std::int64_t scenes,
                                    Out<3> means2d, core::Tensor<std::int32_t, 3> radii, Out<2> depths, Out<3> conics, Out<2> weights);
 
+/// out[C,n] = the sum over pixels of a Gaussian's blending weight in each camera, times pixels[C,H,W], n = N / scenes.
+///
+/// means[N,3] .. scenes: as in `rasterize`, and so what it throws. The result does not depend on the number of threads.
+CORE_EXPORT void contributions(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> viewmats,
+                               In<3> Ks, In<3> pixels, double near_plane, double far_plane, double radius_clip, double eps2d,
+                               double max_alpha, bool antialiased, const char* camera_model, std::int64_t scenes, Out<2> out);
+
 #if defined(CORE_WITH_CUDA)
 /// The same on CUDA tensors. Work is queued on `stream`; the host does not wait. More than four channels are blended by the
 /// tensor cores with a relative error of about 2^-16. Scratch comes from a pool that keeps up to 1 GiB per device.
@@ -108,6 +115,12 @@ CORE_EXPORT void project_gaussians_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2
                                         double far_plane, double radius_clip, double eps2d, bool antialiased, const char* camera_model,
                                         std::int64_t scenes, Out<3> means2d, core::Tensor<std::int32_t, 3> radii, Out<2> depths,
                                         Out<3> conics, Out<2> weights, core::Stream stream);
+
+/// Sums are added in the order in which the device comes to them: the last digits differ from run to run.
+CORE_EXPORT void contributions_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> viewmats,
+                                    In<3> Ks, In<3> pixels, double near_plane, double far_plane, double radius_clip, double eps2d,
+                                    double max_alpha, bool antialiased, const char* camera_model, std::int64_t scenes, Out<2> out,
+                                    core::Stream stream);
 #endif
 
 }  // namespace core_splatting

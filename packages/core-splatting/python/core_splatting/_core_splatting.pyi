@@ -55,7 +55,7 @@ def rasterize_backward(
     v_opacities: Any,  # out float32[N]
     v_colors: Any,  # out float32[*,*,D]
     v_viewmats: Any,  # out float32[C,4,4]
-    v_means2d: Any,  # out float32[C,*,4]
+    v_means2d: Any,  # out float32[C,*,*]
 ) -> None:
     """The gradient of rasterize by Gaussians, colours, cameras and projected centres."""
 
@@ -68,6 +68,27 @@ def rasterize_workspace(
     out: Any,  # out int64[1]
 ) -> None:
     """The size that the workspace of rasterize should have."""
+
+def contributions(
+    means: Any,  # float32[N,3]
+    quats: Any | None,  # float32[N,4]
+    scales: Any | None,  # float32[N,3]
+    covars: Any | None,  # float32[N,6]
+    opacities: Any,  # float32[N]
+    viewmats: Any,  # float32[C,4,4]
+    Ks: Any,  # float32[C,3,3]
+    pixels: Any,  # float32[C,H,W]
+    near_plane: float,
+    far_plane: float,
+    radius_clip: float,
+    eps2d: float,
+    max_alpha: float,
+    antialiased: bool,
+    camera_model: str,
+    scenes: SupportsIndex,
+    out: Any,  # out float32[C,R]
+) -> None:
+    """How much each Gaussian contributes to the pixels of each camera: the sum of its blending weights."""
 
 def project_gaussians(
     means: Any,  # float32[N,3]

@@ -12,7 +12,7 @@ from .cases_dynamic import cases as dynamic_cases
 from .cases_harmonics import harmonics_cases
 from .cases_memory import cases as memory_cases
 from .cases_train import cases as train_cases
-from .reference.rasterize import project_gaussians, rasterize, rasterize_backward, rasterize_torch
+from .reference.rasterize import contributions, project_gaussians, rasterize, rasterize_backward, rasterize_torch
 
 
 def scene(
@@ -112,6 +112,20 @@ def projections(rng: np.random.Generator, N: int, W: int, H: int, C: int = 1, fo
     }  # fmt: skip
 
 
+def weighed_pixels(rng: np.random.Generator, N: int, W: int, H: int, **more: Any) -> dict[str, Any]:
+    """A `scene` and what its pixels count."""
+    a = scene(rng, N, W, H, **more)
+    left_out = ("colors", "backgrounds", "out_colors", "out_alphas", "workspace")
+    inputs = {k: v for k, v in a.items() if k not in left_out}
+    keys = list(inputs)
+    split = keys.index("Ks") + 1
+    pixels = rng.uniform(0, 1, a["out_alphas"].shape).astype(np.float32)
+    out = np.empty((len(a["viewmats"]), N), np.float32)
+    return (
+        {k: inputs[k] for k in keys[:split]} | {"pixels": pixels} | {k: inputs[k] for k in keys[split:]} | {"out": out}
+    )
+
+
 def workspaces(rng: np.random.Generator, N: int, W: int, H: int, C: int = 1) -> dict[str, Any]:
     """A question for the size of a workspace on the CPU, which needs none."""
     return {"cameras": C, "gaussians": N, "width": W, "height": H, "device": -1, "out": rng.integers(9, size=1)}
@@ -153,6 +167,18 @@ cases: list[Case] = [
             "v_means2d": (1e-3, 2e-3),
         },
         vary={"N": (0, 14), "W": (0, 20), "H": (0, 20), "C": (0, 2), "D": (0, 9), "S": (1, 2)},
+        devices=("cpu", "cuda"),
+    ),
+    Case(
+        op="core_splatting.contributions",
+        sizes={
+            "tiny": {"N": 40, "W": 37, "H": 29, "C": 2, "focal": 40.0},
+            "bench": {"N": 10_000, "W": 512, "H": 512},
+        },
+        make=weighed_pixels,
+        reference=contributions,
+        tolerance={"out": (1e-4, 2e-2)},
+        vary={"N": (0, 40), "W": (0, 40), "H": (0, 40), "C": (0, 3), "S": (1, 3)},
         devices=("cpu", "cuda"),
     ),
     Case(

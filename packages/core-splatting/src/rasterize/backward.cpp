@@ -1,5 +1,5 @@
-// The gradient of the rasteriser on the CPU: each tile is blended again front to back while the part of the pixel's colour
-// that lies behind shrinks, so that no list of a pixel is kept and nothing is divided by a transmittance. The sums of a
+// The gradient of the rasteriser on the CPU, and the sums of weights: each tile is blended again front to back while the part of the
+// pixel's colour that lies behind shrinks, so that no list of a pixel is kept and nothing is divided by a transmittance. The sums of a
 // (Gaussian, tile) pair are written to the pair's own place and added in the order of the tiles, whatever the threads.
 #include <core/isa.hpp>
 #include <core/parallel.hpp>
@@ -28,9 +28,11 @@ struct Pass {
   float* pairs;  // [pair - first_pair][moments + D]
 };
 
-/// The gradients of one tile; K channels, or as many as there are if K is 0; `Absolute`: with the moments of absolute values. `scratch`
-/// holds (16 * 16 + 9) D floats.
-template <int K, bool Absolute>
+/// What of a pair is summed: its weights times v_image alone; the moments of its derivatives too; and those of absolute values.
+enum class Sought { weights, derivatives, absolute };
+
+/// The sums of one tile; K channels, or as many as there are if K is 0. `scratch` holds (16 * 16 + 9) D floats.
+template <int K, Sought Kind>
 void gradient_tile(const Pass* pass, std::int64_t tile, float* scratch) {
   const Options& o = pass->options;
   const int channels = K ? K : static_cast<int>(pass->colors.shape[2]);
@@ -48,9 +50,9 @@ void gradient_tile(const Pass* pass, std::int64_t tile, float* scratch) {
       float sum = 0.f;
       for (int d = 0; d < channels; ++d) {
         v[d][k] = inside ? pass->v_image(pass->camera, tile_y + row, tile_x + column, d) : 0.f;
-        sum += inside ? v[d][k] * pass->image(pass->camera, tile_y + row, tile_x + column, d) : 0.f;
+        if (Kind != Sought::weights && inside) sum += v[d][k] * pass->image(pass->camera, tile_y + row, tile_x + column, d);
       }
-      if (inside)
+      if (Kind != Sought::weights && inside)
         sum -=
             (1.f - pass->alphas(pass->camera, tile_y + row, tile_x + column)) * pass->v_alphas(pass->camera, tile_y + row, tile_x + column);
       behind[row][g][k] = sum;
@@ -105,6 +107,7 @@ void gradient_tile(const Pass* pass, std::int64_t tile, float* scratch) {
           const float kept = next > min_transmittance ? next : finished;
           t[k] = exponent >= cut ? kept : before;
           weight[k] = exponent >= cut && next > min_transmittance ? blended : 0.f;
+          if constexpr (Kind == Sought::weights) continue;
           const float remains = rest[k] - weight[k] * shade[k];
           rest[k] = remains;
           const float v_power = power * (before * shade[k] - remains / (1.f - alpha));
@@ -115,7 +118,7 @@ void gradient_tile(const Pass* pass, std::int64_t tile, float* scratch) {
           m[3][k] += part * dy;
           m[4][k] += first_moment * dy;
           m[5][k] += part * dy * dy;
-          if constexpr (Absolute) {
+          if constexpr (Kind == Sought::absolute) {
             m[6][k] += std::abs(first_moment);
             m[7][k] += std::abs(first_moment * uu_shear - part * yy_dy);
           }
@@ -137,19 +140,21 @@ void gradient_tile(const Pass* pass, std::int64_t tile, float* scratch) {
   }
 }
 
-template <bool Absolute>
+template <Sought Kind>
 void gradient_tile_on_this_isa(const Pass* pass, std::int64_t tile, float* scratch) {
   switch (pass->colors.shape[2]) {
-    case 1: return core::multiversion<&gradient_tile<1, Absolute>>(pass, tile, scratch);
-    case 3: return core::multiversion<&gradient_tile<3, Absolute>>(pass, tile, scratch);
-    case 4: return core::multiversion<&gradient_tile<4, Absolute>>(pass, tile, scratch);
-    default: return core::multiversion<&gradient_tile<0, Absolute>>(pass, tile, scratch);
+    case 1: return core::multiversion<&gradient_tile<1, Kind>>(pass, tile, scratch);
+    case 3: return core::multiversion<&gradient_tile<3, Kind>>(pass, tile, scratch);
+    case 4: return core::multiversion<&gradient_tile<4, Kind>>(pass, tile, scratch);
+    default: return core::multiversion<&gradient_tile<0, Kind>>(pass, tile, scratch);
   }
 }
 
 /// The sums of each splat of one camera: [splat][moments + D].
-std::vector<float> sums_of_splats(Pass& pass, bool absolute) {
-  const auto run = absolute ? &gradient_tile_on_this_isa<true> : &gradient_tile_on_this_isa<false>;
+std::vector<float> sums_of_splats(Pass& pass, Sought kind) {
+  const auto run = kind == Sought::weights       ? &gradient_tile_on_this_isa<Sought::weights>
+                   : kind == Sought::derivatives ? &gradient_tile_on_this_isa<Sought::derivatives>
+                                                 : &gradient_tile_on_this_isa<Sought::absolute>;
   const auto tiles = static_cast<std::size_t>(pass.options.tiles_x) * static_cast<std::size_t>(pass.options.tiles_y);
   const std::int64_t channels = pass.colors.shape[2];
   const auto stride = static_cast<std::size_t>(moments + channels);
@@ -219,7 +224,7 @@ void rasterize_backward_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scale
     const Bins bins = bin(projected.splats, o);
     const std::int64_t color_set = colors.shape[0] == 1 ? 0 : c;
     Pass pass{&projected, &bins, o, c, color_set, colors, image, v_image, alphas, v_alphas, 0, nullptr};
-    const std::vector<float> sums = sums_of_splats(pass, v_means2d.shape[2] == 4);
+    const std::vector<float> sums = sums_of_splats(pass, v_means2d.shape[2] == 4 ? Sought::absolute : Sought::derivatives);
 
     // The camera's own gradient is summed in blocks of fixed size, so that no thread changes the order.
     constexpr std::int64_t per_block = 1024;
@@ -259,6 +264,29 @@ void rasterize_backward_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scale
   }
 }
 
+/// Of one scene.
+void contributions_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> viewmats, In<3> Ks,
+                            In<3> pixels, const Scalars& scalars, Out<2> out) {
+  const char* const op = "contributions";
+  const std::int64_t cameras = viewmats.shape[0], count = means.shape[0];
+  const Options o = check_options(op, cameras, count, 1, scalars, pixels.shape[1], pixels.shape[2]);
+  const Gaussians gaussians = check_gaussians(op, means, quats, scales, covars, opacities);
+  clear(out);
+  const float nothing = 0.f;
+  const core::Tensor<const float, 3> black{&nothing, {1, count, 1}, {}};
+  const core::Tensor<const float, 4> weighed{
+      pixels.data, {cameras, o.height, o.width, 1}, {pixels.stride[0], pixels.stride[1], pixels.stride[2], 0}};
+  for (std::int64_t c = 0; c < cameras; ++c) {
+    const Camera cam = load_camera(op, viewmats, Ks, c);
+    if (o.tiles_x * o.tiles_y == 0) continue;
+    const Projected projected = project_sorted(cam, o, gaussians);
+    const Bins bins = bin(projected.splats, o);
+    Pass pass{&projected, &bins, o, c, 0, black, {}, weighed, {}, {}, 0, nullptr};
+    const std::vector<float> sums = sums_of_splats(pass, Sought::weights);
+    for (std::size_t i = 0; i < projected.index.size(); ++i) out(c, projected.index[i]) = sums[i * (moments + 1) + moments];
+  }
+}
+
 }  // namespace
 
 void rasterize_backward(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors, In<3> viewmats,
@@ -272,6 +300,16 @@ void rasterize_backward(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeI
                                 camera_model, s.views(image), s.views(alphas), s.views(v_image), s.views(v_alphas), workspace,
                                 deterministic, s.rows(v_means), s.rows(v_quats), s.rows(v_scales), s.rows(v_covars), s.rows(v_opacities),
                                 s.colors("v_colors", v_colors), s.views(v_viewmats), s.projections("v_means2d", v_means2d));
+  });
+}
+
+void contributions(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> viewmats, In<3> Ks,
+                   In<3> pixels, double near_plane, double far_plane, double radius_clip, double eps2d, double max_alpha, bool antialiased,
+                   const char* camera_model, std::int64_t scenes, Out<2> out) {
+  for_each_scene("contributions", scenes, means.shape[0], viewmats.shape[0], [&](const SceneOf& s) {
+    contributions_of_scene(s.rows(means), s.rows(quats), s.rows(scales), s.rows(covars), s.rows(opacities), s.views(viewmats), s.views(Ks),
+                           s.views(pixels), {near_plane, far_plane, radius_clip, eps2d, max_alpha, antialiased, camera_model},
+                           s.projections("out", out));
   });
 }
 

@@ -118,7 +118,7 @@ def by_scene(of_one: Callable[[dict[str, Any]], dict[str, Array]]) -> Callable[[
         scenes = args.get("scenes", 1)
         if scenes == 1:
             return of_one(args)
-        shared = args["colors"].shape[0] == 1
+        shared = "colors" not in args or args["colors"].shape[0] == 1
         by_axis = {"colors": int(shared), "v_colors": int(shared)}
         found = []
         for s in range(scenes):
@@ -175,6 +175,19 @@ def rasterize(args: dict[str, Any]) -> dict[str, Array]:
         if args["backgrounds"] is not None:
             out_colors[c] += left[..., None] * f64["backgrounds"][c]
     return {"out_colors": out_colors, "out_alphas": out_alphas}
+
+
+@by_scene
+def contributions(args: dict[str, Any]) -> dict[str, Array]:
+    """The raw operator's output in float64: a picture in which each Gaussian has a channel of its own."""
+    count = len(args["means"])
+    picture = {
+        "colors": np.eye(count)[None],
+        "backgrounds": None,
+        "out_colors": np.empty((*args["pixels"].shape, count)),
+    }
+    weights = rasterize({k: v for k, v in args.items() if k not in ("pixels", "out")} | picture)["out_colors"]
+    return {"out": np.einsum("chwn,chw->cn", weights, args["pixels"].astype(np.float64))}
 
 
 @by_scene
