@@ -49,8 +49,11 @@ def repeated(messages: Sequence[Message], threshold: float = 0.8) -> np.ndarray[
 
     Nearly: an estimated Jaccard similarity of the runs of three words of at least `threshold` (64 minwise hashes).
     """
-    texts = [message_text(m).encode() for m in messages]
-    agents = [_agent(m) for m in messages]
+    return _repeated([message_text(m) for m in messages], [_agent(m) for m in messages], threshold)
+
+
+def _repeated(said: Sequence[str], agents: Sequence[str], threshold: float) -> np.ndarray[Any, np.dtype[np.int32]]:
+    texts = [text.encode() for text in said]
     sketches = np.empty((len(texts), 64), np.int64)
     offsets = np.cumsum([0, *map(len, texts)], dtype=np.int64)
     _C.text_sketches(np.frombuffer(b"".join(texts), np.uint8), offsets, sketches)
@@ -81,8 +84,8 @@ def detect(
     texts = [message_text(messages[i]) for i in steps]
     found: list[Finding] = []
     if steps:
-        earlier = repeated([messages[i] for i in steps], threshold)
-        short = np.array([len(t[:1000].split()) < least_words for t in texts])
+        earlier = _repeated(texts, [_agent(messages[i]) for i in steps], threshold)
+        short = np.array([len(t.split(None, least_words)) < least_words for t in texts])
         earlier[short] = -1
         found += _replays(earlier, steps)
     done = re.compile("|".join(f"(?:{p})" for p in stop), re.IGNORECASE)
