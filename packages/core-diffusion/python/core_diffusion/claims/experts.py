@@ -54,7 +54,7 @@ def imbalance(loads: Tensor) -> float:
 
 
 def run_race(size: str, seed: int, folder: Path) -> Result:
-    """Race with and without similarity loss, and a dense model of the same active width."""
+    """Race with and without similarity loss, and a dense model as wide as one expert."""
     images = pictures()
     found: Result = {}
     for name, weight in (("race", 0.0), ("race, similarity loss", SIMILARITY)):
