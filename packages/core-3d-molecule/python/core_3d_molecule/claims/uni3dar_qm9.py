@@ -82,8 +82,8 @@ def generate(
         claim="An autoregressive transformer over octree tokens generates QM9's molecules better than earlier models.",
         protocol=f"EDM's training molecules of QM9, {layers} layers of {width}, {minutes:g} minutes of training on one "
         f"GPU (the paper: 12 of 768, 500,000 steps), coordinates weighted {xyz:g} (0.1); {count} "
-        f"molecules begun, those not finished left out; {temperatures[0]:g}, 0.3 and 0.3 as temperatures; EDM's metrics. Holds if the unranked samples beat "
-        "G-SchNet's published figures",
+        f"molecules begun, those not finished left out; {temperatures[0]:g}, 0.3 and 0.3 as temperatures; EDM's "
+        "metrics. Holds if the unranked samples beat G-SchNet's published figures",
         measured=measured,
         holds=all(measured[f"unranked: {k}"][0] > bar for k, bar in PUBLISHED["G-SchNet"].items()),
         plot=plot,
