@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from core_llm_efficiency.xattention import DENSE_UP_TO, _antidiagonal_scores
 from core_registry.timing import device_ms, floor_ms, write_results
+from torch._functorch import config as functorch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
@@ -111,7 +112,8 @@ def measure_gradients(length: int, density: float) -> Row:
         ("ours", lambda: core.block_sparse_attention(*inputs, mask)),
         ("peer", lambda: flex(*inputs, block_mask=chosen, enable_gqa=True)),
     ):
-        out = call()
+        with functorch.patch(donated_buffer=False):  # for the graph that is retained
+            out = call()
 
         def back(out: torch.Tensor = out) -> tuple[torch.Tensor, ...]:
             return torch.autograd.grad(out, inputs, weight, retain_graph=True)

@@ -157,7 +157,7 @@ def test_gradients_of_batches_are_those_of_scenes() -> None:
     for device in devices:
 
         def gradients(parts: list[slice | int], device: str = device) -> list[Any]:
-            leaves = [x.to(device).requires_grad_(k < 6) for k, x in enumerate(inputs)]
+            leaves = [x.detach().to(device).requires_grad_(k < 6) for k, x in enumerate(inputs)]
             centres = []
             for part in parts:
                 image, _, meta = rasterization(
