@@ -23,8 +23,9 @@ class Canonical {
   void object(std::string_view text, std::string& to) {
     Reader r(text);
     if (r.peek() != '{') {
+      const char* const begin = r.at();
       r.skip();
-      throw Refused{text.data(), Fault::kind};
+      throw Refused{begin, Fault::kind};
     }
     value(r, to);
     if (!r.done()) r.refuse(Fault::syntax);
@@ -52,8 +53,8 @@ class Canonical {
         to += end_of_string;
         return;
       default: {
-        const std::string_view token = r.skip();
-        if (!word(token, to)) throw Refused{token.data(), Fault::number};
+        const char* const begin = r.at();
+        if (!word(r.skip(), to)) throw Refused{begin, Fault::number};
         to += ',';
       }
     }
