@@ -10,7 +10,6 @@ namespace core_llm_efficiency {
 namespace {
 constexpr int multipliers = 2, rows_of_tile = 64 * multipliers, columns_of_tile = 256;
 constexpr int piece_width = 64, stages = 4;  // channels of a stage
-constexpr int lead = 0;                      // stages by which the first warpgroup is ahead, so that the two do not reduce at once
 
 template <class T>
 struct Shared {
@@ -123,8 +122,6 @@ __global__ void __launch_bounds__(128 * (1 + multipliers), 1)
       float c[128];
       for (int piece = 0; piece < depth; ++piece, ++i) {
         const int stage = i % stages;
-        if (lead && group == 1 && i == 0) asm volatile("bar.sync 1, 256;" ::: "memory");
-        if (lead && group == 0 && i == min(lead, depth - 1)) asm volatile("bar.arrive 1, 256;" ::: "memory");
         hopper::wait(&s.full[stage], i / stages % 2);
         hopper::hold(c);
         hopper::begin_products();
