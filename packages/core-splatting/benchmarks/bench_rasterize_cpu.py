@@ -135,7 +135,7 @@ def measure(threads: int, seconds: float, folder: pathlib.Path | None) -> list[d
             theirs = rasterize_torch(args)[0].numpy()
             row["torch_ms"] = 1e3 * (time.perf_counter() - start)
             row["torch_difference"] = float(np.abs(theirs - args["out_colors"]).mean())
-            if row["torch_difference"] < 1e-4:
+            if row["torch_difference"] < 1e-5:
                 row["torch_ratio"] = row["torch_ms"] / row["forward_ms"]
             if folder:
                 image, forward, backward = opensplat(folder, args, seconds)
@@ -163,9 +163,8 @@ def main() -> int:
         command = [sys.executable, __file__, "--threads", str(threads), "--seconds", str(chosen.seconds)]
         if chosen.opensplat:
             command += ["--opensplat", str(chosen.opensplat.resolve())]
-        done = subprocess.run(
-            command, env=os.environ | {"CORE_NUM_THREADS": str(threads)}, capture_output=True, text=True, check=True
-        )
+        environment = os.environ | {"CORE_NUM_THREADS": str(threads)}
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
         rows += json.loads(done.stdout.splitlines()[-1])
         for row in rows[-3:]:
             if row["threads"] == threads:
