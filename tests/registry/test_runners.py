@@ -49,6 +49,10 @@ def claim(size: str, seed: int, out: Path) -> Claim:
     return Claim("0000.00001", "claim", "protocol", {"x": (np.float64(seed), np.nan)}, holds, out / "x.png")
 
 
+def several(size: str, seed: int, out: Path) -> list[Claim]:
+    return [claim(size, one, out) for one in (0, 1)]
+
+
 def broken(size: str, seed: int, out: Path) -> Claim:
     raise OSError("no disk")
 '''
@@ -65,6 +69,7 @@ fake.missing = fake_without:job
 0000.00001 = fake:claim
 0000.00002 = fake:broken
 0000.00003 = fake:claim
+0000.00004 = fake:several
 [core.cases]
 fake = fake_without:cases
 """
@@ -139,6 +144,7 @@ def test_claims(fake: Core) -> None:
     assert fake("reproduce", "0000.00001", "--size", "huge").returncode != 0
     assert "core reproduce 0000.00002" in fake("list", "--papers").stdout
     assert [claim["holds"] for claim in json.loads(fake("reproduce", "0000.00003", "--json").stdout)] == [True, True]
+    assert [claim["holds"] for claim in json.loads(fake("reproduce", "0000.00004", "--json").stdout)] == [True, False]
 
 
 def test_bench_goes_on_without_a_broken_package(fake: Core) -> None:

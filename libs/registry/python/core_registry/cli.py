@@ -311,7 +311,8 @@ def reproduce(
         raise SystemExit(f"core: --size is cpu or gpu, not {size!r}")
     out.mkdir(parents=True, exist_ok=True)
     with errors.status(f"measuring the claim of arXiv {paper}"):
-        claims = [point.load()(size, seed, out) for point in points[paper]]
+        found = [point.load()(size, seed, out) for point in points[paper]]
+        claims = [claim for one in found for claim in (one if isinstance(one, list) else [one])]
     if as_json:
         _emit([dataclasses.asdict(claim) for claim in claims])
     for claim in [] if as_json else claims:

@@ -14,12 +14,12 @@ from .bonded import Bonded
 from .bonds import MARGINS, edm_bonds, edm_stability
 from .crystals import Crystals, crystal_distances, match_crystals
 from .geometry import geometry_mmd
+from .novelty import MATCH
 from .report import Rate, Report, Scores, clustered, report, wilson
 from .structures import Structures
 from .valences import TABLES, valence_stability
 
 MIN_DISTANCE, MIN_VOLUME = 0.5, 0.1
-MATCH: dict[str, Any] = {"ltol": 0.3, "stol": 0.5, "angle_tol": 10.0}
 ATOMIC_MASS_UNIT = 1.66053906660
 """In g / cm^3 for one unit in a cubic angstrom."""
 

@@ -118,9 +118,14 @@ class Trainer:
         self._move = _Captured(self._moved, self.device) if graph and cuda else self._moved
 
     @property
+    def progress(self) -> float:
+        """Of the schedule, what is over."""
+        return max(self.step / self.optimisation.steps, self.optimisation.part(self.seconds))
+
+    @property
     def done(self) -> bool:
         """Whether the schedule has come to its end."""
-        return self.step >= self.optimisation.steps or self.optimisation.part(self.seconds) >= 1
+        return self.progress >= 1
 
     def run(self, steps: int) -> Iterator[dict[str, Tensor]]:
         """Trains `steps` more steps, at most to the end of the schedule; yields what the loss gave, on its device.

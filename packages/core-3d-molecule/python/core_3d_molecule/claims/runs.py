@@ -29,16 +29,17 @@ class Record:
         print(json.dumps({k: v for k, v in values.items() if k != "curves"}), file=sys.stderr, flush=True)
 
 
-def train(trainer: Any, checkpoint: Path, record: Record, name: str) -> None:
-    """Trains to the end of the schedule, from the checkpoint if there is one; what the loss gave goes to the record's
-    `curves[name]`, steps and minutes to `runs[name]`."""
-    if checkpoint.exists():
+def train(trainer: Any, checkpoint: Path, record: Record, name: str, part: float = 1.0) -> None:
+    """Trains to the end of the schedule, or until `part` of it is over, from the checkpoint if there is one; what the
+    loss gave goes to the record's `curves[name]`, steps and minutes to `runs[name]`."""
+    if checkpoint.exists() and not trainer.step:
         trainer.load(checkpoint)
     curve = record.values.setdefault("curves", {}).setdefault(name, [])
     shown = saved = time.monotonic()
     before = trainer.step
     for found in trainer.run(trainer.optimisation.steps):
-        if not trainer.done and (trainer.step % 20 or time.monotonic() - shown < _SHOW):
+        over = trainer.progress >= part
+        if not over and (trainer.step % 20 or time.monotonic() - shown < _SHOW):
             continue
         values = {k: round(float(v), 6) for k, v in found.items()}  # waits for the device
         now = time.monotonic()
@@ -52,4 +53,6 @@ def train(trainer: Any, checkpoint: Path, record: Record, name: str) -> None:
         if now - saved > _SAVE:
             trainer.save(checkpoint)
             shown = saved = time.monotonic()
+        if over:
+            break
     trainer.save(checkpoint)
