@@ -100,12 +100,9 @@ def _attend_adaptively(q: Tensor, k: Tensor, v: Tensor, keys: int, group: int) -
     batch, heads, count, width = q.shape
     q = q.unflatten(2, (count // group, group))
     best = (q.mean(3) @ k.transpose(2, 3)).topk(keys, sorted=False).indices  # [B, heads, groups, keys]
-    rows = (torch.arange(batch * heads, device=q.device).view(batch, heads, 1, 1) * k.shape[2] + best).flatten()
-
-    def chosen(x: Tensor) -> Tensor:
-        return x.reshape(-1, width)[rows].view(batch * heads, count // group, keys, width)
-
-    found = functional.scaled_dot_product_attention(q.flatten(0, 1), chosen(k), chosen(v))
+    rows = torch.arange(batch * heads, device=q.device).view(batch, heads, 1, 1) * k.shape[2] + best
+    chosen = torch.cat([k, v], -1).flatten(0, 2)[rows.flatten(0, 1)]  # rows of both at once
+    found = functional.scaled_dot_product_attention(q.flatten(0, 1), *chosen.chunk(2, -1))
     return found.view(batch, heads, count, width)
 
 
