@@ -41,7 +41,7 @@ def test_size_is_that_of_the_paper(tmp_path: Path) -> None:
     write_4d(tmp_path / "a.4dgs", sample(n, kinds=64), entries=64)
     size = (tmp_path / "a.4dgs").stat().st_size
     books = 64 * 144 * 2
-    assert abs(size - n * (68 + 12 / 8 + 6 / 8) - books) < 500
+    assert abs(size - n * (68 + 24 / 8 + 6 / 8) - books) < 500
     assert 5 * n * 644 / size > 35  # of a model five times as large in floats, as after pruning
 
 

@@ -22,7 +22,7 @@ from core_splatting.training.densify import Default  # noqa: E402
 from core_splatting.training.geometry import rotations_4d  # noqa: E402
 from core_splatting.training.jobs import prune4d, train  # noqa: E402
 from core_splatting.training.model import Model4D  # noqa: E402
-from core_splatting.training.prune import finish, key_times, prune  # noqa: E402
+from core_splatting.training.prune import finish, key_times, prune, tie  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_key_times() -> None:
 def test_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs through at a size too small for its bars; key frames are equal at any size."""
     pytest.importorskip("matplotlib")
-    tiny = fourdgs_1k.Size(32, 32, 4, 3, 2000, 30, 9000, 2, 5, "cpu")
+    tiny = fourdgs_1k.Size(32, 32, 4, 3, 2000, 8000, 30, 2e-4, 9000, 2, 5, 2, "cpu")
     monkeypatch.setitem(fourdgs_1k.SIZES, "cpu", tiny)
     found = fourdgs_1k.claim("cpu", 0, tmp_path)
     assert found.measured["filtered against all: most at key frames"][0] <= 1 / 255
@@ -177,3 +177,29 @@ def test_bad_arguments(scene: Any) -> None:
     for bad in ({"duration": -1.0}, {"batch": 0}, {"sh_time_degree": 3}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             Config(**bad)
+
+
+def test_tied_harmonics_move_together_and_are_stored_as_they_are(scene: Any, tmp_path: Path) -> None:
+    t = trainer(scene, 60, visible_only=True)
+    list(t.run(60))
+    prune(t, 0.5, interval=2, steps=20)
+    list(t.run(10))
+    tie(t, 16)
+    before = t.model.gaussians().sh
+    gradient = torch.randn(t.model.shN.shape, generator=torch.Generator().manual_seed(0))
+    (t.model.shN * gradient).sum().backward()
+    _, codes = np.unique(before[:, 16:32].reshape(len(before), -1), axis=0, return_inverse=True)
+    sums = np.zeros((16, 16, 3))
+    np.add.at(sums, codes, gradient[:, 15:31].numpy())
+    np.testing.assert_allclose(t.model.shN.grad[:, 15:31], sums[codes], rtol=1e-4, atol=1e-4)
+    t.model.shN.grad = None
+    list(t.run(10))
+    after = t.model.gaussians()
+    for columns in (slice(0, 1), slice(1, 16), slice(16, 32), slice(32, 48)):
+        rows = after.sh[:, columns].reshape(len(after), -1)
+        assert 1 < len(np.unique(rows, axis=0)) <= 16
+        assert np.abs(rows - before[:, columns].reshape(len(after), -1)).max() > 0
+    write_4d(tmp_path / "a.4dgs", after, entries=16)
+    np.testing.assert_array_equal(
+        open_4d(tmp_path / "a.4dgs").read().sh, after.sh.astype(np.float16).astype(np.float32)
+    )

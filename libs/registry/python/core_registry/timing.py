@@ -1,10 +1,12 @@
-"""Timing two pieces of work alike, on the CPU and on CUDA, and the file that such a comparison on CUDA leaves."""
+"""Timing two pieces of work alike, on the CPU and on CUDA, and the file that such a comparison leaves."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
 import json
+import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -85,13 +87,23 @@ def floor_ms(flops: float = 0.0, moved: float = 0.0, dtype: str = "bfloat16") ->
     return None if rates is None else 1e3 * max(flops / rates[dtype], moved / rates["bytes"])
 
 
-def write_results(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], **more: Any) -> None:
-    """The results of a benchmark on CUDA with device, date and version of torch, written to `path` as JSON of which
-    the tables of the READMEs are made; `columns` are those that a table shows, empty where a row lacks one."""
+def _processor() -> str:
+    """The name of the CPU, and how many cores this process may use."""
+    about = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    names = [line.partition(":")[2].strip() for line in about.splitlines() if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
+def write_results(
+    path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, cpu: bool = False, **more: Any
+) -> None:
+    """The results of a benchmark on CUDA, or on the `cpu`, with device, date and version of torch, written to `path` as
+    JSON of which the tables of the READMEs are made; `columns` are those that a table shows, empty where a row lacks
+    one."""
     import torch
 
     head = {
-        "device": torch.cuda.get_device_name(),
+        "device": _processor() if cpu else torch.cuda.get_device_name(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "torch": torch.__version__,
     }

@@ -23,7 +23,8 @@ def kmeans(rows: NDArray[Any], size: int, iterations: int = 10, seed: int = 0) -
     """A book (K, D) of at most `size` centres for `rows` (N, D) float32, by Lloyd's iterations from random rows.
 
     At most 65,536 of the rows, chosen at random, are looked at. A centre that has no row moves to one of the rows that
-    are farthest from theirs. The same for a seed. Raises ValueError for rows that are not finite or a size below 1.
+    are farthest from theirs. Rows with no more than `size` different values are their own book. The same for a seed.
+    Raises ValueError for rows that are not finite or a size below 1.
     """
     rows = np.asarray(rows, np.float32)
     if rows.ndim != 2 or not np.isfinite(rows).all():
@@ -31,10 +32,13 @@ def kmeans(rows: NDArray[Any], size: int, iterations: int = 10, seed: int = 0) -
     if size < 1:
         raise ValueError(f"kmeans: argument 'size' must be at least 1, got {size}")
     rng = np.random.default_rng(seed)
+    everything = rows
     if len(rows) > _SAMPLE:
         rows = rows[rng.choice(len(rows), _SAMPLE, replace=False)]
-    if len(rows) <= size:
-        return np.unique(rows, axis=0)
+    if len(np.unique(rows, axis=0)) <= size:
+        different: NDArray[np.float32] = np.unique(everything, axis=0)
+        if len(different) <= size:
+            return different
     book = rows[rng.choice(len(rows), size, replace=False)]
     for _ in range(iterations):
         codes = nearest(rows, book)

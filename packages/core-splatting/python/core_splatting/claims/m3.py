@@ -52,13 +52,17 @@ SIZES = {
 
 def claim(size: str, seed: int, out: Path) -> Claim:
     """Trains Gaussians, then a memory and a linear decoder of as many channels, on features of synthetic models."""
+    return experiment(SIZES[size], seed, out)
+
+
+def experiment(s: Size, seed: int, out: Path) -> Claim:
+    """The claim at a size of one's own."""
     import rich.progress
     import torch
 
     from ..training import Config, Trainer
     from ..training.features import Bank, FeatureField, FeatureView, LinearField
 
-    s = SIZES[size]
     scene = walker(s.side, s.side, 1, s.cameras, s.skin, seed, None if s.device == "cpu" else s.device)
     config = Config.for_steps(s.steps, most=s.skin, sh_degree=0, reset_every=10**6, seed=seed)
     trainer = Trainer(scene, config, device=s.device, hold_out=s.cameras)

@@ -143,11 +143,29 @@ def _unpack(data: NDArray[np.uint8], count: int, bits: int) -> NDArray[np.int64]
     return codes
 
 
-def write_4d(path: str | os.PathLike[str], gaussians: Gaussians4D, entries: int = 4096, seed: int = 0) -> None:
-    """Writes a container: the constant coefficient has a book of its own, the others share one, of `entries` each.
+def harmonics_books(sh: NDArray[Any], entries: int = 4096, seed: int = 0) -> list[tuple[int, NDArray[np.float32]]]:
+    """Books of k-means centres for harmonics (N, K, 3), each with the first of its coefficients: (entries, 3 x width).
 
-    A book has at most a quarter as many entries as there are Gaussians, and where it has more than 32 takes at most a
-    sixteenth of the geometry's bytes. Written under a temporary name and renamed.
+    The constant coefficient has a book of its own, so have the others of each term of the series in time. A book has at
+    most `entries` and at most a quarter as many as there are Gaussians; those of the other coefficients together take
+    at most a sixteenth of the geometry's bytes, where that leaves them 32 entries. Values are those of float16.
+    """
+    count, coefficients = sh.shape[:2]
+    if not count:
+        return []
+    starts = [first for first in (0, 1, *range(16, coefficients, 16)) if first < coefficients]
+    books = []
+    for first, last in zip(starts, [*starts[1:], coefficients], strict=True):
+        fitting = count * 4 * _FLOATS // 16 // (6 * (last - first)) // max(len(starts) - 1, 1)
+        most = max(min(entries, count // 4, max(fitting, 32) if first else entries), 1)
+        book = kmeans(sh[:, first:last].reshape(count, -1), most, seed=seed)
+        books.append((first, book.astype(np.float16).astype(np.float32)))
+    return books
+
+
+def write_4d(path: str | os.PathLike[str], gaussians: Gaussians4D, entries: int = 4096, seed: int = 0) -> None:
+    """Writes a container with the books of `harmonics_books`, under a temporary name that is then changed.
+
     Raises ValueError for coefficients that are not finite or beyond float16, and for a number of entries out of range.
     """
     path, g = Path(path), gaussians
@@ -156,13 +174,7 @@ def write_4d(path: str | os.PathLike[str], gaussians: Gaussians4D, entries: int 
     if not (np.abs(g.sh) < 6e4).all():
         raise ValueError(f"{path}: argument 'sh' must be finite and below 60,000")
     coefficients = g.sh.shape[1]
-    books = []
-    for first, last in ((0, 1), (1, coefficients)):
-        if last > first and len(g):
-            fitting = len(g) * 4 * _FLOATS // 16 // (6 * (last - first))
-            most = max(min(entries, len(g) // 4, max(fitting, 32)), 1)
-            book = kmeans(g.sh[:, first:last].reshape(len(g), -1), most, seed=seed)
-            books.append((first, book.astype(np.float16).astype(np.float32)))
+    books = harmonics_books(g.sh, entries, seed)
     with files.replace(path) as temporary, temporary.open("wb") as file:
         file.write(
             _HEADER.pack(MAGIC, VERSION, len(books), len(g), len(g.key_times), coefficients, g.duration)

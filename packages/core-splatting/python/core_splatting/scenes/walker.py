@@ -124,13 +124,13 @@ def camera(angle: float, height: float, distance: float = 3.0) -> Array:
 
 def walker(
     width: int = 128, height: int = 128, frames: int = 24, cameras: int = 9, gaussians: int = 60_000, seed: int = 0,
-    device: str | None = None,
+    device: str | None = None, points: int = 8000,
 ) -> Scene:  # fmt: skip
     """A cycle of the walk at times 0 to 1, seen by cameras on an arc of 200 degrees at two heights.
 
     Views are in the order of time, and of camera within a time; `split(cameras)` holds out the first camera, which
-    stands between others. The points are 8,000 of the skin's at eight times, moved by 0.01, as structure from motion at
-    some frames would give; 4D training begins from them. With a `device` torch renders there, else numpy.
+    stands between others. The points are `points` of the skin's at eight times, moved by 0.01, as structure from motion
+    at some frames would give; 4D training begins from them. With a `device` torch renders there, else numpy.
     """
     rng = np.random.default_rng(seed)
     skin = Skin.sample(gaussians, rng)
@@ -162,7 +162,7 @@ def walker(
             View(Path(f"walker/{frame:03}/{i:02}.png"), viewmats[i], K, width, height, time=time, pixels=pixels[i])
             for i in range(cameras)
         ]
-    chosen = [rng.choice(gaussians, min(1000, gaussians), replace=False) for _ in range(8)]
+    chosen = [rng.choice(gaussians, min(points // 8, gaussians), replace=False) for _ in range(8)]
     parts = [(x[rows] for x in skin.at(2 * np.pi * i / 7)) for i, rows in enumerate(chosen)]
-    points, colors = (np.concatenate(x) for x in zip(*parts, strict=True))
-    return Scene(views, points + rng.normal(0, 0.01, points.shape), colors)
+    places, colors = (np.concatenate(x) for x in zip(*parts, strict=True))
+    return Scene(views, places + rng.normal(0, 0.01, places.shape), colors)

@@ -72,11 +72,14 @@ class Default(Fixed):
 
     def _grow(self, model: Model) -> None:
         c = self.config
-        high = self.state["gradient"] / self.state["seen"].clamp(min=1) > c.grow_gradient
+        mean = self.state["gradient"] / self.state["seen"].clamp(min=1)
+        high = mean > c.grow_gradient
         small = model.sizes() <= c.grow_scale * self.extent
         room = max(c.most - len(model), 0)
-        clone = torch.nonzero(high & small)[:room, 0]
-        split = torch.nonzero(high & ~small)[: room - len(clone), 0]
+        if int(high.sum()) > room:  # those with the largest
+            high = torch.zeros_like(high).index_fill_(0, mean.topk(room).indices, True)
+        clone = torch.nonzero(high & small)[:, 0]
+        split = torch.nonzero(high & ~small)[:, 0]
         kept = torch.ones(len(model), dtype=torch.bool, device=high.device)
         kept[split] = False
         index = torch.cat([torch.nonzero(kept)[:, 0], clone, split, split])

@@ -58,15 +58,15 @@ def train(
     print(_quality(trainer))
 
 
-def _run(trainer: Trainer, name: str, checkpoint: Path | None = None) -> None:
-    """Trains to the end of the run with a progress bar."""
+def _run(trainer: Trainer, name: str, checkpoint: Path | None = None, stop: int | None = None) -> None:
+    """Trains to the end of the run, or to a step before it, with a progress bar."""
     import rich.progress
 
-    steps = trainer.config.steps
+    steps = trainer.config.steps if stop is None else stop
     columns = (*rich.progress.Progress.get_default_columns(), rich.progress.TextColumn("{task.fields[now]}"))
     with rich.progress.Progress(*columns) as progress:
         task = progress.add_task(name, total=steps, completed=trainer.step, now="")
-        for loss in trainer.run(steps):
+        for loss in trainer.run(steps - trainer.step):
             if trainer.step % 20 == 0 or trainer.step == steps:
                 now = f"loss {float(loss):.4f}, {len(trainer.model):,} Gaussians"
                 progress.update(task, completed=trainer.step, now=now)
@@ -95,8 +95,9 @@ def prune4d(
     hold_out: Annotated[int, typer.Option(help="as in training", min=0)] = 8,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto")] = "auto",
 ) -> None:
-    """Prunes a trained 4D scene by its variation score, filters it by key frames, fine-tunes it and writes it with its
-    colours quantised: 4DGS-1K (arXiv 2503.16422); for D-NeRF it has --prune 0.85 --key-frames 6."""
+    """Prunes a trained 4D scene by its variation score, filters it by key frames, fine-tunes it, the last fifth
+    of the steps with its colours quantised, and writes it: 4DGS-1K (arXiv 2503.16422); for D-NeRF it has --prune 0.85
+    --key-frames 6."""
     import torch
 
     from ..formats.container4d import write_4d
@@ -115,7 +116,9 @@ def prune4d(
         raise SystemExit(f"core: {e}") from None
     print(f"trained: {before}")
     print(f"pruned and filtered: {_quality(trainer)}")
-    _run(trainer, "fine-tune")
+    _run(trainer, "fine-tune", stop=trainer.config.steps - steps // 5)
+    pruning.tie(trainer, entries)
+    _run(trainer, "fine-tune with code books")
     pruning.finish(trainer)
     print(f"fine-tuned: {_quality(trainer)}")
     write_4d(out, trainer.model.gaussians(), entries=entries, seed=trainer.config.seed)

@@ -32,8 +32,11 @@ class Picture:
     @staticmethod
     def of(view: View, downscale: int, device: str) -> Picture:
         """Loads, scales and undistorts a view."""
-        image, K = view.load(downscale)
-        pixels = torch.as_tensor(np.rint(image * 255).astype(np.uint8), device=device)
+        if view.pixels is not None and downscale == 1 and not any(view.distortion):
+            pixels, K = torch.as_tensor(view.pixels, device=device), view.K
+        else:
+            image, K = view.load(downscale)
+            pixels = torch.as_tensor(np.rint(image * 255).astype(np.uint8), device=device)
         viewmat, K = (torch.as_tensor(m.astype(np.float32), device=device) for m in (view.viewmat, K))
         return Picture(pixels, viewmat, K, view.time)
 

@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..dynamic import KeyFrameFilter, keep_best, variation_scores
+from ..formats.container4d import harmonics_books
+from ..vector_quantisation import nearest
 from .densify import Fixed
 from .model import Model4D
 from .trainer import Trainer
@@ -50,8 +53,7 @@ def prune(
         trainer: of 4D Gaussians, trained.
         share: of the Gaussians, those with the lowest scores, that go.
         interval, key_frames: see `key_times`.
-        steps: of the fine-tuning, without clone and split, at the rates with which training ended (those of the means
-            begin tenfold).
+        steps: of the fine-tuning, without clone and split, at the rates of training; that of the means falls again.
         filtered: whether the filter is on while it is fine-tuned.
     """
     model = _dynamic(trainer)
@@ -59,14 +61,43 @@ def prune(
     values = {name: parameter.detach()[kept] for name, parameter in model.parameters.items()}
     c = trainer.config
     trainer.step = c.sh_degree + c.sh_time_degree  # with a step for each degree, every coefficient is in use
-    trainer.config = dataclasses.replace(
-        c, steps=trainer.step + steps, strategy="fixed", lr_means=0.1 * c.lr_means, sh_every=1
-    )
+    trainer.config = dataclasses.replace(c, steps=trainer.step + steps, strategy="fixed", sh_every=1)
     trainer.model = Model4D(values, trainer.config, trainer.extent)
     trainer.strategy = Fixed(trainer.config, trainer.extent, trainer.generator)
     if filtered:
         keys = key_times([p.time for p in trainer.pictures], interval, key_frames)
         trainer.model.filter = key_frame_filter(trainer, keys)
+
+
+def tie(trainer: Trainer, entries: int = 4096) -> None:
+    """Replaces the harmonics by those of code books, as the container stores them (`harmonics_books`); what is trained
+    from here on moves the books' entries, and the Gaussians of one entry stay equal."""
+    model = _dynamic(trainer)
+    trainer.config = dataclasses.replace(trainer.config, visible_only=False)
+    sh = torch.cat([model.sh0, model.shN], 1).detach()
+    count, device = len(model), sh.device
+    shared: dict[str, list[tuple[slice, Tensor, int]]] = {"sh0": [], "shN": []}
+    for first, book in harmonics_books(sh.cpu().numpy(), entries, trainer.config.seed):
+        name, place = ("shN", 3 * (first - 1)) if first else ("sh0", 0)
+        columns = slice(place, place + book.shape[1])
+        rows = model.parameters[name].detach().view(count, -1)
+        codes = torch.from_numpy(nearest(rows[:, columns].cpu().numpy(), book)).to(device)
+        rows[:, columns] = torch.from_numpy(book).to(device)[codes]
+        shared[name].append((columns, codes, len(book)))
+    for name, groups in shared.items():
+        parameter = model.parameters[name]
+        model.optimizer.state.pop(parameter, None)
+        parameter.register_hook(lambda gradient, groups=groups: _of_entries(gradient, groups))
+
+
+def _of_entries(gradient: Tensor, groups: list[tuple[slice, Tensor, int]]) -> Tensor:
+    """The gradient by a book's entry, for each row that it stands for."""
+    rows = gradient.reshape(len(gradient), -1)
+    out = torch.empty_like(rows)
+    for columns, codes, entries in groups:
+        sums = rows.new_zeros((entries, columns.stop - columns.start)).index_add_(0, codes, rows[:, columns])
+        out[:, columns] = sums[codes]
+    return out.view_as(gradient)
 
 
 def finish(trainer: Trainer) -> None:
