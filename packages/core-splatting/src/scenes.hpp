@@ -35,6 +35,10 @@ class SceneOf {
     if (t.shape[1] != gaussians_) refuse(name, t.shape[0], t.shape[1]);
     return views(t);
   }
+  template <class T, int N>
+  std::optional<core::Tensor<T, N>> projections(const char* name, const std::optional<core::Tensor<T, N>>& t) const {
+    return t ? std::optional(projections(name, *t)) : t;
+  }
   /// The same, or [1, all Gaussians, ...].
   template <class T, int N>
   core::Tensor<T, N> colors(const char* name, const core::Tensor<T, N>& t) const {

@@ -286,7 +286,7 @@ def test_cuda_equals_cpu(model: str, antialiased: bool, covars: bool) -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_gradient_without_absolute_values(device: str) -> None:
+def test_gradient_of_what_is_wanted_alone(device: str) -> None:
     torch = pytest.importorskip("torch")
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
@@ -298,5 +298,13 @@ def test_gradient_without_absolute_values(device: str) -> None:
     _C.rasterize_backward(*few.values())
     assert (few["v_means2d"] - whole[..., :2]).norm() <= 1e-5 * whole[..., :2].norm()
     assert (whole[..., 2:] > 0).any()
+    there["v_alphas"].zero_()
+    _C.rasterize_backward(*there.values())
+    kept = ("v_means", "v_quats", "v_scales", "v_opacities", "v_colors")
+    want = [there[k].clone() for k in kept]
+    fewer = there | {"v_alphas": None, "v_viewmats": None, "v_means2d": None}
+    _C.rasterize_backward(*fewer.values())
+    for name, expected in zip(kept, want, strict=True):
+        assert (fewer[name] - expected).norm() <= 1e-5 * expected.norm(), name
     with pytest.raises(ValueError, match="'v_means2d' must have 2 or 4 columns, got 3"):
         _C.rasterize_backward(*(few | {"v_means2d": whole[..., :3].contiguous()}).values())

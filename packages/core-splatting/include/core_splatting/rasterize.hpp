@@ -54,19 +54,20 @@ CORE_EXPORT void rasterize(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, May
 /// The gradient of `rasterize`: what a loss gains by each input, given what it gains by each pixel.
 ///
 /// means .. scenes: as in `rasterize`; image[C,H,W,D], alphas[C,H,W]: what it gave; v_image[C,H,W,D],
-/// v_alphas[C,H,W]: derivatives of the loss by these; workspace[S]: what `rasterize` left there, if it was given one;
-/// deterministic: on CUDA, whether two runs must agree to the bit, which takes more time and memory. Written whole: v_means[N,3],
-/// v_quats[N,4] and v_scales[N,3] or v_covars[N,6], v_opacities[N], v_colors as colors and v_viewmats[C,4,4] (last row 0), the derivatives
-/// by the inputs, summed over cameras; v_means2d[C,N / scenes,2]: those by the projected centre (x, y) in pixels, or 4 columns: and the
-/// sums over pixels of their absolute values (the "absgrad" of Ye et al., arXiv 2404.10484). Culled Gaussians get 0, and so does an alpha
+/// v_alphas[C,H,W]: derivatives of the loss by these (0 if v_alphas is left out); workspace[S]: what `rasterize` left there, if
+/// it was given one; deterministic: on CUDA, whether two runs must agree to the bit, which takes more time and memory. Written
+/// whole: v_means[N,3], v_quats[N,4] and v_scales[N,3] or v_covars[N,6], v_opacities[N], v_colors as colors and, if wanted,
+/// v_viewmats[C,4,4] (last row 0), the derivatives by the inputs, summed over cameras; and, if wanted, v_means2d[C,N / scenes,2]:
+/// those by the projected centre (x, y) in pixels, or 4 columns: and the sums over pixels of their absolute values (the "absgrad"
+/// of Ye et al., arXiv 2404.10484). Culled Gaussians get 0, and so does an alpha
 /// that max_alpha limits. By the background b it is the sum over pixels of (1 - alpha) v_image. Throws what `rasterize` throws. The result
 /// does not depend on the number of threads.
 CORE_EXPORT void rasterize_backward(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors,
                                     In<3> viewmats, In<3> Ks, double near_plane, double far_plane, double radius_clip, double eps2d,
                                     double max_alpha, bool antialiased, const char* camera_model, std::int64_t scenes, In<4> image,
-                                    In<3> alphas, In<4> v_image, In<3> v_alphas, MaybeWorkspace workspace, bool deterministic,
+                                    In<3> alphas, In<4> v_image, MaybeIn<3> v_alphas, MaybeWorkspace workspace, bool deterministic,
                                     Out<2> v_means, MaybeOut<2> v_quats, MaybeOut<2> v_scales, MaybeOut<2> v_covars, Out<1> v_opacities,
-                                    Out<3> v_colors, Out<3> v_viewmats, Out<3> v_means2d);
+                                    Out<3> v_colors, MaybeOut<3> v_viewmats, MaybeOut<3> v_means2d);
 
 /// The size that the workspace of `rasterize` should have, for each of its scenes, for pictures of `width` x `height`: room for twice as
 /// many (Gaussian, tile) pairs as such calls on the CUDA device `device` had lately. One that turns out too small costs time. Written:
@@ -106,9 +107,10 @@ CORE_EXPORT void rasterize_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales
 CORE_EXPORT void rasterize_backward_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors,
                                          In<3> viewmats, In<3> Ks, double near_plane, double far_plane, double radius_clip, double eps2d,
                                          double max_alpha, bool antialiased, const char* camera_model, std::int64_t scenes, In<4> image,
-                                         In<3> alphas, In<4> v_image, In<3> v_alphas, MaybeWorkspace workspace, bool deterministic,
+                                         In<3> alphas, In<4> v_image, MaybeIn<3> v_alphas, MaybeWorkspace workspace, bool deterministic,
                                          Out<2> v_means, MaybeOut<2> v_quats, MaybeOut<2> v_scales, MaybeOut<2> v_covars,
-                                         Out<1> v_opacities, Out<3> v_colors, Out<3> v_viewmats, Out<3> v_means2d, core::Stream stream);
+                                         Out<1> v_opacities, Out<3> v_colors, MaybeOut<3> v_viewmats, MaybeOut<3> v_means2d,
+                                         core::Stream stream);
 
 CORE_EXPORT void project_gaussians_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities,
                                         In<3> viewmats, In<3> Ks, std::int64_t width, std::int64_t height, double near_plane,

@@ -87,7 +87,8 @@ def _torch_call(args: dict[str, Any]) -> Any:
     tensors = [v for k, v in args.items() if k != "workspace" and not k.startswith("out_")]
     height, width = args["out_alphas"].shape[1:]
     keep = any(getattr(t, "requires_grad", False) for t in tensors)
-    return op(*tensors[:9], None, width, height, *tensors[9:], False, keep)[:2]
+    image, alphas, _ = op(*tensors[:9], None, width, height, *tensors[9:], False, keep)
+    return image, alphas[..., 0]
 
 
 def _work(args: dict[str, Any]) -> tuple[float, float]:

@@ -141,11 +141,11 @@ def rasterization(
 def _flattened(means: Any, given: dict[str, Any], sh: bool) -> tuple[Any, dict[str, Any], tuple[int, ...]]:
     """The arrays with the Gaussians and the cameras of all scenes one after the other, and the leading dimensions.
 
-    Colours, or coefficients, become (1, all Gaussians, ...) or (all cameras, Gaussians of a scene, ...).
+    Colours, or coefficients, become (all Gaussians, ...) or (all cameras, Gaussians of a scene, ...).
     """
     batch = tuple(means.shape[:-2])
     leading = len(batch)
-    for name, value in given.items():
+    for name, value in given.items() if leading else ():
         if value is not None and tuple(value.shape[:leading]) != batch:
             raise ValueError(
                 f"rasterization: argument '{name}' must have the leading dimensions {batch} of 'means', got shape "
@@ -160,12 +160,9 @@ def _flattened(means: Any, given: dict[str, Any], sh: bool) -> tuple[Any, dict[s
     if colors.ndim - leading - sh not in (2, 3):
         wanted = "(..., N, K, D) or (..., C, N, K, D), coefficients," if sh else "(..., N, D) or (..., C, N, D)"
         raise ValueError(f"rasterization: argument 'colors' must be of shape {wanted}, got {tuple(colors.shape)}")
-    shared = colors.ndim - leading - sh == 2
     if leading:
         means = means.reshape((-1, *means.shape[leading + 1 :]))
         given = {k: v if v is None else v.reshape((-1, *v.shape[leading + 1 :])) for k, v in given.items()}
-    if shared:
-        given = given | {"colors": given["colors"][None]}
     return means, given, batch
 
 
@@ -184,6 +181,9 @@ def _render(
     quats, scales, opacities, colors, viewmats, Ks, backgrounds, covars = given.values()
     width, height = named["width"], named["height"]
     named["scenes"] = scenes = math.prod(batch)
+    plain = sh_degree is None and render_mode == "RGB" and is_torch(means)
+    if colors.ndim - (sh_degree is not None) == 2 and not plain:
+        colors = colors[None]  # else the torch operator does it
     if sh_degree is not None:
         colors = colors_by_view(sh_degree, means, viewmats, colors, scenes=scenes)
     if render_mode != "RGB":
@@ -203,10 +203,9 @@ def _render(
     if is_torch(means):
         from .torch_ops import rasterize
 
-        means2d = None
-        if meta and sys.modules["torch"].is_grad_enabled():
+        torch, means2d = sys.modules["torch"], None
+        if meta and torch.is_grad_enabled():
             means2d = information["means2d"].requires_grad_()
-        torch = sys.modules["torch"]
         keep = torch.is_grad_enabled() and any(
             x is not None and x.requires_grad for x in (*shape, colors, viewmats, backgrounds, means2d)
         )
@@ -217,7 +216,7 @@ def _render(
         out = empty((cameras, height, width, colors.shape[-1]), "float32", like=means)
         alphas = empty((cameras, height, width), "float32", like=means)
         _C.rasterize(*(*shape, colors, viewmats, Ks, backgrounds, *scalars, out, alphas, None))
-    alphas = alphas[..., None]
+        alphas = alphas[..., None]
     if render_mode.endswith("ED"):
         expected = out[..., -1:] / alphas.clip(1e-10)
         if is_torch(out):

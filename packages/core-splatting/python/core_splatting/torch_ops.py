@@ -25,13 +25,17 @@ _SCHEMA = (
 def _pictures(args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
     means, colors, viewmats, width, height = args[0], args[5], args[6], args[10], args[11]
     cameras = viewmats.shape[0]
-    return means.new_empty((cameras, height, width, colors.shape[-1])), means.new_empty((cameras, height, width))
+    return means.new_empty((cameras, height, width, colors.shape[-1])), means.new_empty((cameras, height, width, 1))
 
 
 def _fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     on_device = args[21] and args[0].device.type == "cuda"
     size = torch.library.get_ctx().new_dynamic_size() if on_device else 0
     return *_pictures(args), args[0].new_empty((size,), dtype=torch.int32)
+
+
+def _sets(colors: Tensor) -> Tensor:
+    return colors if colors.ndim == 3 else colors[None]
 
 
 def _impl(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,34 +49,43 @@ def _impl(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         )
         size = scenes * int(answer[0])
     workspace = means.new_empty((size,), dtype=torch.int32)
-    _C.rasterize(*(*args[:9], *args[12:20], out, alphas, workspace if size else None))
+    _C.rasterize(
+        *(*args[:5], _sets(args[5]), *args[6:9], *args[12:20], out, alphas[..., 0], workspace if size else None)
+    )
     return out, alphas, workspace
 
 
 _BACKWARD_SCHEMA = (
     f"rasterize_backward({_SHAPE}, Tensor colors, Tensor viewmats, Tensor Ks, {_SCALARS}, Tensor image, Tensor alphas, "
-    "Tensor v_image, Tensor v_alphas, Tensor? workspace, bool deterministic, bool absgrad) "
+    "Tensor v_image, Tensor? v_alphas, Tensor? workspace, bool deterministic, bool by_viewmats, int columns) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
 def _gradients(*args: Any) -> tuple[Tensor, ...]:
-    means, viewmats, scenes, absgrad = args[0], args[6], args[15], args[-1]
-    return (
-        *(means.new_empty((0,) if x is None else x.shape) for x in args[:7]),
-        means.new_empty((viewmats.shape[0], means.shape[0] // scenes, 4 if absgrad else 2)),
-    )
+    means, viewmats, scenes, by_viewmats, columns = args[0], args[6], args[15], args[-2], args[-1]
+    given = (*args[:6], viewmats if by_viewmats else None)
+    of_centres = (viewmats.shape[0], means.shape[0] // scenes, columns) if columns else (0,)
+    return (*(means.new_empty((0,)) if x is None else torch.empty_like(x) for x in given), means.new_empty(of_centres))
 
 
 def _backward_impl(*args: Any) -> tuple[Tensor, ...]:
     out = _gradients(*args)
-    _C.rasterize_backward(*args[:-1], *(None if i < 4 and args[i] is None else x for i, x in enumerate(out)))
+    v_alphas, by_viewmats, columns = args[19], args[-2], args[-1]
+    given = (
+        *args[:5], _sets(args[5]), *args[6:17], args[17][..., 0], args[18],
+        None if v_alphas is None else v_alphas[..., 0], *args[20:22],
+        *(None if i < 4 and args[i] is None else x for i, x in enumerate(out[:5])), _sets(out[5]),
+        out[6] if by_viewmats else None, out[7] if columns else None,
+    )  # fmt: skip
+    _C.rasterize_backward(*given)
     return out
 
 
 rasterize_backward = torchlib.define("core_splatting", _BACKWARD_SCHEMA, _backward_impl, _gradients)
-"""Gradients of a loss by means, quats, scales, covars (empty where not given), opacities, colors, viewmats, and
-(C, N, 2) by the projected centres; with `absgrad` (C, N, 4): also the sums of the absolute values."""
+"""Gradients of a loss by means, quats, scales, covars (empty where not given), opacities, colors, viewmats (empty if
+not `by_viewmats`), and by the projected centres: (C, N / scenes, columns), with 4 columns also the sums of the absolute
+values, empty if `columns` is 0."""
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -81,29 +94,33 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.absgrad = inputs[9] if inputs[20] else None
     ctx.means2d_shape = None if inputs[9] is None else inputs[9].shape
     ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, v_image: Tensor, v_alphas: Tensor, _: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, v_image: Tensor | None, v_alphas: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     *inputs, image, alphas, workspace = ctx.saved_tensors
     if ctx.needs_input_grad[7]:
         raise NotImplementedError("rasterize: argument 'Ks' requires grad, but has no derivative; use Ks.detach()")
-    v_backgrounds = ((1 - alphas)[..., None] * v_image).sum((1, 2)) if ctx.needs_input_grad[8] else None
+    if v_image is None:
+        v_image = torch.zeros_like(image)
+    v_backgrounds = ((1 - alphas) * v_image).sum((1, 2)) if ctx.needs_input_grad[8] else None
+    by_means2d, absolute = ctx.needs_input_grad[9], ctx.absgrad is not None
     gradients = rasterize_backward(
         *inputs, *ctx.scalars, image, alphas, v_image, v_alphas, workspace if alphas.is_cuda else None,
-        torch.are_deterministic_algorithms_enabled(), ctx.absgrad is not None,
+        torch.are_deterministic_algorithms_enabled(), ctx.needs_input_grad[6], 4 if absolute else 2 * by_means2d,
     )  # fmt: skip
-    if ctx.absgrad is not None:
+    if absolute:
         ctx.absgrad.absgrad = gradients[7][..., 2:].reshape(ctx.means2d_shape)
-    given = (None if x is None else v for x, v in zip(inputs[:7], gradients[:7], strict=True))
-    v_means2d = gradients[7][..., :2].reshape(ctx.means2d_shape) if ctx.needs_input_grad[9] else None
+    given = (v if needed else None for v, needed in zip(gradients[:7], ctx.needs_input_grad[:7], strict=True))
+    v_means2d = gradients[7][..., :2].reshape(ctx.means2d_shape) if by_means2d else None
     return (*given, None, v_backgrounds, v_means2d, *[None] * 12)
 
 
 rasterize = torchlib.define("core_splatting", _SCHEMA, _impl, _fake, _backward, _setup_context)
-"""(colours (C, H, W, D), alphas (C, H, W)) of the raw operator's arguments; see `rasterization`. `means2d`
-(C, N / scenes, 2), or of as many numbers, is not read; its gradient is that by the projected centres, and `absgrad`
-sets its attribute of this name. The third result is what CUDA keeps for the backward pass with `keep`, and empty
-without."""
+"""(colours (C, H, W, D), alphas (C, H, W, 1)) of the raw operator's arguments; see `rasterization`. `colors` may also
+be (N, D). `means2d` (C, N / scenes, 2), or of as many numbers, is not read; its gradient is that by the projected
+centres, and `absgrad` sets its attribute of this name. The third result is what CUDA keeps for the backward pass with
+`keep`, and empty without."""
 
 _HARMONICS = (
     "int degree, int time_degree, Tensor dirs, Tensor coeffs, Tensor? viewmats, Tensor? phases, Tensor? masks, "

@@ -52,7 +52,7 @@ void gradient_tile(const Pass* pass, std::int64_t tile, float* scratch) {
         v[d][k] = inside ? pass->v_image(pass->camera, tile_y + row, tile_x + column, d) : 0.f;
         if (Kind != Sought::weights && inside) sum += v[d][k] * pass->image(pass->camera, tile_y + row, tile_x + column, d);
       }
-      if (Kind != Sought::weights && inside)
+      if (Kind != Sought::weights && inside && pass->v_alphas.data)
         sum -=
             (1.f - pass->alphas(pass->camera, tile_y + row, tile_x + column)) * pass->v_alphas(pass->camera, tile_y + row, tile_x + column);
       behind[row][g][k] = sum;
@@ -205,8 +205,8 @@ void clear(const core::Tensor<float, N>& t) {
 void rasterize_backward_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors,
                                  In<3> viewmats, In<3> Ks, double near_plane, double far_plane, double radius_clip, double eps2d,
                                  double max_alpha, bool antialiased, const char* camera_model, In<4> image, In<3> alphas, In<4> v_image,
-                                 In<3> v_alphas, MaybeWorkspace, bool, Out<2> v_means, MaybeOut<2> v_quats, MaybeOut<2> v_scales,
-                                 MaybeOut<2> v_covars, Out<1> v_opacities, Out<3> v_colors, Out<3> v_viewmats, Out<3> v_means2d) {
+                                 MaybeIn<3> v_alphas, MaybeWorkspace, bool, Out<2> v_means, MaybeOut<2> v_quats, MaybeOut<2> v_scales,
+                                 MaybeOut<2> v_covars, Out<1> v_opacities, Out<3> v_colors, MaybeOut<3> v_viewmats, MaybeOut<3> v_means2d) {
   const char* const op = "rasterize_backward";
   const std::int64_t cameras = viewmats.shape[0], channels = colors.shape[2];
   const Options o =
@@ -216,15 +216,17 @@ void rasterize_backward_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scale
   check_gradients(op, gaussians, colors, v_quats, v_scales, v_covars, v_colors, v_means2d);
   for (const MaybeOut<2>& out : {v_quats, v_scales, v_covars})
     if (out) clear(*out);
-  clear(v_means), clear(v_opacities), clear(v_colors), clear(v_viewmats), clear(v_means2d);
+  for (const MaybeOut<3>& out : {v_viewmats, v_means2d})
+    if (out) clear(*out);
+  clear(v_means), clear(v_opacities), clear(v_colors);
   for (std::int64_t c = 0; c < cameras; ++c) {
     const Camera cam = load_camera(op, viewmats, Ks, c);
     if (o.tiles_x * o.tiles_y == 0) continue;
     const Projected projected = project_sorted(cam, o, gaussians);
     const Bins bins = bin(projected.splats, o);
     const std::int64_t color_set = colors.shape[0] == 1 ? 0 : c;
-    Pass pass{&projected, &bins, o, c, color_set, colors, image, v_image, alphas, v_alphas, 0, nullptr};
-    const std::vector<float> sums = sums_of_splats(pass, v_means2d.shape[2] == 4 ? Sought::absolute : Sought::derivatives);
+    Pass pass{&projected, &bins, o, c, color_set, colors, image, v_image, alphas, v_alphas.value_or(In<3>{}), 0, nullptr};
+    const std::vector<float> sums = sums_of_splats(pass, v_means2d && v_means2d->shape[2] == 4 ? Sought::absolute : Sought::derivatives);
 
     // The camera's own gradient is summed in blocks of fixed size, so that no thread changes the order.
     constexpr std::int64_t per_block = 1024;
@@ -247,8 +249,9 @@ void rasterize_backward_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scale
         }
         v_opacities(n) += g.opacity;
         for (std::int64_t d = 0; d < channels; ++d) v_colors(color_set, n, d) += m[moments + d];
-        v_means2d(c, n, 0) = v.x, v_means2d(c, n, 1) = v.y;
-        if (v_means2d.shape[2] == 4) v_means2d(c, n, 2) = -2.f / log2e * s.uu * m[6], v_means2d(c, n, 3) = 2.f / log2e * m[7];
+        if (v_means2d) (*v_means2d)(c, n, 0) = v.x, (*v_means2d)(c, n, 1) = v.y;
+        if (v_means2d && v_means2d->shape[2] == 4)
+          (*v_means2d)(c, n, 2) = -2.f / log2e * s.uu * m[6], (*v_means2d)(c, n, 3) = 2.f / log2e * m[7];
         double* const camera = of_camera.data() + i / per_block * 12;
         for (int row = 0; row < 3; ++row) {
           for (int k = 0; k < 3; ++k) camera[4 * row + k] += static_cast<double>(g.r[3 * row + k]);
@@ -256,10 +259,10 @@ void rasterize_backward_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scale
         }
       }
     });
-    for (int k = 0; k < 12; ++k) {
+    for (int k = 0; v_viewmats && k < 12; ++k) {
       double sum = 0;
       for (std::int64_t b = 0; b < blocks; ++b) sum += of_camera[static_cast<std::size_t>(12 * b + k)];
-      v_viewmats(c, k / 4, k % 4) = static_cast<float>(sum);
+      (*v_viewmats)(c, k / 4, k % 4) = static_cast<float>(sum);
     }
   }
 }
@@ -291,9 +294,9 @@ void contributions_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, Ma
 
 void rasterize_backward(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors, In<3> viewmats,
                         In<3> Ks, double near_plane, double far_plane, double radius_clip, double eps2d, double max_alpha, bool antialiased,
-                        const char* camera_model, std::int64_t scenes, In<4> image, In<3> alphas, In<4> v_image, In<3> v_alphas,
+                        const char* camera_model, std::int64_t scenes, In<4> image, In<3> alphas, In<4> v_image, MaybeIn<3> v_alphas,
                         MaybeWorkspace workspace, bool deterministic, Out<2> v_means, MaybeOut<2> v_quats, MaybeOut<2> v_scales,
-                        MaybeOut<2> v_covars, Out<1> v_opacities, Out<3> v_colors, Out<3> v_viewmats, Out<3> v_means2d) {
+                        MaybeOut<2> v_covars, Out<1> v_opacities, Out<3> v_colors, MaybeOut<3> v_viewmats, MaybeOut<3> v_means2d) {
   for_each_scene("rasterize_backward", scenes, means.shape[0], viewmats.shape[0], [&](const SceneOf& s) {
     rasterize_backward_of_scene(s.rows(means), s.rows(quats), s.rows(scales), s.rows(covars), s.rows(opacities), s.colors("colors", colors),
                                 s.views(viewmats), s.views(Ks), near_plane, far_plane, radius_clip, eps2d, max_alpha, antialiased,

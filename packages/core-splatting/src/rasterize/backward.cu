@@ -40,11 +40,11 @@ __global__ void __launch_bounds__(block) collect_entries(Lists lists, Options o,
 struct Outputs {
   core::Tensor<float, 2> means, quats, scales, covars;
   core::Tensor<float, 1> opacities;
-  core::Tensor<float, 3> colors, viewmats, means2d;
+  core::Tensor<float, 3> colors, means2d;
 };
 
-/// One thread per Gaussian: its sums of all cameras become the derivatives by its parameters; `of_cameras` gets those by the
-/// cameras, [camera][block][12].
+/// One thread per Gaussian: its sums of all cameras become the derivatives by its parameters; `of_cameras`, unless null, gets
+/// those by the cameras, [camera][block][12].
 __global__ void __launch_bounds__(block) gradient_gaussians(Scene in, Options o, int cameras, int gaussians, int channels, Lists lists,
                                                             Sums sums, Outputs out, float* of_cameras) {
   __shared__ float of_warps[block / 32][12];
@@ -82,6 +82,7 @@ __global__ void __launch_bounds__(block) gradient_gaussians(Scene in, Options o,
       to = sums.data[(static_cast<std::size_t>(c) * static_cast<std::size_t>(gaussians) + of) * sums.stride + moments + d] +
            (one_set && c ? to : 0.f);
     }
+    if (!of_cameras) continue;
     float of_camera[16] = {};
     for (int k = 0; k < 12; ++k) of_camera[k] = k % 4 == 3 ? g.t[k / 4] : g.r[k / 4 * 3 + k % 4];
     const float sum = sum_of_warp(of_camera, lane);
@@ -134,9 +135,9 @@ std::int64_t count_pairs(const Lists& lists, cudaStream_t stream) {
 void rasterize_backward_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors,
                                  In<3> viewmats, In<3> Ks, double near_plane, double far_plane, double radius_clip, double eps2d,
                                  double max_alpha, bool antialiased, const char* camera_model, In<4> image, In<3> alphas, In<4> v_image,
-                                 In<3> v_alphas, MaybeWorkspace workspace, bool deterministic, Out<2> v_means, MaybeOut<2> v_quats,
-                                 MaybeOut<2> v_scales, MaybeOut<2> v_covars, Out<1> v_opacities, Out<3> v_colors, Out<3> v_viewmats,
-                                 Out<3> v_means2d, core::Stream queue) {
+                                 MaybeIn<3> v_alphas, MaybeWorkspace workspace, bool deterministic, Out<2> v_means, MaybeOut<2> v_quats,
+                                 MaybeOut<2> v_scales, MaybeOut<2> v_covars, Out<1> v_opacities, Out<3> v_colors, MaybeOut<3> v_viewmats,
+                                 MaybeOut<3> v_means2d, core::Stream queue) {
   const char* op = "rasterize_backward";
   const std::int64_t cameras = viewmats.shape[0], gaussians = means.shape[0], channels = colors.shape[2];
   const Options o =
@@ -161,14 +162,14 @@ void rasterize_backward_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scale
   const unsigned parts = blocks_for(gaussians);
   Scratch scratch(device, stream);
   const auto at_sums = scratch.part<float>(core::checked_mul(total, stride, op));
-  const auto at_cameras = scratch.part<float>(core::checked_mul(cameras, std::int64_t{parts} * 12, op));
+  const auto at_cameras = scratch.part<float>(v_viewmats ? core::checked_mul(cameras, std::int64_t{parts} * 12, op) : 0);
   scratch.allocate();
   const Sums sums{scratch.at<float>(at_sums), static_cast<std::size_t>(stride), 0};
   check(cudaMemsetAsync(sums.data, 0, static_cast<std::size_t>(total * stride) * sizeof(float), stream), "clearing the sums");
-  const Images images{image, v_image, alphas, v_alphas};
+  const Images images{image, v_image, alphas, v_alphas.value_or(In<3>{})};
   const auto blend_again = [&](const Lists& of, const Sums& to) {
     if (channels > 32) return sum_patches(of, o, colors, images, to, stream);
-    sum_tiles(of, o, colors, images, to, v_means2d.shape[2] == 4, stream);
+    sum_tiles(of, o, colors, images, to, v_means2d && v_means2d->shape[2] == 4, stream);
   };
   if (total && tiles && !deterministic) blend_again(lists->lists, sums);
   if (total && tiles && deterministic) {
@@ -194,11 +195,11 @@ void rasterize_backward_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scale
     gradient_gaussians<<<parts, block, 0, stream>>>(scene, o, static_cast<int>(cameras), static_cast<int>(gaussians),
                                                     static_cast<int>(channels), lists->lists, sums,
                                                     {v_means, v_quats.value_or(Out<2>{}), v_scales.value_or(Out<2>{}),
-                                                     v_covars.value_or(Out<2>{}), v_opacities, v_colors, v_viewmats, v_means2d},
-                                                    scratch.at<float>(at_cameras));
-  if (cameras)
+                                                     v_covars.value_or(Out<2>{}), v_opacities, v_colors, v_means2d.value_or(Out<3>{})},
+                                                    v_viewmats ? scratch.at<float>(at_cameras) : nullptr);
+  if (cameras && v_viewmats)
     gradient_cameras<<<static_cast<unsigned>(cameras), 512, 0, stream>>>(scratch.at<float>(at_cameras), static_cast<int>(parts),
-                                                                         v_viewmats);
+                                                                         *v_viewmats);
   check(cudaGetLastError(), "projecting backward");
 }
 
@@ -207,9 +208,9 @@ void rasterize_backward_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scale
 void rasterize_backward_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors,
                              In<3> viewmats, In<3> Ks, double near_plane, double far_plane, double radius_clip, double eps2d,
                              double max_alpha, bool antialiased, const char* camera_model, std::int64_t scenes, In<4> image, In<3> alphas,
-                             In<4> v_image, In<3> v_alphas, MaybeWorkspace workspace, bool deterministic, Out<2> v_means,
+                             In<4> v_image, MaybeIn<3> v_alphas, MaybeWorkspace workspace, bool deterministic, Out<2> v_means,
                              MaybeOut<2> v_quats, MaybeOut<2> v_scales, MaybeOut<2> v_covars, Out<1> v_opacities, Out<3> v_colors,
-                             Out<3> v_viewmats, Out<3> v_means2d, core::Stream queue) {
+                             MaybeOut<3> v_viewmats, MaybeOut<3> v_means2d, core::Stream queue) {
   for_each_scene("rasterize_backward", scenes, means.shape[0], viewmats.shape[0], [&](const SceneOf& s) {
     rasterize_backward_of_scene(s.rows(means), s.rows(quats), s.rows(scales), s.rows(covars), s.rows(opacities), s.colors("colors", colors),
                                 s.views(viewmats), s.views(Ks), near_plane, far_plane, radius_clip, eps2d, max_alpha, antialiased,

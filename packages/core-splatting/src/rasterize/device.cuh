@@ -124,7 +124,11 @@ class OwnLists {
   }
 };
 
-/// Projects, sorts and bins on `stream`; the host does not wait.
+/// Sorts each tile's list front to back, or all Gaussians if there was no room for the lists. `expected`: the length of a list,
+/// in the mean.
+void sort_lists(const Lists& lists, double expected, cudaStream_t stream);
+
+/// Projects, bins and sorts on `stream`; the host does not wait.
 void prepare(const Scene& in, const Options& o, const Lists& lists, int device, cudaStream_t stream);
 
 inline unsigned blocks_for(std::int64_t n) { return static_cast<unsigned>((n + block - 1) / block); }

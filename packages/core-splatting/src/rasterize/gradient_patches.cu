@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(32, 16)
   }
   const int column = left + lane % 8, row = top + lane / 8;
   const bool inside = column < o.width && row < o.height;
-  if (inside) behind -= (1.f - at(images.alphas, camera, row, column)) * at(images.v_alphas, camera, row, column);
+  if (inside && images.v_alphas.data) behind -= (1.f - at(images.alphas, camera, row, column)) * at(images.v_alphas, camera, row, column);
   const float x = static_cast<float>(lane % 8) - 3.5f;
   float y = inside ? static_cast<float>(lane / 8) - 1.5f : not_a_number();  // NaN when the pixel is finished
 

@@ -97,7 +97,8 @@ __global__ void __launch_bounds__(Patch<S>::threads, S == 1 ? 2 : 4)
           v[s][k] = at(images.v_image, patch.camera, row, patch.column, k);
           behind[s] += v[s][k] * at(images.image, patch.camera, row, patch.column, k);
         }
-      behind[s] -= (1.f - at(images.alphas, patch.camera, row, patch.column)) * at(images.v_alphas, patch.camera, row, patch.column);
+      if (images.v_alphas.data)
+        behind[s] -= (1.f - at(images.alphas, patch.camera, row, patch.column)) * at(images.v_alphas, patch.camera, row, patch.column);
     }
 #pragma unroll
     for (int k = 0; k < K; ++k) own.v[Shared::at(k, 32 * s + lane)] = v[s][k];

@@ -79,16 +79,16 @@ Gaussians check_gaussians(const char* op, const In<2>& means, const MaybeIn<2>& 
 }
 
 void check_gradients(const char* op, const Gaussians& gaussians, const In<3>& colors, const MaybeOut<2>& v_quats,
-                     const MaybeOut<2>& v_scales, const MaybeOut<2>& v_covars, const Out<3>& v_colors, const Out<3>& v_means2d) {
+                     const MaybeOut<2>& v_scales, const MaybeOut<2>& v_covars, const Out<3>& v_colors, const MaybeOut<3>& v_means2d) {
   if (gaussians.by_covariance ? !v_covars : !(v_quats && v_scales))
     throw core::Error("ValueError",
                       std::string(op) + ": argument 'v_covars' must be given with 'covars', and 'v_quats' and 'v_scales' without");
   if (v_colors.shape[0] != colors.shape[0])
     throw core::Error("ValueError", std::string(op) + ": argument 'v_colors' must have the shape of 'colors': its first size must be " +
                                         std::to_string(colors.shape[0]) + ", got " + std::to_string(v_colors.shape[0]));
-  if (v_means2d.shape[2] != 2 && v_means2d.shape[2] != 4)
+  if (v_means2d && v_means2d->shape[2] != 2 && v_means2d->shape[2] != 4)
     throw core::Error("ValueError",
-                      std::string(op) + ": argument 'v_means2d' must have 2 or 4 columns, got " + std::to_string(v_means2d.shape[2]));
+                      std::string(op) + ": argument 'v_means2d' must have 2 or 4 columns, got " + std::to_string(v_means2d->shape[2]));
 }
 
 Camera load_camera(const char* op, const core::Tensor<const float, 3>& viewmats, const core::Tensor<const float, 3>& Ks, std::int64_t c) {

@@ -355,9 +355,9 @@ std::int64_t workspace_size(int device, std::int64_t total, std::int64_t tiles);
 Gaussians check_gaussians(const char* op, const In<2>& means, const MaybeIn<2>& quats, const MaybeIn<2>& scales, const MaybeIn<2>& covars,
                           const In<1>& opacities);
 
-/// Throws ValueError unless the gradients of the given arrays are there, v_colors has the shape of colors, and v_means2d 2 or 4
-/// columns.
+/// Throws ValueError unless the gradients of the given arrays are there, v_colors has the shape of colors, and v_means2d, if
+/// given, 2 or 4 columns.
 void check_gradients(const char* op, const Gaussians& gaussians, const In<3>& colors, const MaybeOut<2>& v_quats,
-                     const MaybeOut<2>& v_scales, const MaybeOut<2>& v_covars, const Out<3>& v_colors, const Out<3>& v_means2d);
+                     const MaybeOut<2>& v_scales, const MaybeOut<2>& v_covars, const Out<3>& v_colors, const MaybeOut<3>& v_means2d);
 
 }  // namespace core_splatting
