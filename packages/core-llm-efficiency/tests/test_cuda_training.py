@@ -98,6 +98,19 @@ def test_no_queries_and_no_keys():
     check(q, k, v, grad, random_mask(q, k, 128, 0.5), 128, False)
 
 
+@pytest.mark.parametrize("layout", ["bhnd", "odd"])
+def test_no_query_heads(layout):
+    """The gradients of keys and values that nobody reads are zero, through the torch operator too."""
+    q, k, v, grad = inputs(torch.bfloat16, n=300, m=300, layout=layout)
+    q, grad = q[:, :0], grad[:, :0]
+    mask = random_mask(q, k, 128, 0.5)
+    check(q, k, v, grad, mask, 128, True)
+    leaves = leaves_of(q, k, v)
+    core.block_sparse_attention(*leaves, torch.from_numpy(mask).cuda()).backward(grad)
+    assert leaves[0].grad.shape == q.shape
+    assert not any(x.grad.any() for x in leaves[1:])
+
+
 def leaves_of(*tensors):
     return [x.detach().clone().requires_grad_() for x in tensors]
 

@@ -30,7 +30,11 @@ struct Array {
 };
 template <class To, class From>
 Array<To> array(const core::Tensor<From, 4>& t) {
-  return {reinterpret_cast<const To*>(t.data), t.stride[0], t.stride[1], t.stride[2], t.stride[3],
+  return {reinterpret_cast<const To*>(t.data),
+          t.stride[0],
+          t.stride[1],
+          t.stride[2],
+          t.stride[3],
           static_cast<int>(t.stride[2] * std::int64_t{sizeof(To)})};
 }
 

@@ -55,7 +55,8 @@ __device__ void attend_packed(const Operands& p, const Values& v, const Unit& u,
   for (int i = warp; i - warp < count; i += Warps) {
     if ((i - warp) % at_once == 0) {
       if (i > warp) __syncthreads();
-      if (const int own = begin + i + 15 * warp; own < end) find_bases(l, p, s, q, u.b, u.g, v.first + own, v.first + end, &bases[16 * warp]);
+      if (const int own = begin + i + 15 * warp; own < end)
+        find_bases(l, p, s, q, u.b, u.g, v.first + own, v.first + end, &bases[16 * warp]);
       __syncthreads();
     }
     if (i >= count) break;
@@ -170,7 +171,7 @@ __global__ void __launch_bounds__(32 * warps, Resident) attend(const __grid_cons
   __syncthreads();
   const int own = two ? part : part - p.recent_splits, begin = own * p.per_split;
   attend_packed<Digits, Shape, Exact, warps, Resident>(p, v, u, begin, min(begin + p.per_split, v.blocks), q, kept, shared,
-                                      Found(p, u, p.recent_splits + (two ? 0 : p.values[0].splits) + own));
+                                                       Found(p, u, p.recent_splits + (two ? 0 : p.values[0].splits) + own));
 }
 
 /// Where `early`, beside the kernel before.
@@ -286,7 +287,8 @@ void attention_on(core::Tensor<const T, 3> q, core::Tensor<const std::int32_t, 2
 
   int processors = 0;
   check_cuda(op, cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, q.device_id), "asking for the device");
-  const std::int64_t units = batch * groups * p.tiles * p.sets, room = std::max<std::int64_t>(1, residents(p, exact) * processors / units - p.recent_splits);
+  const std::int64_t units = batch * groups * p.tiles * p.sets,
+                     room = std::max<std::int64_t>(1, residents(p, exact) * processors / units - p.recent_splits);
   p.per_split = small(std::max<std::int64_t>(1, ceil_div(n / word, room)));
   p.splits = p.recent_splits;
   for (Values& v : p.values) p.splits += v.splits = small(ceil_div(v.blocks, p.per_split));

@@ -130,8 +130,8 @@ __global__ void __launch_bounds__(128 * (1 + multipliers), 1)
           hopper::begin_products();
 #pragma unroll
           for (int x = 0; x < piece_width; x += 16)
-            hopper::product_of_rows<T, Narrow ? half : columns_of_tile>(
-                c, hopper::matrix(s.q[stage] + group * 64 * piece_width + x), hopper::matrix(s.k[stage] + x), piece + x > 0);
+            hopper::product_of_rows<T, Narrow ? half : columns_of_tile>(c, hopper::matrix(s.q[stage] + group * 64 * piece_width + x),
+                                                                        hopper::matrix(s.k[stage] + x), piece + x > 0);
           hopper::commit();
           hopper::wait_products<1>();
           if (piece && lane == 0) hopper::arrive(&s.empty[(i - 1) % stages]);
@@ -174,8 +174,7 @@ bool estimate_hopper(const View<const T>& q, const View<const T>& k, const Estim
                                             {1, x.row, x.row * e.stride, x.head, x.batch}, {piece_width, 1, box, 1, 1});
   };
   Maps maps{};
-  if (!describe(&maps.q, q, e.heads, e.rows, rows_of_tile) || !describe(&maps.k, k, e.heads / e.share, e.columns, half))
-    return false;
+  if (!describe(&maps.q, q, e.heads, e.rows, rows_of_tile) || !describe(&maps.k, k, e.heads / e.share, e.columns, half)) return false;
   maps.together = pairs % e.share || e.first_head % e.share ? 1 : e.share;
   if (e.per == 8) launch<T, 1>(maps, e, pairs, device, partial, stream);
   if (e.per == 16) launch<T, 2>(maps, e, pairs, device, partial, stream);

@@ -235,6 +235,21 @@ void differentiate_portable(Gradients<T> g, cudaStream_t stream) {
 }
 
 template <class T>
+__global__ void write_zeros(View<T> x, std::int64_t heads, std::int64_t rows, std::int64_t columns, std::int64_t all) {
+  for (std::int64_t i = blockIdx.x * std::int64_t{blockDim.x} + threadIdx.x; i < all; i += std::int64_t{gridDim.x} * blockDim.x) {
+    const std::int64_t row = i / columns, pair = row / rows;
+    x.at(pair / heads, pair % heads)[row % rows * x.row + i % columns * x.col] = T(0.f);
+  }
+}
+template <class T>
+void clear(const core::Tensor<T, 4>& x, cudaStream_t stream) {
+  if (x.numel() == 0) return;
+  write_zeros<<<static_cast<unsigned>(std::min<std::int64_t>(ceil_div(x.numel(), 256), 4096)), 256, 0, stream>>>(
+      view(x), x.shape[1], x.shape[2], x.shape[3], x.numel());
+  check_cuda(op, cudaGetLastError(), "clearing gradients");
+}
+
+template <class T>
 void gradients_on(core::Tensor<const T, 4> q, core::Tensor<const T, 4> k, core::Tensor<const T, 4> v, core::Tensor<const bool, 4> mask,
                   std::int64_t block, double scale, bool causal, core::Tensor<const T, 4> out, core::Tensor<const float, 3> lse,
                   core::Tensor<const T, 4> grad_out, std::optional<core::Tensor<const float, 3>> grad_lse, core::Tensor<T, 4> grad_q,
@@ -242,9 +257,9 @@ void gradients_on(core::Tensor<const T, 4> q, core::Tensor<const T, 4> k, core::
   check_attention(op, q, k, v, mask, block, scale, causal);
   const std::int64_t batch = q.shape[0], heads = q.shape[1], n = q.shape[2], groups = k.shape[1], m = k.shape[2];
   if (batch == 0 || groups == 0 || (n == 0 && m == 0)) return;
-  if (heads == 0) refuse(op, "q", "of at least one head where there are keys");
   const auto stream = static_cast<cudaStream_t>(queue.handle);
   const OnDevice on(op, q.device_id);
+  if (heads == 0) return clear(grad_k, stream), clear(grad_v, stream);
   int processors = 0;
   check_cuda(op, cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, q.device_id), "asking for the device");
   const std::int64_t q_blocks = mask.shape[2], k_blocks = mask.shape[3], pairs = batch * heads;

@@ -5,7 +5,7 @@
 namespace core_llm_efficiency {
 namespace {
 constexpr int threads = 32;
-constexpr int few_each = 4;  // scores of a thread among the few
+constexpr int few_each = 4;                         // scores of a thread among the few
 constexpr std::int64_t most_in_shared = 12 * 1024;  // scores of a row
 
 struct Row {
@@ -34,7 +34,7 @@ __device__ double sum_row(int visible, F f) {
   return sum_all((part[0] + part[1]) + (part[2] + part[3]));
 }
 
-__global__ void __launch_bounds__(threads, 32)
+__global__ void __launch_bounds__(threads)
     select(core::Tensor<const float, 4> scores, core::Tensor<const float, 1> thresholds, int block, std::int64_t q_len, std::int64_t k_len,
            bool causal, core::Tensor<bool, 4> mask, bool in_shared) {
   extern __shared__ float shared[];
@@ -77,7 +77,8 @@ __global__ void __launch_bounds__(threads, 32)
     // what is below this may be left out altogether
     std::uint32_t low = __float_as_uint(static_cast<float>((1 - static_cast<double>(tau)) * sum / (2. * row.visible)));
     int left = 0;  // scores in [low, lowest]
-    for (int j = static_cast<int>(threadIdx.x); j < row.visible; j += threads) left += __float_as_uint(fabsf(row(j))) >= low && !row.forced(j);
+    for (int j = static_cast<int>(threadIdx.x); j < row.visible; j += threads)
+      left += __float_as_uint(fabsf(row(j))) >= low && !row.forced(j);
     left = __reduce_add_sync(~0u, left);
     const auto halve = [&](std::uint32_t middle, double more, int count) {
       if (above + more < enough)
