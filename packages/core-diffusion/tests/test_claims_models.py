@@ -84,6 +84,7 @@ def test_jobs_train_tokenize_and_sample(small: ImageSet, tmp_path: Path) -> None
                 assert found["counts"].sum(1).tolist() == [4, 4]
     for kind, tokenizer in (
         ("dit", None),
+        ("dit-ddpm", None),
         ("tokenset", "set-tokenizer"),
         ("ctf", "grid-tokenizer"),
         ("ar", "grid-tokenizer"),

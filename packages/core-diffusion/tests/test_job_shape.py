@@ -1,4 +1,4 @@
-"""`core run diffusion.train-shape` and `diffusion.decode-shape` on small autoencoders."""
+"""The jobs of shapes on small models: `core run diffusion.train`, `diffusion.sample` and `diffusion.decode-shape`."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,9 @@ torch = pytest.importorskip("torch")
 for needed in ("diffusers", "trimesh", "matplotlib"):
     pytest.importorskip(needed)
 
-from core_diffusion.jobs_shapes import decode_shape, train_shape  # noqa: E402
+from core_diffusion.jobs_models import sample, train  # noqa: E402
+from core_diffusion.jobs_shapes import decode_shape  # noqa: E402
+from core_diffusion.latent_flow import LatentTransformer  # noqa: E402
 from core_diffusion.meshes import load_mesh, save_mesh  # noqa: E402
 from core_diffusion.vecset import VecSetVAE  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
@@ -45,16 +47,43 @@ def test_a_mesh_and_a_latent_set_become_files(tmp_path, model):
     assert not (tmp_path / "x.ply").exists()
 
 
-def test_training_ends_with_a_model_that_decodes(tmp_path):
+def test_shapes_from_noise(tmp_path, monkeypatch):
+    """Autoencoder, flow over its latent sets, distilled flow; each goes on from what the one before has written."""
     pytest.importorskip("accelerate")
+    from core_diffusion import shape_recipes
+
+    monkeypatch.setitem(shape_recipes.FLOW_SIZES, "cpu", shape_recipes.FlowSize(16, 2, 1, 2, 2, 2, 0.5))
     corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)
     faces = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
-    (tmp_path / "meshes").mkdir()
+    folder, vae, flow, student = (tmp_path / name for name in ("meshes", "vae", "flow", "student"))
+    folder.mkdir()
     for i in range(3):
-        save_mesh(tmp_path / "meshes" / f"{i}.ply", corners * [1, 1 + i, 1], faces)
-    save_mesh(tmp_path / "meshes" / "open.obj", corners, faces[:2])
-    train_shape(tmp_path / "meshes", tmp_path / "run", steps=2)
-    vae = VecSetVAE.from_pretrained(tmp_path / "run" / "model")
-    assert vae.config.num_latents == 96
+        save_mesh(folder / f"{i}.ply", corners * [1, 1 + i, 1], faces)
+    save_mesh(folder / "open.obj", corners, faces[:2])
+    train("vecset", vae, meshes=folder, steps=2)
+    assert VecSetVAE.from_pretrained(vae / "model").config.num_latents == 96
+    train("latent-flow", flow, meshes=folder, autoencoder=vae)
+    train("distilled-flow", student, meshes=folder, autoencoder=vae, teacher=flow)
+    assert {p.name for p in student.iterdir()} == {"guidance", "consistency", "adversarial", "model"}
+    teacher, taught = (LatentTransformer.from_pretrained(run / "model") for run in (flow, student))
+    assert taught.config.latent_scale == teacher.config.latent_scale != 1
+    assert any((a != b).any() for a, b in zip(teacher.parameters(), taught.parameters(), strict=True))
+    for target, count in (("some.png", 2), ("one.ply", 1)):
+        sample(student, tmp_path / target, autoencoder=vae, count=count, steps=5, seed=1)
+        assert (tmp_path / target).stat().st_size > 50
     with pytest.raises(ValueError, match="closed"):
-        train_shape(tmp_path / "run", tmp_path / "other", steps=2)
+        train("vecset", tmp_path / "other", meshes=vae, steps=2)
+    for bad, name in (({}, "meshes"), ({"meshes": folder}, "autoencoder")):
+        with pytest.raises(ValueError, match=f"latent-flow needs option --{name}"):
+            train("latent-flow", tmp_path / "other", **bad)
+    with pytest.raises(ValueError, match="holds a LatentTransformer, not a VecSetVAE"):
+        train("latent-flow", tmp_path / "other", meshes=folder, autoencoder=flow)
+    with pytest.raises(ValueError, match="one shape, got --count 40"):
+        sample(student, tmp_path / "x.glb", autoencoder=vae)
+
+
+def test_boxes():
+    from core_diffusion.shape_recipes import box_sides
+
+    cloud = torch.tensor([[[0.0, 0, 0, 9], [1, 2, 3, 9]], [[1, 1, 1, 9], [-1, 1, 0.5, 9]]])
+    assert box_sides(cloud).tolist() == [[1, 2, 3], [2, 0, 0.5]]

@@ -1,41 +1,11 @@
-"""Jobs of shapes: `core run diffusion.train-shape` and `diffusion.decode-shape`."""
+"""Job of shapes: `core run diffusion.decode-shape`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
-
-
-def train_shape(
-    meshes: Annotated[Path, typer.Argument(help="Folder, searched for .obj, .ply, .stl, .glb and .off")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; an unfinished run in it goes on")],
-    size: Annotated[Literal["cpu", "gpu"], typer.Option(help="Size of model and run")] = "cpu",
-    steps: Annotated[int | None, typer.Option(help="Of each stage, in place of the size's own number", min=1)] = None,
-    seed: Annotated[int, typer.Option(help="Seed of points, weights, order and noise")] = 0,
-) -> None:
-    """Train an autoencoder of shapes as sets of latent vectors on closed meshes (2503.16302).
-
-    Writes a checkpoint and metrics.jsonl for each stage and, at the end, model/ for diffusion.decode-shape.
-    """
-    import dataclasses
-
-    import torch
-
-    from .claims.flashvdm import CPU, GPU, train
-    from .meshes import shape_set
-
-    setting = GPU if size == "gpu" else CPU
-    suffixes = (".obj", ".ply", ".stl", ".glb", ".off")
-    paths = sorted(path for path in meshes.rglob("*") if path.suffix.lower() in suffixes)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    _, data = shape_set(paths, setting.rows, device, torch.Generator(device).manual_seed(seed))
-    if steps is not None:
-        stages = tuple(dataclasses.replace(s, config={**s.config, "steps": steps}) for s in setting.stages)
-        setting = dataclasses.replace(setting, stages=stages)
-    vae, _ = train(setting, data, seed, output)
-    vae.save_pretrained(output / "model")
 
 
 def decode_shape(

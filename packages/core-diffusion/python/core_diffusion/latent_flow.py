@@ -20,6 +20,7 @@ class LatentTransformer(ModelMixin, ConfigMixin):
         latent_channels: C; a set is [B, M, C] with any M.
         hidden_size, depth, num_heads, mlp_ratio: of the blocks.
         condition_dim: numbers that a shape is conditioned on (the sides of its box, say); 0: none.
+        latent_scale: of `encode_latents`, kept with the model: what it draws is multiplied by it before it is decoded.
 
     arXiv 2503.16302, section 3.4; 2301.11445, section 5 (diffusion of latent sets).
     """
@@ -33,6 +34,7 @@ class LatentTransformer(ModelMixin, ConfigMixin):
         num_heads: int = 4,
         mlp_ratio: float = 4.0,
         condition_dim: int = 0,
+        latent_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.embed = nn.Linear(latent_channels, hidden_size)

@@ -9,20 +9,23 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
 from .codebook import CoarseToFine
 from .ctf import CoarseToFineModel, TokenTransformer, coarse_to_fine_loss, token_loss
-from .dit import DiT, flow_matching_loss, sample
+from .dit import DiT, ddpm_loss, flow_matching_loss, sample
 from .images import ImageSet
+from .latent_flow import LatentTransformer
 from .tokenizer import ImageTokenizer, counts_to_set, set_to_counts, tokenizer_loss
 from .tokenset import CountTransformer, fixed_sum_loss, fixed_sum_path, sample_counts
 from .training import Prepare, Step, TrainConfig, Trainer
+from .vecset import VecSetVAE
 
 __all__ = ["KINDS", "SIZES", "Recipe", "Size", "draw_images", "encode", "load_model", "make"]
 
-Kind = Literal["dit", "set-tokenizer", "grid-tokenizer", "tokenset", "ctf", "ar"]
-KINDS = ("dit", "set-tokenizer", "grid-tokenizer", "tokenset", "ctf", "ar")
+Kind = Literal["dit", "dit-ddpm", "set-tokenizer", "grid-tokenizer", "tokenset", "ctf", "ar"]
+KINDS = ("dit", "dit-ddpm", "set-tokenizer", "grid-tokenizer", "tokenset", "ctf", "ar")
 
 
 class Size(NamedTuple):
@@ -58,6 +61,8 @@ class Recipe:
     config: TrainConfig
     sample: Callable[[nn.Module, torch.Generator], Tensor]
     prepare: Prepare | None = None
+    scheduler: DDPMScheduler | None = None
+    """Of a model that predicts noise; saved beside it, samplers need it."""
 
     def trainer(self, out: Path | None = None, sample: bool = False, **changes: Any) -> Trainer:
         """The trainer, in a folder and with changes of its config; `sample`: that draws pictures on the way."""
@@ -91,7 +96,8 @@ def make(
     """The recipe of a kind of model.
 
     Args:
-        kind: "dit" (flow matching), "set-tokenizer", "grid-tokenizer", "tokenset", "ctf" or "ar" (flat codes).
+        kind: "dit" (flow matching), "dit-ddpm" (noise of 1000 steps), "set-tokenizer", "grid-tokenizer", "tokenset",
+            "ctf" or "ar" (flat codes).
         images: the train split is taken.
         size: "cpu" or "gpu".
         steps: in place of the size's own number.
@@ -127,12 +133,14 @@ def make(
     pixels = unit(images.train)
     model: nn.Module
     prepare: Prepare | None = None
-    if kind == "dit":
+    scheduler = DDPMScheduler() if kind == "dit-ddpm" else None
+    if kind.startswith("dit"):
         model = DiT(
             patch_size=s.patch, hidden_size=s.hidden, depth=s.depth, num_heads=s.heads, moe=moe,
             per_layer_target=moe is not None and moe["router"] == "race",
         )  # fmt: skip
-        loss, data = flow_matching_loss(router_weight), {"images": pixels * 2 - 1, "labels": labels}
+        loss = flow_matching_loss(router_weight) if scheduler is None else ddpm_loss(scheduler, router_weight)
+        data = {"images": pixels * 2 - 1, "labels": labels}
     elif kind.endswith("tokenizer"):
         grid = kind == "grid-tokenizer"
         model = ImageTokenizer(
@@ -161,9 +169,9 @@ def make(
 
     def preview(ema: nn.Module, generator: torch.Generator) -> Tensor:
         classes = torch.arange(40, device=generator.device) % 10
-        return draw_images(ema, classes, generator, tokenizer)
+        return draw_images(ema, classes, generator, tokenizer, scheduler=scheduler)
 
-    return Recipe(model, loss, data, config, preview, prepare)
+    return Recipe(model, loss, data, config, preview, prepare, scheduler)
 
 
 def _reconstruct(images: Tensor) -> Callable[[nn.Module, torch.Generator], Tensor]:
@@ -183,10 +191,12 @@ def draw_images(
     steps: int = 25,
     guidance_scale: float = 1.0,
     temperature: float = 1.0,
+    scheduler: DDPMScheduler | None = None,
 ) -> Tensor:
     """Images [N, C, H, W] in 0..1 of the classes [N] from any of the generators, 1000 at a time.
 
-    steps: of the DiT's or the count transformer's sampler; temperature: of the autoregressive stages.
+    steps: of the DiT's or the count transformer's sampler; temperature: of the autoregressive stages; scheduler: that a
+    DiT was trained with, if not by flow matching (its steps are then DDIM's).
     ValueError: a model of tokens without its tokeniser, or a model that generates nothing.
     """
     if not isinstance(model, DiT) and tokenizer is None:
@@ -194,7 +204,8 @@ def draw_images(
     parts = []
     for classes in labels.split(1000):
         if isinstance(model, DiT):
-            x = sample(model, classes, None, steps, guidance_scale, generator)
+            ddim = None if scheduler is None else DDIMScheduler.from_config(scheduler.config)
+            x = sample(model, classes, ddim, steps, guidance_scale, generator)
             parts.append(((x + 1) / 2).clamp(0, 1))
             continue
         assert tokenizer is not None
@@ -209,13 +220,19 @@ def draw_images(
     return torch.cat(parts)
 
 
-def load_model(folder: Path) -> nn.Module:
-    """A saved model of this package, in eval mode. ValueError: the folder does not hold one."""
-    classes = {c.__name__: c for c in (DiT, ImageTokenizer, CountTransformer, TokenTransformer, CoarseToFineModel)}
+_CLASSES = {
+    c.__name__: c
+    for c in (DiT, ImageTokenizer, CountTransformer, TokenTransformer, CoarseToFineModel, VecSetVAE, LatentTransformer)
+}
+
+
+def load_model(folder: Path, *wanted: type[nn.Module]) -> Any:
+    """A saved model of this package, in eval mode. ValueError: the folder does not hold one, or another than wanted."""
     folder = folder / "model" if (folder / "model").is_dir() else folder
     try:
-        name = json.loads((folder / "config.json").read_text())["_class_name"]
-        found = classes[name]
+        found = _CLASSES[json.loads((folder / "config.json").read_text())["_class_name"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder} does not hold a model of core-diffusion: {error!r}") from error
+    if wanted and not issubclass(found, wanted):
+        raise ValueError(f"{folder} holds a {found.__name__}, not a {' or '.join(c.__name__ for c in wanted)}")
     return found.from_pretrained(folder).eval()
