@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(Shape::threads, 2) keep_states(const __grid_co
 }
 
 template <class T, class Shape>
-__global__ void __launch_bounds__(Shape::threads) scan_back(const __grid_constant__ Backward<T> g) {
+__global__ void __launch_bounds__(Shape::threads, 2) scan_back(const __grid_constant__ Backward<T> g) {
   constexpr int S = Shape::states, tile = Shape::tile, pitch = Shape::pitch, together = Shape::together, width = Shape::width;
   constexpr bool early = width <= 64;
   using M = Shared<Shape>;
