@@ -22,7 +22,7 @@ struct Kept {
 };
 
 /// Packed tokens whose values are of one kind: blocks [begin, end) of them.
-template <class Digits, class Shape, bool Exact, int Warps, int Resident>
+template <class Digits, class Shape, bool Exact, int Warps, int Resident, bool Own>
 __device__ void attend_packed(const Operands& p, const Values& v, const Unit& u, int begin, int end, Prepared& q, Kept<Warps>& kept,
                               char* shared, const Found& found) {
   constexpr int threads = 32 * Warps, stages = stages_of(Resident), at_once = 16 * Warps;  // blocks whose bases are known
@@ -45,7 +45,13 @@ __device__ void attend_packed(const Operands& p, const Values& v, const Unit& u,
     for (int x = 0; x < s.c; x += 64) soon(p.zeros.at(u.b, u.g, run) + x);
     for (int x = 0; x < s.d; x += 64) soon(p.scales.at(u.b, u.g, run) + x);
   }
-  fetch_query<Warps>(p.prepared[u.tile], s.wide + s.signs, q);
+  if constexpr (Own) {
+    __shared__ Transform transform;
+    static_assert(sizeof(bases) >= sizeof(float) * tile_heads * most_channels);
+    transform_query<Warps>(p, u, transform, reinterpret_cast<float (*)[most_channels]>(&bases), q);
+  } else {
+    fetch_query<Warps>(p.prepared[u.tile], s.wide + s.signs, q);
+  }
   __syncthreads();
   const KeyProduct<Shape, Exact> product(l, s, q);
   const float factor[2] = {q.factor[l.head()], q.factor[l.head() + 1]};
@@ -153,7 +159,7 @@ __device__ void attend_packed(const Operands& p, const Values& v, const Unit& u,
 }
 
 /// Three levels: after the recent tokens' thread blocks. Two bits: none but its own.
-template <class Digits, class Shape, bool Exact, int Resident>
+template <class Digits, class Shape, bool Exact, int Resident, bool Own = false>
 __global__ void __launch_bounds__(32 * warps, Resident) attend(const __grid_constant__ Operands p) {
   extern __shared__ __align__(16) char shared[];
   __shared__ alignas(16) Prepared q;
@@ -170,8 +176,9 @@ __global__ void __launch_bounds__(32 * warps, Resident) attend(const __grid_cons
   if (threadIdx.x == 0) kept.sources.find(p, v, u.b, u.g);
   __syncthreads();
   const int own = two ? part : part - p.recent_splits, begin = own * p.per_split;
-  attend_packed<Digits, Shape, Exact, warps, Resident>(p, v, u, begin, min(begin + p.per_split, v.blocks), q, kept, shared,
-                                                       Found(p, u, p.recent_splits + (two ? 0 : p.values[0].splits) + own));
+  attend_packed<Digits, Shape, Exact, warps, Resident, Own>(p, v, u, begin, min(begin + p.per_split, v.blocks), q, kept, shared,
+                                                            Found(p, u, p.recent_splits + (two ? 0 : p.values[0].splits) + own));
+  if constexpr (Own) wait_for_last();  // so does whoever waits for this kernel
 }
 
 /// Where `early`, beside the kernel before.
@@ -186,7 +193,7 @@ void launch_kernel(void (*kernel)(Parameters...), dim3 grid, int threads, int by
   check_cuda("packed_attention", cudaLaunchKernelEx(&config, kernel, arguments...), "attending");
 }
 
-template <class Digits, class Shape, bool Exact, int Resident>
+template <class Digits, class Shape, bool Exact, int Resident, bool Own = false>
 void launch(const Operands& p, bool early, cudaStream_t stream) {
   const char* op = "packed_attention";
   constexpr bool two = std::is_same_v<Digits, TwoBits>;
@@ -196,9 +203,9 @@ void launch(const Operands& p, bool early, cudaStream_t stream) {
   if (blocks == 0) return;
   if (blocks > INT32_MAX) refuse(op, "q", "of fewer batches, heads and tokens on CUDA");
   const int bytes = std::max(warps * stages_of(Resident) * Stage(p.wide, p.signs, v.width, p.e, two).bytes, warps * tile_heads * p.e * 4);
-  check_cuda(op, cudaFuncSetAttribute(attend<Digits, Shape, Exact, Resident>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+  check_cuda(op, cudaFuncSetAttribute(attend<Digits, Shape, Exact, Resident, Own>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
              "asking for shared memory");
-  launch_kernel(attend<Digits, Shape, Exact, Resident>, dim3(static_cast<unsigned>(blocks)), 32 * warps, bytes, early, stream, p);
+  launch_kernel(attend<Digits, Shape, Exact, Resident, Own>, dim3(static_cast<unsigned>(blocks)), 32 * warps, bytes, early, stream, p);
 }
 
 /// Whether all of it is for the kernels that know their sizes.
@@ -206,6 +213,7 @@ bool plain(const Operands& p, bool exact) {
   return !exact && p.flat && p.e == p.d && p.sets == 1 && p.wide == p.signs && (p.wide == 64 || p.wide == 32) &&
          std::all_of(std::begin(p.values), std::end(p.values), [](const Values& v) { return v.flat || v.blocks == 0; });
 }
+bool own_query() { return std::getenv("CORE_OWN") != nullptr; }
 int residents(const Operands& p, bool exact) {
   if (!plain(p, exact)) return 2;
   const char* chosen = std::getenv("CORE_RESIDENT");
@@ -219,7 +227,8 @@ void launch_any(const Operands& p, bool early, cudaStream_t stream) {
       using Sizes = Fixed<Half, Half, Digits::planes>;
       const int n = residents(p, Exact);
       if (n == 2) launch<Digits, Sizes, false, 2>(p, early, stream);
-      if (n == 3) launch<Digits, Sizes, false, 3>(p, early, stream);
+      if (n == 3 && !own_query()) launch<Digits, Sizes, false, 3>(p, early, stream);
+      if (n == 3 && own_query()) launch<Digits, Sizes, false, 3, true>(p, early, stream);
       if (n == 4) launch<Digits, Sizes, false, 4>(p, early, stream);
     };
     if (plain(p, Exact)) return p.wide == 64 ? known(std::integral_constant<int, 64>{}) : known(std::integral_constant<int, 32>{});
@@ -300,8 +309,9 @@ void attention_on(core::Tensor<const T, 3> q, core::Tensor<const std::int32_t, 2
   p.parts = reinterpret_cast<float*>(p.tops + rows);
   int major = 0;
   check_cuda(op, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, q.device_id), "asking for the device");
-  if (n) launch_kernel(prepare, dim3(static_cast<unsigned>(of_query * tile_heads)), preparers, 0, false, stream, p);
-  const bool early = major >= 9 && n > 0;
+  const bool own = plain(p, exact) && residents(p, exact) == 3 && own_query();
+  if (n && !own) launch_kernel(prepare, dim3(static_cast<unsigned>(of_query * tile_heads)), preparers, 0, false, stream, p);
+  const bool early = major >= 9 && n > 0 && !own;
   launch_any<TwoBits, exact>(p, early, stream);
   launch_any<Ternary, exact>(p, early, stream);
   const dim3 merged(static_cast<unsigned>(batch * heads), static_cast<unsigned>(ceil_div(e, merged_channels)));
