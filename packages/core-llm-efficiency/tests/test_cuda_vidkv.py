@@ -94,6 +94,21 @@ def test_many_heads(dtype, batch, heads, groups, dim, n, recent, seen):
 
 
 @pytest.mark.parametrize("dtype", list(BOUND))
+@pytest.mark.parametrize("dim", [64, 128])
+def test_more_tokens_than_a_thread_block_takes_at_once(dtype, dim):
+    """So many query heads share a key head that nobody shares the tokens."""
+    rng = np.random.default_rng()
+    key, value = cache_like(rng, 1, 1, 9984, dim), cache_like(rng, 1, 1, 9984, dim)
+    keys, values = core.pack_keys(key, *core.select_channels(key)), core.pack_values(value)
+    query = torch.randn(1, 1600, dim, device="cuda").to(dtype)
+    nothing = torch.zeros(1, 1, 0, dim, device="cuda", dtype=dtype)
+    out = core.packed_attention(query, on_cuda(keys), on_cuda(values), nothing, nothing)
+    k, v = (torch.from_numpy(x[0, 0]).cuda().double() for x in (core.unpack_keys(keys), core.unpack_values(values)))
+    want = (query[0].double() @ k.T * dim**-0.5).softmax(-1) @ v
+    assert ((out[0].double() - want).norm(dim=-1) / want.norm(dim=-1)).max() < BOUND[dtype]
+
+
+@pytest.mark.parametrize("dtype", list(BOUND))
 @pytest.mark.parametrize("group", [32, 64, 128])
 @pytest.mark.parametrize("dim", [128, 80, 23, 256])
 def test_coders_equal_those_of_the_cpu(dtype, group, dim):
