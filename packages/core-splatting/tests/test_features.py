@@ -107,7 +107,7 @@ def test_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs through at a size too small for its bar."""
     for module in ("matplotlib", "scipy", "PIL"):
         pytest.importorskip(module)
-    monkeypatch.setitem(m3.SIZES, "cpu", m3.Size(24, 3, 1500, ("CLIP",), 5, 5, 0.1, 2, "cpu"))
+    monkeypatch.setitem(m3.SIZES, "cpu", m3.Size(24, 3, 1500, ("CLIP",), 5, 5, 0.1, 0.98, 0.02, 2, "cpu"))
     found = m3.claim("cpu", 0, tmp_path)
     assert set(found.measured) >= {"CLIP: cosine, memory", "CLIP: cosine, linear decoder"}
     assert found.plot is not None

@@ -17,16 +17,17 @@ from ..scenes.walker import Skin, walker
 
 LEAST_COSINE = 0.95
 FEATURES = 6000  # among which components are looked for
-# Channels and dimensions of M3's models; what is seen, and the threshold for it: "parts" features name what is seen, as
-# those of CLIP do, "places" features change along it too, as those of DINOv2 do.
+# Channels and dimensions of M3's models; what is seen: "parts" features name what is seen, as those of CLIP do, and
+# "places" features change along it too, as those of DINOv2 do.
 MODELS = {
-    "CLIP": (16, 768, "parts", 0.95),
-    "DINOv2": (32, 1536, "places", 0.97),
-    "SigLIP": (32, 1152, "parts", 0.95),
-    "SEEM": (16, 512, "parts", 0.95),
-    "LLaMA3": (32, 4096, "places", 0.97),
-    "LLaMAv": (32, 4096, "places", 0.97),
+    "CLIP": (16, 768, "parts"),
+    "DINOv2": (32, 1536, "places"),
+    "SigLIP": (32, 1152, "parts"),
+    "SEEM": (16, 512, "parts"),
+    "LLaMA3": (32, 4096, "places"),
+    "LLaMAv": (32, 4096, "places"),
 }
+WAVES = {"parts": (0.3, 2.0), "places": (0.5, 1.0)}  # length of what changes along a part, and over which distance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +41,15 @@ class Size:
     steps: int
     feature_steps: int
     noise: float
+    threshold: float
+    temperature: float
     stride: int
     device: str
 
 
 SIZES = {
-    "cpu": Size(64, 9, 8000, ("CLIP", "DINOv2"), 600, 300, 0.1, 1, "cpu"),
-    "gpu": Size(720, 13, 200_000, tuple(MODELS), 3000, 2000, 0.1, 12, "cuda"),
+    "cpu": Size(64, 9, 8000, ("CLIP", "DINOv2"), 600, 300, 0.1, 0.98, 0.02, 1, "cpu"),
+    "gpu": Size(720, 13, 200_000, tuple(MODELS), 3000, 2000, 0.1, 0.98, 0.02, 12, "cuda"),
 }
 
 
@@ -68,7 +71,7 @@ def experiment(s: Size, seed: int, out: Path) -> Claim:
     trainer = Trainer(scene, config, device=s.device, hold_out=s.cameras)
     seen = Seen(s, seed)
     rng, generator = np.random.default_rng(seed + 1), torch.Generator(s.device).manual_seed(seed + 1)
-    models = {name: synthetic_model(*MODELS[name][1:3], rng) for name in s.models}
+    models = {name: synthetic_model(*MODELS[name][1:], rng) for name in s.models}
     views, clean = [], {}
     for i, picture in enumerate(trainer.pictures + trainer.held):
         part, place, there = seen.by(picture)
@@ -92,12 +95,12 @@ def experiment(s: Size, seed: int, out: Path) -> Claim:
             rows = torch.cat([v.features[name][(v.features[name] != 0).any(-1)] for v in views])
             few = rows[torch.from_numpy(rng.permutation(len(rows))[:FEATURES]).to(rows.device)]
             pixels[name] = len(few)
-            banks[name] = Bank(few[principal_scene_components(few, MODELS[name][3])], MODELS[name][0])
+            banks[name] = Bank(few[principal_scene_components(few, s.threshold)], MODELS[name][0])
         m = trainer.model
         shape = [x.detach() for x in (m.means, m.quats, m.log_scales.exp(), torch.sigmoid(m.logit_opacities))]
         results = {}
         for label, kind in (("memory", FeatureField), ("linear decoder", LinearField)):
-            field = kind(*shape, banks, seed=seed)
+            field = kind(*shape, banks, temperature=s.temperature, seed=seed)
             for _ in progress.track(field.train(views, s.feature_steps), s.feature_steps, description=label):
                 pass
             with torch.no_grad():
@@ -122,10 +125,12 @@ def experiment(s: Size, seed: int, out: Path) -> Claim:
         ),
         protocol=(
             f"A synthetic scene, {s.cameras} cameras of {s.side}x{s.side}, one held out; Gaussians of {s.steps} "
-            f"steps; features of {len(s.models)} synthetic models (what part, or where on it) with noise of {s.noise} "
-            f"of their length in each pixel of each view; {s.feature_steps} steps on 2,000 points of a picture each. "
-            "Cosine with the noiseless features of the held-out view, mean and deviation over its pixels; the peer is "
-            "a linear decoder of as many channels. Thresholds and steps were chosen on this scene. Bar: at least "
+            f"steps; features of {len(s.models)} synthetic models (what part and where on it, in waves, so that their "
+            f"rank exceeds the channels) with noise of {s.noise} of their length in each pixel of each view; "
+            f"components by threshold {s.threshold}, temperature {s.temperature}; {s.feature_steps} steps on 2,000 "
+            "points of a picture each. Cosine with the noiseless features of the held-out view, mean and deviation "
+            "over its pixels; the peer is a linear decoder of as many channels. Thresholds and steps were chosen on "
+            "this scene. Bar: at least "
             f"{LEAST_COSINE} on average, and not below the peer."
         ),
         measured=measured,
@@ -157,13 +162,15 @@ class Seen:
 
 
 def synthetic_model(width: int, kind: str, rng: np.random.Generator) -> Callable[[Any, Any], NDArray[np.float32]]:
-    """Unit features of `width` numbers from a part and a place on it: a direction for each part, and a little, for
-    "places" a good deal, that changes linearly along the part."""
+    """Unit features of `width` numbers from a part and a place on it: a direction for each part, and 32 others whose
+    shares are waves along the part."""
     direction = rng.normal(size=(64, width)) / width**0.5
-    slopes = {"parts": 0.2, "places": 0.8}[kind] * rng.normal(size=(3, width)) / width**0.5
+    length, distance = WAVES[kind]
+    waves, phases = 2 * np.pi / distance * rng.normal(size=(3, 32)), 2 * np.pi * rng.random(32)
+    others = length * (2 / 32 / width) ** 0.5 * rng.normal(size=(32, width))
 
     def see(part: Any, place: Any) -> NDArray[np.float32]:
-        rows = direction[part] + place @ slopes
+        rows = direction[part] + np.cos(place @ waves + phases) @ others
         out: NDArray[np.float32] = (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
         return out
 
