@@ -105,6 +105,24 @@ def test_a_crystal_matches_itself_in_any_cell(seed: int) -> None:
     assert np.isnan(match_crystals(changed, crystals)[0]).all()
 
 
+def test_neighbors_in_skewed_cells_and_far_images() -> None:
+    """Another basis of the lattice and other images of the atoms change the shifts, and nothing else."""
+    rng = np.random.default_rng(5)
+    skew = np.array([[1, 7, -3], [0, 1, 12], [0, 0, 1]]) @ np.array([[1, 0, 0], [-9, 1, 0], [4, 5, 1]])
+    lattice, fractional = rng.normal(size=(3, 3)) * 3, rng.random((4, 3))
+    plain = neighbor_list(Crystals.from_list([[6] * 4], [fractional], [lattice]), 5.0)
+    away = fractional @ np.linalg.inv(skew) + rng.integers(-90, 90, (4, 3))
+    skewed = neighbor_list(Crystals.from_list([[6] * 4], [away], [skew @ lattice]), 5.0)
+    np.testing.assert_array_equal(skewed.pairs, plain.pairs)
+    for i, j in np.ndindex(4, 4):
+        one, two = (np.sort(near.distances[(near.pairs == (i, j)).all(1)]) for near in (plain, skewed))
+        np.testing.assert_allclose(one, two, atol=1e-9)
+    i, j = skewed.pairs.T
+    ends = (away[j] + skewed.shifts - away[i]) @ (skew @ lattice)
+    np.testing.assert_allclose(np.linalg.norm(ends, axis=1), skewed.distances, atol=1e-9)
+    assert len(plain.pairs) > 100
+
+
 def test_neighbors_come_in_pairs() -> None:
     crystals = random_crystals(4, 5)
     near = neighbor_list(crystals, 5.0)

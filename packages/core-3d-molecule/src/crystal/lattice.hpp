@@ -132,24 +132,7 @@ struct Triangle {
       }
     }
   }
-  /// How many points lie within the radius. Of a row only the ends may lie outside.
-  std::int64_t count(const Vec& f, double radius) const {
-    const double limit = radius * radius;
-    std::int64_t found = 0;
-    rows(f, radius, std::numeric_limits<std::int64_t>::min(), [&](std::int64_t b, std::int64_t c, std::int64_t first, std::int64_t last) {
-      const double t2 = f[2] + static_cast<double>(c), t1 = f[1] + static_cast<double>(b);
-      const double z = t2 * l[2][2], y = t1 * l[1][1] + t2 * l[2][1], x0 = t2 * l[2][0] + t1 * l[1][0], yz = y * y + z * z;
-      const auto within = [&](std::int64_t a) {
-        const double x = (f[0] + static_cast<double>(a)) * l[0][0] + x0;
-        return x * x + yz <= limit;
-      };
-      while (first <= last && !within(first)) ++first;
-      while (first < last && !within(last)) --last;
-      found += std::max<std::int64_t>(last - first + 1, 0);
-    });
-    return found;
-  }
-  /// Calls visit(a, b, c, square) for the points within the radius, in the same order.
+  /// Calls visit(a, b, c, square) for the points within the radius, in the order of rows, a ascending.
   template <class Visit>
   void points(const Vec& f, double radius, std::int64_t lowest_c, Visit&& visit) const {
     const double limit = radius * radius;
