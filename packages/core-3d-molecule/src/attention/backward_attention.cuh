@@ -97,14 +97,18 @@ struct AttentionBackward {
       const int first = diagonal && upper ? i + 1 : 0, last = diagonal && !upper ? i + 1 : tile.nj;
       for (int j = first; j < last; ++j) {
         float2 sum = {0.f, 0.f};
+        const auto* own = reinterpret_cast<const float4*>(&w.slope(i, j, 0));  // of two heads
+        const auto* other = reinterpret_cast<const float4*>(&w.slope(j, i, 0));
 #pragma unroll
-        for (int h = 0; h < C::H; ++h) {
+        for (int h = 0; h < C::H; h += 2) {
           if (!C::exact && h >= H) break;
-          const float2 own = w.slope(i, j, h);
-          sum.x += own.x * q[h].x + own.y * g[h].x, sum.y += own.x * q[h].y + own.y * g[h].y;
+          const float4 a = own[h / 2];
+          sum.x += a.x * q[h].x + a.y * g[h].x, sum.y += a.x * q[h].y + a.y * g[h].y;
+          if (C::exact || h + 1 < H) sum.x += a.z * q[h + 1].x + a.w * g[h + 1].x, sum.y += a.z * q[h + 1].y + a.w * g[h + 1].y;
           if (diagonal) {
-            const float other = w.slope(j, i, h).x;
-            sum.x += other * k[h].x, sum.y += other * k[h].y;
+            const float4 b = other[h / 2];
+            sum.x += b.x * k[h].x, sum.y += b.x * k[h].y;
+            if (C::exact || h + 1 < H) sum.x += b.z * k[h + 1].x, sum.y += b.z * k[h + 1].y;
           }
         }
         float* gradient = w.gradient + tile.pair(i, j) * w.width + c;

@@ -44,24 +44,20 @@ struct MatrixPairs {
     const Cells x = net.input(pairs, t);
     Cells derivative;
     const Cells hidden = net.hidden(x, pairs, lane, &derivative);
-    Cells e{}, grad{};
+    const Cells e = net.features(hidden, lane);
+    Cells grad{};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      if (!pairs.here[r]) continue;
       float* square = w.square + pairs.p[r] * channels;
-      float value[2];
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const int h = 2 * t + c;
-        value[c] = w.slope(pairs.i[r], pairs.j[r], h).x;
-        if (tile.diagonal() && pairs.i[r] != pairs.j[r]) value[c] += w.slope(pairs.j[r], pairs.i[r], h).x;
-      }
-      *reinterpret_cast<float2*>(square + E + 2 * t) = {value[0], value[1]};
+      const bool both = tile.diagonal() && pairs.i[r] != pairs.j[r];
+      const float4 own = *reinterpret_cast<const float4*>(&w.slope(pairs.i[r], pairs.j[r], 2 * t));
+      const float4 other = *reinterpret_cast<const float4*>(&w.slope(both ? pairs.j[r] : pairs.i[r], both ? pairs.i[r] : pairs.j[r], 2 * t));
+      const float2 value{both ? own.x + other.x : own.x, both ? own.z + other.z : own.z};
+      if (pairs.here[r]) *reinterpret_cast<float2*>(square + E + 2 * t) = value;
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        const float2 a = *reinterpret_cast<const float2*>(square + 8 * n + 2 * t);
-        const float2 b = *reinterpret_cast<const float2*>(w.gradient + pairs.p[r] * E + 8 * n + 2 * t);
-        e.at[n][2 * r] = a.x, e.at[n][2 * r + 1] = a.y, grad.at[n][2 * r] = b.x, grad.at[n][2 * r + 1] = b.y;
+        const float2 b = *reinterpret_cast<const float2*>(square + 8 * n + 2 * t);
+        grad.at[n][2 * r] = pairs.here[r] ? b.x : 0.f, grad.at[n][2 * r + 1] = pairs.here[r] ? b.y : 0.f;
       }
     }
     __syncwarp();
@@ -75,15 +71,14 @@ struct MatrixPairs {
           for (int c = 0; c < 2; ++c) grad.at[n][2 * r + c] += value * y.at[n][2 * r + c];
       }
     });
-    float* const rows = w.gradient + first * E;
-    put(rows, grad, g, t), put(own, hidden, g, t);
+    float* const rows = w.square + first * channels;
+    put<channels>(rows, grad, g, t), put<F>(own, hidden, g, t);
     __syncwarp();
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      const Left a = transposed(rows, k, g, t);
-      accumulate(sums.w2, a, own, k, g, t);
-      sums.b2[0] += rows[(8 * k + t) * E + g] + rows[(8 * k + t + 4) * E + g];
-      sums.b2[1] += rows[(8 * k + t) * E + g + 8] + rows[(8 * k + t + 4) * E + g + 8];
+      const float *one = rows + (8 * k + t) * channels + g, *other = one + 4 * channels;
+      accumulate(sums.w2, Left(one[0], one[8], other[0], other[8]), own, k, g, t);
+      sums.b2[0] += one[0] + other[0], sums.b2[1] += one[8] + other[8];
     }
     Cells pre{};
     multiply(pre, LeftCells(grad).a, net.w2_back.at, lane);
@@ -93,15 +88,18 @@ struct MatrixPairs {
       for (int c = 0; c < 4; ++c) pre.at[n][c] *= derivative.at[n][c];
     inputs_backward(x, pre, pairs, lane);
     __syncwarp();
-    put(rows, pre, g, t), put(own, x, g, t);
+    put<channels>(rows, pre, g, t), put<F>(own, x, g, t);
     __syncwarp();
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      const Left a = transposed(rows, k, g, t);
+      const float *one = rows + (8 * k + t) * channels + g, *other = one + 4 * channels;
+      const Left a(one[0], one[8], other[0], other[8]);
       accumulate(sums.w1, a, own, k, g, t);
-      const int one = __shfl_sync(0xffffffff, pairs.bond[k], 4 * t), other = __shfl_sync(0xffffffff, pairs.bond[k], 4 * (t + 4));
-      a.times_exact(sums.classes, one == g ? 1.f : 0.f, other == g ? 1.f : 0.f);
+      const int bond = __shfl_sync(0xffffffff, pairs.bond[k], 4 * t), next = __shfl_sync(0xffffffff, pairs.bond[k], 4 * (t + 4));
+      a.times_exact(sums.classes, bond == g ? 1.f : 0.f, next == g ? 1.f : 0.f);
     }
+    __syncwarp();
+    put<channels>(rows, e, g, t);  // for `form`
     __syncwarp();
   }
 
@@ -133,17 +131,13 @@ struct MatrixPairs {
     }
   }
 
-  /// [16 pairs][16] in shared memory.
+  /// Rows of 16 pairs in shared memory, `stride` apart.
+  template <int stride>
   __device__ static void put(float* to, const Cells& x, int g, int t) {
 #pragma unroll
     for (int n = 0; n < 2; ++n)
 #pragma unroll
-      for (int r = 0; r < 2; ++r) *reinterpret_cast<float2*>(to + (g + 8 * r) * 16 + 8 * n + 2 * t) = {x.at[n][2 * r], x.at[n][2 * r + 1]};
-  }
-  /// Eight pairs of such a matrix, transposed, as left operand.
-  __device__ static Left transposed(const float* from, int k, int g, int t) {
-    const float *one = from + (8 * k + t) * 16 + g, *other = one + 4 * 16;
-    return {one[0], one[8], other[0], other[8]};
+      for (int r = 0; r < 2; ++r) *reinterpret_cast<float2*>(to + (g + 8 * r) * stride + 8 * n + 2 * t) = {x.at[n][2 * r], x.at[n][2 * r + 1]};
   }
   __device__ static void accumulate(Cells& sum, const Left& a, const float* from, int k, int g, int t) {
     const float *one = from + (8 * k + t) * 16 + g, *other = one + 4 * 16;

@@ -24,11 +24,11 @@ struct Sums {
 /// Shared memory of a block behind the network.
 template <class C, int N>
 struct Work {
-  static constexpr int pairs = triangle(N), channels = C::E + C::H, width = C::E > C::F ? C::E : C::F;
-  static constexpr int rows = (pairs + 15) / 16 * 16;
-  float* square;       ///< [pairs][E + H]: features, and the form's value, later its gradient
+  static constexpr int pairs = triangle(N), channels = C::E + C::H, rows = (pairs + 15) / 16 * 16;
+  static constexpr int width = C::exact ? channels : C::E > C::F ? C::E : C::F;
+  float* square;       ///< [rows][E + H]: features, and the form's value, later its gradient
   float2* slopes;      ///< [N][N][H]: slope of a logit and weight
-  float* gradient;     ///< [rows][width]: of the features, then of the hidden layer before silu
+  float* gradient;     ///< [rows][width]: of the features, then of the hidden layer before silu; with matrix units in square's place
   float* row;          ///< [threads][span]: the hidden layer, then what the perceptron reads; with matrix units [warps][16][16]
   float* distance;     ///< [pairs]: gradient of the squared distance
   float* gaussians;    ///< [warps][2 G]: sums for centres and widths; not with matrix units
@@ -38,13 +38,13 @@ struct Work {
   static __host__ __device__ int span_of(int G) { return (C::F > 1 + G ? C::F : 1 + G) | 1; }
   static __host__ __device__ int row_floats(int G) { return C::exact ? warps * 256 : up4(threads * span_of(G)); }
   static __host__ __device__ int floats(int G) {
-    return pairs * channels + 2 * N * N * C::H + rows * width + row_floats(G) + up4(pairs) +
-           (C::exact ? 0 : up4(2 * warps * G) + threads / 4);
+    return rows * channels + 2 * N * N * C::H + row_floats(G) + up4(pairs) +
+           (C::exact ? 0 : rows * width + up4(2 * warps * G) + threads / 4);
   }
   __device__ Work(float* at, int G) : span(span_of(G)) {
-    square = at, at += pairs * channels;
+    square = gradient = at, at += rows * channels;
     slopes = reinterpret_cast<float2*>(at), at += 2 * N * N * C::H;
-    gradient = at, at += rows * width;
+    if (!C::exact) gradient = at, at += rows * width;
     row = at, at += row_floats(G);
     distance = at, at += up4(pairs);
     gaussians = at, at += up4(2 * warps * G);

@@ -77,7 +77,7 @@ struct LeftCells {
       : a{Left(x.at[0][0], x.at[0][2], x.at[0][1], x.at[0][3]), Left(x.at[1][0], x.at[1][2], x.at[1][1], x.at[1][3])} {}
 };
 
-/// Two pairs of a lane: their row in the tile, if they are there.
+/// Two pairs of a lane: their row in the tile, if they are there; if not, the tile's last pair stands for them.
 struct LanePairs {
   int p[2], i[2], j[2], bond[2];
   float squared[2];
@@ -86,9 +86,8 @@ struct LanePairs {
   __device__ LanePairs(const Operands& o, const Sizes& s, const Span& m, const Tile& tile, int first, int g) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      p[r] = first + g + 8 * r, here[r] = p[r] < tile.pairs();
-      i[r] = j[r] = bond[r] = 0, squared[r] = 0.f;
-      if (!here[r]) continue;
+      const int last = tile.pairs() - 1;
+      p[r] = min(first + g + 8 * r, last), here[r] = first + g + 8 * r <= last;
       tile.atoms(p[r], i[r], j[r]);
       squared[r] = pair_of(o, s, m, tile.i0 + i[r], tile.j0 + j[r], bond[r]);
       bond[r] = max(bond[r], 0);

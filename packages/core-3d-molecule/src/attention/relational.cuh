@@ -65,8 +65,9 @@ struct Span {
   int64_t bonds;
 };
 
-/// Device memory of spans[molecules], then a flag that is not zero if the offsets are bad.
-void find_spans(const char* op, const int64_t* offsets, const Sizes& s, Span* spans, int* bad, cudaStream_t stream);
+/// Device memory of spans[molecules] and a flag that is not zero if the offsets are bad; with `order`[molecules] the molecules by
+/// falling size, those of the same size and of 31 atoms and more as they come.
+void find_spans(const char* op, const int64_t* offsets, const Sizes& s, Span* spans, int* bad, int* order, cudaStream_t stream);
 
 struct DenseOperands {
   Dense<const float, 3> q, k, v, q_edge, k_edge;

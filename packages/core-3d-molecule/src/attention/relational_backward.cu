@@ -1,4 +1,4 @@
-// Relational attention on CUDA, backward: a block takes molecules in turn and keeps the sums over their pairs to itself, which a
+// Relational attention on CUDA, backward: a block takes molecules in turn, large ones first, and keeps the sums over their pairs to itself, which a
 // second kernel adds up, so that the same input gives the same gradients. Of a tile of pairs its threads make the features, the
 // slopes of all logits (one query and head a thread, then one key and head), the gradient of the features (one atom and some
 // channels a thread), and take that through the perceptron (on the matrix units, or one pair a thread).
@@ -6,6 +6,8 @@
 #include "backward_attention.cuh"
 #include "backward_pairs.cuh"
 #include "backward_pairs_mma.cuh"
+
+#include <cstdlib>
 
 namespace core_3d_molecule {
 namespace relational {
@@ -17,7 +19,8 @@ using Pairs = std::conditional_t<C::exact, MatrixPairs<C, N>, ScalarPairs<C, N>>
 
 template <class C, int N>
 __global__ void __launch_bounds__(threads, C::exact ? 2 : 1)
-    backward_kernel(Operands o, Sizes s, const Span* spans, const int* bad, Given given, Gradients to, float* all_sums) {
+    backward_kernel(Operands o, Sizes s, const Span* spans, const int* bad, const int* order, Given given, Gradients to,
+                    float* all_sums) {
   extern __shared__ float4 shared4[];
   const int t = static_cast<int>(threadIdx.x);
   const Sums at(s);
@@ -36,8 +39,11 @@ __global__ void __launch_bounds__(threads, C::exact ? 2 : 1)
   Pairs<C, N> pairs{o, s, net, w, at, sums};
   pairs.begin();
   const AttentionBackward<C, N> attention{o, s, given, to, w};
-  for (int b = static_cast<int>(blockIdx.x); b < s.molecules; b += static_cast<int>(gridDim.x)) {
-    const Span m = spans[b];
+  const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
+  for (int turn = 0;; ++turn) {  // to and fro, so that a block with a large molecule gets a small one next
+    const int b = turn * blocks + (turn % 2 ? blocks - 1 - block : block);
+    if (b >= s.molecules) break;
+    const Span m = spans[order[b]];
     for (int i = t; i < m.n * 3; i += threads) to.positions[int64_t{m.begin} * 3 + i] = 0.f;
     for (int i0 = 0; i0 < m.n; i0 += N) {
       bool seen = false;  // whether these queries had a tile before
@@ -48,6 +54,7 @@ __global__ void __launch_bounds__(threads, C::exact ? 2 : 1)
         attention.queries(m, tile, seen);
         __syncthreads();
         attention.keys(m, tile, i0 > 0);
+        if (C::exact) __syncthreads();  // the gradient takes the features' place
         attention.by_query(m, tile, false);
         __syncthreads();
         attention.by_query(m, tile, true);
@@ -80,14 +87,14 @@ __global__ void __launch_bounds__(add_up_threads) totals_kernel(const float* par
 }
 
 template <class C, int N>
-void launch(const char* op, const Operands& o, const Sizes& s, const Span* spans, const int* bad, const Given& given, const Gradients& to,
-            float* sums, cudaStream_t stream) {
+void launch(const char* op, const Operands& o, const Sizes& s, const Span* spans, const int* bad, const int* order, const Given& given,
+            const Gradients& to, float* sums, cudaStream_t stream) {
   static_assert(N * C::H <= threads && N % 2 == 0);
   const int bytes = (Pairs<C, N>::Net::floats(s) + Work<C, N>::floats(s.G)) * 4;
   if (bytes > most_shared) refuse(op, "w1", "have fewer columns on CUDA");
   auto* kernel = backward_kernel<C, N>;
   core::check_cuda(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");
-  kernel<<<static_cast<unsigned>(parts), threads, bytes, stream>>>(o, s, spans, bad, given, to, sums);
+  kernel<<<static_cast<unsigned>(parts), threads, bytes, stream>>>(o, s, spans, bad, order, given, to, sums);
   core::check_cuda(op, cudaGetLastError(), "differentiating");
 }
 }  // namespace
@@ -126,16 +133,19 @@ void relational_attention_backward_cuda(Tensor<const float, 3> q, Tensor<const f
   const Gradients to{to_q.get(), to_k.get(), to_v.get(), to_q_edge.get(), to_k_edge.get(), to_positions.get()};
   const Sums at(s);
   const core::DeviceScratch scratch(op, grad_q.device_id, stream,
-                                    (s.molecules + 1) * static_cast<int64_t>(sizeof(Span)) + int64_t{parts} * at.count * 4);
+                                    (s.molecules + 1) * static_cast<int64_t>(sizeof(Span)) + (int64_t{parts} * at.count + s.molecules) * 4);
   Span* spans = scratch.get<Span>();
   int* bad = reinterpret_cast<int*>(spans + s.molecules);
   float* sums = reinterpret_cast<float*>(spans + s.molecules + 1);
-  find_spans(op, operands.offsets.get(), s, spans, bad, stream);
+  int* order = reinterpret_cast<int*>(sums + int64_t{parts} * at.count);
+  find_spans(op, operands.offsets.get(), s, spans, bad, order, stream);
   with_shape(op, s, [&]<class C>(C) {
     if constexpr (C::exact) {
-      launch<C, 22>(op, o, s, spans, bad, given, to, sums, stream);
+      const char* variant = std::getenv("CORE_RELATIONAL");  // for one measurement
+      if (variant && *variant == '1') return launch<C, 22>(op, o, s, spans, bad, order, given, to, sums, stream);
+      launch<C, 26>(op, o, s, spans, bad, order, given, to, sums, stream);
     } else {
-      launch<C, 16>(op, o, s, spans, bad, given, to, sums, stream);
+      launch<C, 16>(op, o, s, spans, bad, order, given, to, sums, stream);
     }
   });
   const Totals totals{{to_w1.get(), to_b1.get(), to_w2.get(), to_b2.get(), to_form.get(), to_centres.get(), to_widths.get()},

@@ -7,8 +7,45 @@ namespace relational {
 namespace {
 constexpr int span_threads = 1024;
 
+/// A stable counting sort, warp by warp.
+__device__ inline void by_size(const int64_t* offsets, int molecules, int* order) {
+  constexpr int sizes = 32, warps_here = span_threads / 32;
+  static_assert(sizes * warps_here == span_threads);
+  __shared__ int before[sizes * warps_here];  // [size, falling][warp]: molecules, then those before
+  const int t = static_cast<int>(threadIdx.x), lane = t % 32, warp = t / 32;
+  const int share = (molecules + warps_here - 1) / warps_here, first = min(warp * share, molecules), last = min(first + share, molecules);
+  before[t] = 0;
+  __syncthreads();
+  const auto place = [&](int b) {
+    const unsigned here = __ballot_sync(0xffffffff, b < last);
+    const int64_t n = b < last ? offsets[b + 1] - offsets[b] : 0;
+    int* const count = before + (sizes - 1 - static_cast<int>(max(int64_t{0}, min(n, int64_t{sizes - 1})))) * warps_here + warp;
+    const unsigned same = __match_any_sync(0xffffffff, b < last ? static_cast<int>(count - before) : -1) & here;
+    const int at = *count + __popc(same & ((1u << lane) - 1));
+    __syncwarp();
+    if (b < last && lane == 31 - __clz(same)) *count = at + 1;
+    __syncwarp();
+    return at;
+  };
+  for (int b = first; b < last; b += 32) place(b + lane);
+  __syncthreads();
+  const int own = before[t];
+  for (int step = 1; step < span_threads; step *= 2) {
+    const int left = t >= step ? before[t - step] : 0;
+    __syncthreads();
+    before[t] += left;
+    __syncthreads();
+  }
+  before[t] -= own;
+  __syncthreads();
+  for (int b = first; b < last; b += 32) {
+    const int at = place(b + lane);
+    if (b + lane < last) order[at] = b + lane;
+  }
+}
+
 /// One block: sums of n^2 over the molecules before each, and whether the offsets and the number of bonds fit.
-__global__ void __launch_bounds__(span_threads) spans_kernel(const int64_t* offsets, Sizes s, Span* spans, int* bad) {
+__global__ void __launch_bounds__(span_threads) spans_kernel(const int64_t* offsets, Sizes s, Span* spans, int* bad, int* order) {
   __shared__ int64_t sums[span_threads];
   const int t = static_cast<int>(threadIdx.x), share = (s.molecules + span_threads - 1) / span_threads;
   const int first = min(t * share, s.molecules), last = min(first + share, s.molecules);
@@ -36,6 +73,7 @@ __global__ void __launch_bounds__(span_threads) spans_kernel(const int64_t* offs
     spans[b] = {static_cast<int>(begin), static_cast<int>(n), at};
     at += n * n;
   }
+  if (order) by_size(offsets, s.molecules, order);
 }
 
 struct Outputs {
@@ -128,8 +166,8 @@ void launch(const char* op, const Operands& o, const Sizes& s, const Span* spans
 }
 }  // namespace
 
-void find_spans(const char* op, const int64_t* offsets, const Sizes& s, Span* spans, int* bad, cudaStream_t stream) {
-  spans_kernel<<<1, span_threads, 0, stream>>>(offsets, s, spans, bad);
+void find_spans(const char* op, const int64_t* offsets, const Sizes& s, Span* spans, int* bad, int* order, cudaStream_t stream) {
+  spans_kernel<<<1, span_threads, 0, stream>>>(offsets, s, spans, bad, order);
   core::check_cuda(op, cudaGetLastError(), "finding molecules");
 }
 }  // namespace relational
@@ -153,7 +191,7 @@ void relational_attention_cuda(Tensor<const float, 3> q, Tensor<const float, 3> 
   const core::DeviceScratch scratch(op, out.device_id, stream, s.molecules * static_cast<int64_t>(sizeof(Span)) + 16);
   Span* spans = scratch.get<Span>();
   int* bad = reinterpret_cast<int*>(spans + s.molecules);
-  find_spans(op, operands.offsets.get(), s, spans, bad, stream);
+  find_spans(op, operands.offsets.get(), s, spans, bad, nullptr, stream);
   const Outputs outputs{out_.get(), out_edge_.get(), lse_.get()};
   with_shape(op, s, [&]<class C>(C) {
     if constexpr (C::exact) {
