@@ -51,7 +51,8 @@ struct MatrixPairs {
       float* square = w.square + pairs.p[r] * channels;
       const bool both = tile.diagonal() && pairs.i[r] != pairs.j[r];
       const float4 own = *reinterpret_cast<const float4*>(&w.slope(pairs.i[r], pairs.j[r], 2 * t));
-      const float4 other = *reinterpret_cast<const float4*>(&w.slope(both ? pairs.j[r] : pairs.i[r], both ? pairs.i[r] : pairs.j[r], 2 * t));
+      const float4 other =
+          *reinterpret_cast<const float4*>(&w.slope(both ? pairs.j[r] : pairs.i[r], both ? pairs.i[r] : pairs.j[r], 2 * t));
       const float2 value{both ? own.x + other.x : own.x, both ? own.z + other.z : own.z};
       if (pairs.here[r]) *reinterpret_cast<float2*>(square + E + 2 * t) = value;
 #pragma unroll
@@ -137,7 +138,8 @@ struct MatrixPairs {
 #pragma unroll
     for (int n = 0; n < 2; ++n)
 #pragma unroll
-      for (int r = 0; r < 2; ++r) *reinterpret_cast<float2*>(to + (g + 8 * r) * stride + 8 * n + 2 * t) = {x.at[n][2 * r], x.at[n][2 * r + 1]};
+      for (int r = 0; r < 2; ++r)
+        *reinterpret_cast<float2*>(to + (g + 8 * r) * stride + 8 * n + 2 * t) = {x.at[n][2 * r], x.at[n][2 * r + 1]};
   }
   __device__ static void accumulate(Cells& sum, const Left& a, const float* from, int k, int g, int t) {
     const float *one = from + (8 * k + t) * 16 + g, *other = one + 4 * 16;

@@ -193,7 +193,7 @@ struct PairNetwork {
   template <class Visit>
   __device__ void for_forms(const Cells& e, int lane, Visit visit) const {
     const LeftCells left(e);
-#pragma unroll 1
+#pragma unroll 2
     for (int h = 0; h < H; ++h) {
       Cells y{};
       multiply(y, left.a, forms.at + h * Right::size, lane);
