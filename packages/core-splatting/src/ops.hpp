@@ -10,7 +10,7 @@
 
 namespace core_splatting {
 inline constexpr auto ops = core::op_set(
-    core::op<"rasterize", &rasterize CORE_IF_CUDA(&rasterize_cuda)>(
+    core::op<"rasterize", &rasterize CORE_IF_CUDA(&rasterize_cuda, &rasterize_half_cuda)>(
         "Renders 3D Gaussians into cameras: projection, exact tile culling, one sort by depth, blending front to back.",
         {"means[N,3]",  "quats[N,4]",       "scales[N,3]", "covars[N,6]",         "opacities[N]",      "colors[*,*,D]", "viewmats[C,4,4]",
          "Ks[C,3,3]",   "backgrounds[C,D]", "near_plane",  "far_plane",           "radius_clip",       "eps2d",         "max_alpha",

@@ -385,3 +385,27 @@ def test_cuda_graph_holds_a_step() -> None:
     graph.replay()
     for found, expected in zip(held, step(), strict=True):
         assert (found - expected).norm() <= 1e-4 * expected.norm()
+
+
+@needs_cuda
+@pytest.mark.parametrize("channels", [1, 3, 4, 5, 16, 32, 33, 64, 160])
+def test_cuda_float16(channels: int) -> None:
+    x, _ = with_channels(channels)
+    x[5], x[6] = x[5][:1], x[6][:1]
+    expected, alphas, _ = rasterization(*x, 90, 70)
+    found, found_alphas, _ = rasterization(*(t.cuda() for t in x), 90, 70, precision="float16")
+    assert found.dtype == torch.float16
+    assert found_alphas.dtype == torch.float32
+    difference = (found.cpu().float() - expected).abs()
+    assert difference.mean() < 5e-4
+    assert difference.quantile(0.999) < 1.5e-3  # a pixel on the border of a Gaussian may fall on either side
+    assert (found_alphas.cpu() - alphas).abs().mean() < 1e-5
+    with pytest.raises(NotImplementedError, match="float16 has no gradient"):
+        rasterization(x[0].cuda().requires_grad_(), *(t.cuda() for t in x[1:]), 90, 70, precision="float16")
+
+
+def test_float16_is_for_cuda() -> None:
+    with pytest.raises(NotImplementedError, match="precision='float16' is for CUDA"):
+        rasterization(*inputs(), 90, 70, precision="float16")
+    with pytest.raises(ValueError, match="argument 'precision' must be one of float32, float16"):
+        rasterization(*inputs(), 90, 70, precision="bfloat16")

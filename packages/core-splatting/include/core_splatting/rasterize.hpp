@@ -100,6 +100,14 @@ CORE_EXPORT void rasterize_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales
                                 In<3> viewmats, In<3> Ks, MaybeIn<2> backgrounds, double near_plane, double far_plane, double radius_clip,
                                 double eps2d, double max_alpha, bool antialiased, const char* camera_model, std::int64_t scenes,
                                 Out<4> out_colors, Out<3> out_alphas, MaybeOutWorkspace workspace, core::Stream stream);
+/// The same with colours in float16 and, of more than four channels, products of float16: an error of at most about a thousandth of
+/// the largest colour, which must be less than 65,504.
+CORE_EXPORT void rasterize_half_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities,
+                                     core::Tensor<const core::float16, 3> colors, In<3> viewmats, In<3> Ks, MaybeIn<2> backgrounds,
+                                     double near_plane, double far_plane, double radius_clip, double eps2d, double max_alpha,
+                                     bool antialiased, const char* camera_model, std::int64_t scenes,
+                                     core::Tensor<core::float16, 4> out_colors, Out<3> out_alphas, MaybeOutWorkspace workspace,
+                                     core::Stream stream);
 
 /// The same on CUDA tensors, as `rasterize_cuda` works. At most 1024 channels, else NotImplementedError. Unless
 /// `deterministic`, for which the host waits, sums over pixels are added in the order in which the device comes to them: the

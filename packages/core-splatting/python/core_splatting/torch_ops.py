@@ -25,7 +25,7 @@ _SCHEMA = (
 def _pictures(args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
     means, colors, viewmats, width, height = args[0], args[5], args[6], args[10], args[11]
     cameras = viewmats.shape[0]
-    return means.new_empty((cameras, height, width, colors.shape[-1])), means.new_empty((cameras, height, width, 1))
+    return colors.new_empty((cameras, height, width, colors.shape[-1])), means.new_empty((cameras, height, width, 1))
 
 
 def _fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,6 +41,8 @@ def _sets(colors: Tensor) -> Tensor:
 def _impl(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     out, alphas = _pictures(args)
     means, size = args[0], 0
+    if args[21] and args[5].dtype == torch.float16:
+        raise NotImplementedError("rasterize: argument 'colors' in float16 has no gradient; use torch.no_grad()")
     if args[21] and means.is_cuda:
         answer = np.empty(1, np.int64)
         scenes = args[19]

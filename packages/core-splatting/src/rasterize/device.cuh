@@ -1,6 +1,7 @@
 // What the forward and the backward pass on CUDA share: scratch memory, the projected Gaussians and the tiles' lists, and
 // the part of a tile that a warp blends.
 #pragma once
+#include <cuda_fp16.h>
 #include <core/cuda.hpp>
 
 #include <algorithm>
@@ -39,6 +40,12 @@ class Scratch {
   std::optional<core::DeviceScratch> memory_;
   std::size_t size_ = 0;
 };
+
+/// An element of float32 or float16.
+__device__ inline float number(float x) { return x; }
+__device__ inline float number(core::float16 x) { return __half2float(__ushort_as_half(x.bits)); }
+__device__ inline void set(float& to, float x) { to = x; }
+__device__ inline void set(core::float16& to, float x) { to.bits = __half_as_ushort(__float2half_rn(x)); }
 
 struct Scene {
   Gaussians gaussians;
@@ -197,7 +204,7 @@ struct Patch {
 };
 
 /// Batches of entries of a tile's list, one a thread, fetched ahead: the splat and K channels of its colour.
-template <int K, int Batch>
+template <int K, int Batch, class T = float>
 class Stream {
  public:
   Splat splat;
@@ -206,8 +213,8 @@ class Stream {
   __device__ bool valid() const { return id != culled; }
 
   /// Channels [0, channels) of `colors`, which begins with the first Gaussian's; the others are 0.
-  __device__ Stream(const Lists& lists, const TileList& list, const float* colors, std::int64_t stride_n, std::int64_t stride_k,
-                    int channels, int camera, int thread)
+  __device__ Stream(const Lists& lists, const TileList& list, const T* colors, std::int64_t stride_n, std::int64_t stride_k, int channels,
+                    int camera, int thread)
       : lists_(lists),
         list_(list),
         colors_(colors - std::int64_t{camera} * lists.gaussians * stride_n),
@@ -224,9 +231,9 @@ class Stream {
     id = ahead_;
     if (valid()) {
       splat = load_splat(lists_.splats, id);
-      const float* const source = colors_ + static_cast<std::int64_t>(id) * stride_n_;
+      const T* const source = colors_ + static_cast<std::int64_t>(id) * stride_n_;
 #pragma unroll
-      for (int k = 0; k < K; ++k) color[k] = k < channels_ ? source[k * stride_k_] : 0.f;
+      for (int k = 0; k < K; ++k) color[k] = k < channels_ ? number(source[k * stride_k_]) : 0.f;
     }
     at_ += Batch;
     fetch_id();
@@ -239,7 +246,7 @@ class Stream {
   }
   const Lists& lists_;
   const TileList& list_;
-  const float* colors_;
+  const T* colors_;
   std::int64_t stride_n_, stride_k_;
   int channels_, camera_;
   std::uint32_t at_, ahead_ = culled;

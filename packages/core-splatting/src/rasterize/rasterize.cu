@@ -12,10 +12,10 @@ constexpr int strips = 2, batch = Patch<strips>::threads;
 
 /// Blends up to four channels. The block stages a Gaussian a thread, each with a mask of the strips that the ellipse's rows
 /// reach, while the next are on their way; a warp passes over those that do not reach its strips.
-template <int K>
+template <int K, class T>
 __global__ void __launch_bounds__(batch)
-    blend(Lists lists, Options o, core::Tensor<const float, 3> colors, core::Tensor<const float, 2> backgrounds,
-          core::Tensor<float, 4> out_colors, core::Tensor<float, 3> out_alphas) {
+    blend(Lists lists, Options o, core::Tensor<const T, 3> colors, core::Tensor<const float, 2> backgrounds, core::Tensor<T, 4> out_colors,
+          core::Tensor<float, 3> out_alphas) {
   constexpr int S = strips;
   __shared__ struct {
     Staged staged[batch];
@@ -34,8 +34,8 @@ __global__ void __launch_bounds__(batch)
     if (__any_sync(0xffffffffu, y[s] == y[s])) alive |= 1u << s;
   }
   const TileList list(lists, static_cast<int>(blockIdx.x));
-  Stream<K, batch> next(lists, list, colors.data + (colors.shape[0] == 1 ? 0 : patch.camera) * colors.stride[0], colors.stride[1],
-                        colors.stride[2], channels, patch.camera, thread);
+  Stream<K, batch, T> next(lists, list, colors.data + (colors.shape[0] == 1 ? 0 : patch.camera) * colors.stride[0], colors.stride[1],
+                           colors.stride[2], channels, patch.camera, thread);
   int turn = 0;
   for (std::uint32_t begin = list.begin; begin < list.end; begin += batch, turn ^= 1) {
     auto& buffer = buffers[turn];
@@ -91,17 +91,18 @@ __global__ void __launch_bounds__(batch)
 #pragma unroll
     for (int k = 0; k < K; ++k)
       if (k < channels)
-        at(out_colors, patch.camera, row, patch.column, k) =
-            sum[s][k] + (backgrounds.data ? transmittance[s] * at(backgrounds, patch.camera, k) : 0.f);
+        set(at(out_colors, patch.camera, row, patch.column, k),
+            sum[s][k] + (backgrounds.data ? transmittance[s] * at(backgrounds, patch.camera, k) : 0.f));
     at(out_alphas, patch.camera, row, patch.column) = 1.f - transmittance[s];
   }
 }
 
 /// Of one scene.
-void rasterize_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors, In<3> viewmats,
-                        In<3> Ks, MaybeIn<2> backgrounds, double near_plane, double far_plane, double radius_clip, double eps2d,
-                        double max_alpha, bool antialiased, const char* camera_model, Out<4> out_colors, Out<3> out_alphas,
-                        MaybeOutWorkspace workspace, core::Stream queue) {
+template <class T>
+void rasterize_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities,
+                        core::Tensor<const T, 3> colors, In<3> viewmats, In<3> Ks, MaybeIn<2> backgrounds, double near_plane,
+                        double far_plane, double radius_clip, double eps2d, double max_alpha, bool antialiased, const char* camera_model,
+                        core::Tensor<T, 4> out_colors, Out<3> out_alphas, MaybeOutWorkspace workspace, core::Stream queue) {
   const std::int64_t cameras = viewmats.shape[0], gaussians = means.shape[0];
   const Options o = check_options("rasterize", cameras, gaussians, colors.shape[0],
                                   {near_plane, far_plane, radius_clip, eps2d, max_alpha, antialiased, camera_model}, out_alphas.shape[1],
@@ -121,7 +122,7 @@ void rasterize_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeI
   if (channels > 4) {
     blend_features(lists, o, colors, background, out_colors, out_alphas, stream);
   } else {
-    const auto kernel = channels <= 1 ? &blend<1> : channels == 3 ? &blend<3> : &blend<4>;
+    const auto kernel = channels <= 1 ? &blend<1, T> : channels == 3 ? &blend<3, T> : &blend<4, T>;
     kernel<<<static_cast<unsigned>(tiles), batch, 0, stream>>>(lists, o, colors, background, out_colors, out_alphas);
   }
   check(cudaGetLastError(), "blending");
@@ -134,9 +135,22 @@ void rasterize_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2>
                     double max_alpha, bool antialiased, const char* camera_model, std::int64_t scenes, Out<4> out_colors, Out<3> out_alphas,
                     MaybeOutWorkspace workspace, core::Stream queue) {
   for_each_scene("rasterize", scenes, means.shape[0], viewmats.shape[0], [&](const SceneOf& s) {
-    rasterize_of_scene(s.rows(means), s.rows(quats), s.rows(scales), s.rows(covars), s.rows(opacities), s.colors("colors", colors),
-                       s.views(viewmats), s.views(Ks), s.views(backgrounds), near_plane, far_plane, radius_clip, eps2d, max_alpha,
-                       antialiased, camera_model, s.views(out_colors), s.views(out_alphas), s.workspace(workspace), queue);
+    rasterize_of_scene<float>(s.rows(means), s.rows(quats), s.rows(scales), s.rows(covars), s.rows(opacities), s.colors("colors", colors),
+                              s.views(viewmats), s.views(Ks), s.views(backgrounds), near_plane, far_plane, radius_clip, eps2d, max_alpha,
+                              antialiased, camera_model, s.views(out_colors), s.views(out_alphas), s.workspace(workspace), queue);
+  });
+}
+
+void rasterize_half_cuda(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities,
+                         core::Tensor<const core::float16, 3> colors, In<3> viewmats, In<3> Ks, MaybeIn<2> backgrounds, double near_plane,
+                         double far_plane, double radius_clip, double eps2d, double max_alpha, bool antialiased, const char* camera_model,
+                         std::int64_t scenes, core::Tensor<core::float16, 4> out_colors, Out<3> out_alphas, MaybeOutWorkspace workspace,
+                         core::Stream queue) {
+  for_each_scene("rasterize", scenes, means.shape[0], viewmats.shape[0], [&](const SceneOf& s) {
+    rasterize_of_scene<core::float16>(s.rows(means), s.rows(quats), s.rows(scales), s.rows(covars), s.rows(opacities),
+                                      s.colors("colors", colors), s.views(viewmats), s.views(Ks), s.views(backgrounds), near_plane,
+                                      far_plane, radius_clip, eps2d, max_alpha, antialiased, camera_model, s.views(out_colors),
+                                      s.views(out_alphas), s.workspace(workspace), queue);
   });
 }
 
