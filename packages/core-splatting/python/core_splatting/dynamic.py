@@ -268,12 +268,18 @@ class KeyFrameFilter:
         packed = [np.packbits(seen[t], bitorder="little") for t in times]
         return cls(times, np.stack(packed) if packed else np.zeros((0, -(-count // 8)), np.uint8), count)
 
-    def indices(self, time: float) -> Any:
-        """(M,) int64, rising: the Gaussians to render at `time`: those of the key frame before and of the one after,
-        at a key frame its own, outside the key frames those of the nearest."""
+    def nearest(self, time: float) -> tuple[int, int]:
+        """The key frames before and after a time: at a key frame twice its own, outside of all twice the nearest."""
         import numpy as np
 
         right = int(np.searchsorted(self.times, time))
         left = right if right < len(self.times) and self.times[right] == time else right - 1
-        chosen = self.masks[max(left, 0)] | self.masks[min(right, len(self.times) - 1)]
+        return max(left, 0), min(right, len(self.times) - 1)
+
+    def indices(self, time: float) -> Any:
+        """(M,) int64, rising: the Gaussians to render at `time`, those that one of its `nearest` key frames sees."""
+        import numpy as np
+
+        left, right = self.nearest(time)
+        chosen = self.masks[left] | self.masks[right]
         return np.flatnonzero(np.unpackbits(chosen, count=self.count, bitorder="little"))

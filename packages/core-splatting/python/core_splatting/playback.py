@@ -29,6 +29,7 @@ class Player:
         self.device = device
         self.arrays = [self._moved(x) for x in arrays]
         self.filter = None
+        self._cached: tuple[tuple[int, int], Any] | None = None
         if len(g.key_times):
             self.filter = KeyFrameFilter(g.key_times.tolist(), np.packbits(g.masks, axis=1, bitorder="little"), len(g))
 
@@ -63,7 +64,13 @@ class Player:
 
     def indices(self, time: float) -> Any:
         """(M,) int64: what is rendered at a time; None without key frames."""
-        return None if self.filter is None else self._moved(self.filter.indices(time))
+        if self.filter is None:
+            return None
+        between = self.filter.nearest(time)
+        cached = self._cached  # in one assignment, for threads
+        if cached is None or cached[0] != between:
+            cached = self._cached = (between, self._moved(self.filter.indices(time)))
+        return cached[1]
 
     def render(
         self, time: float, viewmats: Any, Ks: Any, width: int, height: int, *, filtered: bool = True, **options: Any
