@@ -9,15 +9,13 @@ those of float64; the peer's may differ where float32 cannot decide.
 
 from __future__ import annotations
 
-import argparse
-import json
-import pathlib
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from core_registry.timing import fastest, floor_ms, write_results
+from core_registry.timing import fastest, floor_ms, run_benchmark
 from core_splatting import principal_scene_components
 from core_splatting.cases_memory import clustered, greedy_torch
 
@@ -48,20 +46,11 @@ def measure(count: int, width: int, clusters: int) -> dict[str, Any]:
     return row
 
 
-def main() -> int:
-    """Measures, prints, writes; the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--out", type=pathlib.Path)
-    chosen = parser.parse_args()
-    torch.backends.cuda.matmul.allow_tf32 = False
-    rows = []
-    for size in SIZES:
-        rows.append(measure(*size))
-        print(json.dumps(rows[-1]), flush=True)
-    if chosen.out:
-        write_results(chosen.out, COLUMNS, rows, operator="core_splatting.principal_components")
-    return int(not all(row.get("same", True) for row in rows))
+def right(row: Mapping[str, Any]) -> bool:
+    """Whether ours are the components of the CPU, where those were sought."""
+    return bool(row.get("same", True))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    torch.backends.cuda.matmul.allow_tf32 = False
+    sys.exit(run_benchmark(__doc__, measure, SIZES, COLUMNS, right, "core_splatting.principal_components"))

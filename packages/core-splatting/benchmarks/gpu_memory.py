@@ -9,15 +9,12 @@ more than 1e-5 of its norm (gradients 1e-4).
 
 from __future__ import annotations
 
-import argparse
-import json
-import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from core_registry.timing import device_ms, floor_ms, write_results
+from core_registry.timing import device_ms, floor_ms, run_benchmark
 from core_splatting.memory_ops import memory_attention
 
 SIZES = ((2000, 32, 2000, 768), (2000, 32, 2000, 4096), (1280 * 720, 16, 2000, 512))
@@ -84,23 +81,11 @@ def measure(pixels: int, channels: int, components: int, width: int) -> dict[str
     return row
 
 
-def main() -> int:
-    """Measures, prints, writes; the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--out", type=pathlib.Path)
-    chosen = parser.parse_args()
-    torch.backends.cuda.matmul.allow_tf32 = False
-    rows = []
-    for size in SIZES:
-        rows.append(measure(*size))
-        print(json.dumps(rows[-1]), flush=True)
-    if chosen.out:
-        write_results(chosen.out, COLUMNS, rows, operator="core_splatting.memory_attention")
-    wrong = [r for r in rows if r["error"] > 1e-5 or r.get("gradient_error", 0.0) > 1e-4]
-    for r in wrong:
-        print(f"an answer differs from float64's: {r}", file=sys.stderr)
-    return int(bool(wrong))
+def right(row: Mapping[str, Any]) -> bool:
+    """Whether ours is close to float64's."""
+    return bool(row["error"] <= 1e-5 and row.get("gradient_error", 0.0) <= 1e-4)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    torch.backends.cuda.matmul.allow_tf32 = False
+    sys.exit(run_benchmark(__doc__, measure, SIZES, COLUMNS, right, "core_splatting.memory_attention"))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import datetime
 import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -110,3 +112,29 @@ def write_results(
     results = {**more, **head, "columns": list(columns), "rows": [dict.fromkeys(columns, "") | dict(r) for r in rows]}
     with replace(path) as made:
         made.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def run_benchmark(
+    about: str | None,
+    measure: Callable[..., Mapping[str, Any]],
+    sizes: Iterable[Sequence[Any]],
+    columns: Sequence[str],
+    right: Callable[[Mapping[str, Any]], bool],
+    operator: str,
+) -> int:
+    """The command line of a benchmark on CUDA: a row `measure(*size)` for each of `sizes`, printed as JSON and, with -o
+    FILE, written as `write_results` does. `about` is the text of --help. Returns the exit code: 1 unless all rows are
+    `right`."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--out", type=Path)
+    chosen = parser.parse_args()
+    rows = []
+    for size in sizes:
+        rows.append(measure(*size))
+        print(json.dumps(rows[-1]), flush=True)
+    if chosen.out:
+        write_results(chosen.out, columns, rows, operator=operator)
+    wrong = [row for row in rows if not right(row)]
+    for row in wrong:
+        print(f"the answer is wrong: {row}", file=sys.stderr)
+    return int(bool(wrong))
