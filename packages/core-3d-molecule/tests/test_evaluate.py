@@ -332,6 +332,8 @@ def test_crystals() -> None:
         "structure_validity": 0.5, "match_rate": 0.5, "match_rms": 0.0, "density_distance": 0.0,
         "elements_distance": 0.0,
     }  # fmt: skip
+    known = evaluate_crystals(salt.select([0, 0, 1]), composition=False, training=salt.select([1]))
+    assert (known.unranked["unique"].value, known.unranked["novel"].value) == pytest.approx((2 / 3, 2 / 3))
     with pytest.raises(ValueError, match="argument 'targets' must be left out"):
         evaluate_crystals(salt, scores=[1.0, 2.0], targets=salt)
 
@@ -357,6 +359,18 @@ def test_coverage() -> None:
     assert near.tolist() == [True, False, True, False]
     with pytest.raises(ValueError, match="'cutoffs' must come with a reference"):
         evaluate_crystals(Crystals.from_list([[8]], [[[0, 0, 0]]], [np.eye(3)]), composition=False, cutoffs=(0.2, 4.0))
+
+
+def test_job_of_crystals(tmp_path: Path) -> None:
+    frame = '1\nLattice="3 0 0 0 3 0 0 0 3"\n{} 0 0 0\n'
+    (tmp_path / "a.extxyz").write_text(frame.format("Fe") + frame.format("Cu") * 2)
+    (tmp_path / "t.extxyz").write_text(frame.format("Fe"))
+    jobs.evaluate(tmp_path / "a.extxyz", tmp_path / "r.json", training=tmp_path / "t.extxyz", composition=False)
+    report = json.loads((tmp_path / "r.json").read_text())["unranked"]
+    assert (report["unique"]["value"], report["novel"]["value"]) == pytest.approx((2 / 3, 2 / 3))
+    (tmp_path / "a.xyz").write_text("1\n\nH 0 0 0\n")
+    with pytest.raises(ValueError, match="argument 'training' must be a file of crystals"):
+        jobs.evaluate(tmp_path / "a.extxyz", tmp_path / "r.json", training=tmp_path / "a.xyz", composition=False)
 
 
 def test_job(tmp_path: Path) -> None:

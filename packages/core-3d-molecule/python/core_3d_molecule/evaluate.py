@@ -14,7 +14,7 @@ from .bonded import Bonded
 from .bonds import MARGINS, edm_bonds, edm_stability
 from .crystals import Crystals, crystal_distances, match_crystals
 from .geometry import geometry_mmd
-from .novelty import MATCH
+from .novelty import MATCH, known, repeated
 from .report import Rate, Report, Scores, clustered, report, wilson
 from .structures import Structures
 from .valences import TABLES, valence_stability
@@ -164,6 +164,7 @@ def evaluate_crystals(
     keep: float = 0.1,
     composition: bool = True,
     targets: Crystals | None = None,
+    training: Crystals | None = None,
     reference: Crystals | None = None,
     cutoffs: tuple[float, float] | None = None,
 ) -> Report:
@@ -173,6 +174,8 @@ def evaluate_crystals(
       composition_validity, and validity: both.
     * With `targets`, one a sample (structure prediction): match_rate: valid samples that match their target / N, and
       match_rms: the mean of their RMS distances in (V / atoms)^(1/3). Not with `scores`, which choose among samples.
+    * With `training`: unique and novel, shares of samples that match no earlier sample and no training crystal of the
+      same formula; as many matches are tried as there are pairs of one formula.
     * With `reference`: density_distance (g / cm^3) and elements_distance: Wasserstein distances of the densities and of
       the numbers of elements from those of real crystals, over valid samples. With `cutoffs`, too (structures,
       compositions: 0.2, 4 for Perov-5), coverage_recall and coverage_precision as `coverage.coverage` has them, of all
@@ -208,6 +211,9 @@ def evaluate_crystals(
             matched = ~np.isnan(rms) & valid
             found["match_rate"] = wilson(int(matched.sum()), count)
             found["match_rms"] = Rate(float(rms[matched].mean()) if matched.any() else math.nan)
+        if training is not None:
+            found["unique"] = Rate(1 - float(repeated(batch).sum()) / max(count, 1))
+            found["novel"] = wilson(count - int(known(batch, training).sum()), count)
         if reference is not None:
             good = batch.select(np.flatnonzero(valid))
             found["density_distance"] = Rate(_wasserstein(densities(good), densities(reference)))

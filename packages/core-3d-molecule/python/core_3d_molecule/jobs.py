@@ -95,7 +95,7 @@ def evaluate(
     samples: Annotated[Path, typer.Argument(help="Generated structures: .sdf, .xyz; .cif, .extxyz.", exists=True)],
     out: Output = Path("report.json"),
     training: Annotated[
-        Path | None, typer.Option(help="Training molecules, .sdf or .xyz, for the novelty.", exists=True)
+        Path | None, typer.Option(help="Training structures (crystals also .csv), for the novelty.", exists=True)
     ] = None,
     reference: Annotated[
         Path | None, typer.Option(help="Real structures, to compare geometries or densities with.", exists=True)
@@ -124,8 +124,11 @@ def evaluate(
     if isinstance(given, Crystals):
         if not isinstance(real, Crystals | None):
             raise ValueError("argument 'reference' must be a file of crystals, like 'samples'")
+        learnt = None if training is None else read(training)
+        if not isinstance(learnt, Crystals | None):
+            raise ValueError("argument 'training' must be a file of crystals, like 'samples'")
         report = evaluate_crystals(
-            given, scores=ranks, keep=keep, composition=composition, reference=real, cutoffs=coverage
+            given, scores=ranks, keep=keep, composition=composition, training=learnt, reference=real, cutoffs=coverage
         )
     else:
         if not isinstance(real, Structures | None):

@@ -26,6 +26,11 @@ class Rate:
     low: float | None = None
     high: float | None = None
 
+    @property
+    def half(self) -> float:
+        """Half the interval's width, 0 for none."""
+        return 0.0 if self.low is None or self.high is None else (self.high - self.low) / 2
+
 
 Scores = Mapping[str, Rate]
 

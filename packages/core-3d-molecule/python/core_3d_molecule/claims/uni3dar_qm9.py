@@ -148,10 +148,4 @@ def load_samples(path: Path) -> tuple[Structures, Any]:
 
 def _rates(what: str, found: Any) -> dict[str, tuple[float, float]]:
     """The scores with half the width of their intervals."""
-    out = {}
-    for short, name in NAMES.items():
-        if name in found:
-            rate = found[name]
-            half = 0.0 if rate.low is None or rate.high is None else (rate.high - rate.low) / 2
-            out[f"{what}: {short}"] = (rate.value, half)
-    return out
+    return {f"{what}: {k}": (found[name].value, found[name].half) for k, name in NAMES.items() if name in found}
