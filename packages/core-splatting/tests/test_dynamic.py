@@ -14,6 +14,7 @@ from core_splatting import (
     slice_4d,
     variation_scores,
 )
+from core_splatting.cases import scene
 from core_splatting.cases_dynamic import gaussians_4d
 from core_splatting.reference import dynamic as reference
 
@@ -181,3 +182,16 @@ def test_cuda_equals_cpu() -> None:
         gradients.append([t.grad.cpu() for t in x])
     for got, want in zip(*gradients, strict=True):
         assert (got - want).norm() < 1e-3 * want.norm()
+
+
+def test_covariances_are_matrices_or_their_upper_triangles() -> None:
+    a = scene(np.random.default_rng(0), 50, 40, 30, focal=40.0)
+    factors = np.random.default_rng(1).normal(0, 0.05, (50, 3, 3)).astype(np.float32)
+    covars = factors @ factors.swapaxes(1, 2)
+    given = (a["means"], None, None, a["opacities"], a["colors"][0], a["viewmats"], a["Ks"], 40, 30)
+    image = rasterization(*given, covars=covars)[0]
+    assert image.max() > 0.1
+    packed = covars[:, [0, 0, 0, 1, 1, 2], [0, 1, 2, 1, 2, 2]]
+    np.testing.assert_array_equal(rasterization(*given, covars=packed)[0], image)
+    with pytest.raises(ValueError, match=r"'covars' must be of shape \(..., N, 3, 3\) or \(..., N, 6\), got \(50, 9\)"):
+        rasterization(*given, covars=covars.reshape(50, 9))

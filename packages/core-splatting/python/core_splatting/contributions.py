@@ -64,7 +64,7 @@ def contributions(
             f"contributions: argument 'rasterize_mode' must be classic or antialiased, got {rasterize_mode!r}"
         )
     if covars is not None:
-        covars = upper_triangles(covars, "contributions")
+        covars = upper_triangles(covars, means, "contributions")
     cameras, count = viewmats.shape[0], means.shape[0]
     if pixels is None:
         pixels = empty((cameras, height, width), "float32", like=means)

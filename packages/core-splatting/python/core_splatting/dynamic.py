@@ -55,6 +55,24 @@ def slice_4d(
         TypeError: an array of another dtype.
         ValueError: shapes that do not fit, a scalar out of range, indices that do not rise (on the CPU).
     """
+    sliced, covars, alphas, weights = _slice(
+        means, scales, quats_l, quats_r, opacities, time, indices, min_weight, prefilter_var
+    )
+    return sliced, covars[:, _SYMMETRIC], alphas, weights
+
+
+def _slice(
+    means: Any,
+    scales: Any,
+    quats_l: Any,
+    quats_r: Any,
+    opacities: Any,
+    time: float,
+    indices: Any,
+    min_weight: float,
+    prefilter_var: float,
+) -> tuple[Any, Any, Any, Any]:
+    """`slice_4d` with the upper triangles (M, 6) of the covariances."""
     arrays = _arrays(means, scales, quats_l, quats_r, opacities)
     if indices is not None:
         indices = as_array(indices, "int64", "indices", like=arrays[0])
@@ -68,7 +86,7 @@ def slice_4d(
         sliced, covars = (empty((rows, k), "float32", like=arrays[0]) for k in (3, 6))
         alphas, weights = (empty((rows,), "float32", like=arrays[0]) for _ in range(2))
         _C.slice_4d(*(*arrays, indices, *scalars, sliced, covars, alphas, weights))
-    return sliced, covars[:, _SYMMETRIC], alphas, weights
+    return sliced, covars, alphas, weights
 
 
 def rasterization_4d(
@@ -110,7 +128,7 @@ def rasterization_4d(
     """
     means = as_array(means, "float32", "means")
     colors = as_array(colors, "float32", "colors", like=means)
-    sliced, covars, alphas, _ = slice_4d(
+    sliced, covars, alphas, _ = _slice(
         means, scales, quats_l, quats_r, opacities, time, indices, min_weight, prefilter_var
     )
     if indices is not None:
@@ -162,7 +180,7 @@ def variation_scores(
     arrays = [x.detach() if is_torch(x) else x for x in _arrays(means, scales, quats_l, quats_r, opacities)]
     spatial, times = None, []
     for time, viewmats, Ks, width, height in views:
-        sliced, covars, alphas, _ = slice_4d(*(*arrays, time, None, min_weight, prefilter_var))
+        sliced, covars, alphas, _ = _slice(*(*arrays, time, None, min_weight, prefilter_var))
         weights = contributions(sliced, None, None, alphas, viewmats, Ks, width, height, covars=covars, **options).sum(
             0
         )
@@ -257,7 +275,7 @@ class KeyFrameFilter:
         nothing = empty((count, 0), "float32", like=arrays[0])
         seen: dict[float, Any] = {}
         for time, viewmats, Ks, width, height in views:
-            sliced, covars, alphas, _ = slice_4d(*(*arrays, time, None, min_weight, prefilter_var))
+            sliced, covars, alphas, _ = _slice(*(*arrays, time, None, min_weight, prefilter_var))
             meta = rasterization(
                 sliced, None, None, alphas, nothing, viewmats, Ks, width, height, covars=covars, meta=True, **options
             )[2]

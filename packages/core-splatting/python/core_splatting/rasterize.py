@@ -81,7 +81,8 @@ def rasterization(
         absgrad: with `meta`, the backward pass sets meta["means2d"].absgrad (torch, eager mode).
         rasterize_mode: "antialiased" takes from the opacities what eps2d adds to the size (arXiv 2311.16493).
         camera_model: "pinhole", "ortho" or "fisheye" (equidistant).
-        covars: (..., N, 3, 3) covariances in place of quats and scales; the upper triangle is read.
+        covars: (..., N, 3, 3) covariances in place of quats and scales, of which the upper triangle is read; or
+            (..., N, 6), the upper triangles alone: xx, xy, xz, yy, yz, zz.
         max_alpha: the most that one Gaussian may cover: 0.999 in gsplat 1.5.3, 0.99 in its 1.6.
         meta: whether the third result has the projections too; they cost another pass over the Gaussians.
         precision: "float16" makes colours and picture float16 (CUDA, render_mode "RGB", no gradients): the error is at
@@ -184,7 +185,7 @@ def _render(
     half: bool,
 ) -> tuple[Any, Any, dict[str, Any]]:
     if given["covars"] is not None:
-        given = given | {"covars": upper_triangles(given["covars"], "rasterization")}
+        given = given | {"covars": upper_triangles(given["covars"], means, "rasterization")}
     means, given, batch = _flattened(means, given, sh_degree is not None)
     quats, scales, opacities, colors, viewmats, Ks, backgrounds, covars = given.values()
     width, height = named["width"], named["height"]
@@ -238,11 +239,20 @@ def _render(
     return out, alphas, information
 
 
-def upper_triangles(covars: Any, op: str) -> Any:
-    """(..., 6) of covariances (..., 3, 3), in the name of `op`."""
-    if covars.ndim < 3 or tuple(covars.shape[-2:]) != (3, 3):
-        raise ValueError(f"{op}: argument 'covars' must be of shape (..., N, 3, 3), got {tuple(covars.shape)}")
-    return covars[..., [0, 0, 0, 1, 1, 2], [0, 1, 2, 1, 2, 2]]
+def upper_triangles(covars: Any, means: Any, op: str) -> Any:
+    """(..., N, 6) of the covariances (..., N, 3, 3) of the Gaussians with `means`, or these themselves, in the name of
+    `op`."""
+    shape = tuple(covars.shape)
+    if covars.ndim == means.ndim and shape[-1] == 6:
+        return covars
+    if covars.ndim != means.ndim + 1 or shape[-2:] != (3, 3):
+        raise ValueError(f"{op}: argument 'covars' must be of shape (..., N, 3, 3) or (..., N, 6), got {shape}")
+    rows = [covars[..., i, i:] for i in range(3)]
+    if is_torch(covars):
+        return sys.modules["torch"].cat(rows, -1)
+    import numpy as np
+
+    return np.concatenate(rows, -1)
 
 
 def _projections(shape: tuple[Any, ...], viewmats: Any, Ks: Any, named: dict[str, Any]) -> dict[str, Any]:
