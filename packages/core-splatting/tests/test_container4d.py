@@ -88,4 +88,13 @@ def test_refusals(tmp_path: Path) -> None:
         dataclasses.replace(g, masks=g.masks[:2])
     with pytest.raises(TypeError, match="means"):
         dataclasses.replace(g, means=g.means.astype(np.float64))
+    for name, value in (("duration", float("nan")), ("sh", g.sh[:, :7]), ("key_times", g.key_times[::-1].copy())):
+        with pytest.raises(ValueError, match=name):
+            dataclasses.replace(g, **{name: value})
+    for place, value, says in ((28, 7, "coefficients"), (32, 0, "duration"), (36, 2**31 - 1, "rise")):
+        hostile = bytearray(before)
+        hostile[place : place + 4] = value.to_bytes(4, "little")
+        (tmp_path / "b.4dgs").write_bytes(hostile)
+        with pytest.raises(FormatError, match=says):
+            open_4d(tmp_path / "b.4dgs")
     assert (tmp_path / "a.4dgs").read_bytes() == before

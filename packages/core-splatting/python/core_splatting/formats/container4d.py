@@ -25,7 +25,8 @@ from .gaussians import FormatError
 MAGIC, VERSION, BLOCK = b"CORE4DGS", 1, 1 << 14
 _HEADER = struct.Struct("<8sIIQIIf")  # magic, version, groups, Gaussians, key frames, coefficients, duration
 _GROUP = struct.Struct("<III")  # first coefficient, coefficients, entries of the book
-_MAX_GAUSSIANS, _MAX_FRAMES, _MAX_COEFFICIENTS, _MAX_ENTRIES = 1 << 26, 1 << 16, 48, 1 << 16
+_MAX_GAUSSIANS, _MAX_FRAMES, _MAX_ENTRIES = 1 << 26, 1 << 16, 1 << 16
+_COEFFICIENTS = sorted({16 * times + degree**2 for times in (0, 1, 2) for degree in (1, 2, 3, 4)})
 _FIELDS = (("means", 4), ("log_scales", 4), ("quats_left", 4), ("quats_right", 4), ("logit_opacities", 1))
 _FLOATS = sum(width for _, width in _FIELDS)
 
@@ -35,8 +36,9 @@ class Gaussians4D:
     """N 4D Gaussians before their activations, float32, and the key frames that see each.
 
     means (N, 4): x, y, z, t; log_scales (N, 4); quats_left, quats_right (N, 4), the two isoclinic rotations;
-    logit_opacities (N, 1); sh (N, K, 3), coefficients of 4D spherindrical harmonics; masks (F, N) bool, the union over
-    views of what key frame f sees; key_times (F,), rising; duration T of the cosine series.
+    logit_opacities (N, 1); sh (N, K, 3), coefficients of 4D spherindrical harmonics, K = 16 terms in time (0 to 2) +
+    (degree + 1)^2; masks (F, N) bool, the union over views of what key frame f sees; key_times (F,), rising; duration
+    T > 0 of the cosine series.
     """
 
     means: NDArray[Any]
@@ -60,8 +62,15 @@ class Gaussians4D:
                 raise ValueError(
                     f"Gaussians4D: argument '{name}' must be of shape {(n, shapes[name])}, got {array.shape}"
                 )
-        if self.sh.ndim != 3 or self.sh.shape[::2] != (n, 3) or not 1 <= self.sh.shape[1] <= _MAX_COEFFICIENTS:
-            raise ValueError(f"Gaussians4D: argument 'sh' must be of shape ({n}, 1 to 48, 3), got {self.sh.shape}")
+        if self.sh.ndim != 3 or self.sh.shape[::2] != (n, 3) or self.sh.shape[1] not in _COEFFICIENTS:
+            raise ValueError(
+                f"Gaussians4D: argument 'sh' must be of shape ({n}, K, 3) with K one of {_COEFFICIENTS}, got "
+                f"{self.sh.shape}"
+            )
+        if not _rising(self.key_times):
+            raise ValueError("Gaussians4D: argument 'key_times' must be finite and rise")
+        if not 0 < self.duration < np.inf:
+            raise ValueError(f"Gaussians4D: argument 'duration' must be positive and finite, got {self.duration}")
         if self.masks.dtype != np.bool_ or self.masks.shape != (f, n) or f > _MAX_FRAMES:
             raise ValueError(f"Gaussians4D: argument 'masks' must be bool of shape {(f, n)}, got {self.masks.shape}")
 
@@ -122,6 +131,10 @@ class Source4D:
         named = {k: np.concatenate([getattr(p, k) for p in parts]) for k in (*dict(_FIELDS), "sh")}
         masks = np.concatenate([p.masks for p in parts], 1)
         return Gaussians4D(**named, masks=masks, key_times=self.key_times, duration=self.duration)
+
+
+def _rising(times: NDArray[Any]) -> bool:
+    return bool(np.isfinite(times).all() and (np.diff(times) > 0).all())
 
 
 def _bits(entries: int) -> int:
@@ -202,17 +215,22 @@ def open_4d(path: str | os.PathLike[str]) -> Source4D:
             raise FormatError(path, "byte 0", f"expected the letters {MAGIC.decode()}, got {head[:8]!r}")
         _, version, groups, count, frames, coefficients, duration = _HEADER.unpack(head)
         limits = (
-            ("version", version, VERSION, VERSION), ("groups", groups, 0, _MAX_COEFFICIENTS),
+            ("version", version, VERSION, VERSION), ("groups", groups, 0, _COEFFICIENTS[-1]),
             ("count", count, 0, _MAX_GAUSSIANS), ("key frames", frames, 0, _MAX_FRAMES),
-            ("coefficients", coefficients, 1, _MAX_COEFFICIENTS),
         )  # fmt: skip
         for name, value, low, high in limits:
             if not low <= value <= high:
                 raise FormatError(path, f"header, {name}", f"expected {low} to {high}, got {value}")
+        if coefficients not in _COEFFICIENTS:
+            raise FormatError(path, "header, coefficients", f"expected one of {_COEFFICIENTS}, got {coefficients}")
+        if not 0 < duration < np.inf:
+            raise FormatError(path, "header, duration", f"expected a positive number, got {duration}")
         raw = file.read(4 * frames)
         if len(raw) < 4 * frames:
             raise FormatError(path, "key frames", f"expected {frames} times, the file ends")
         key_times = np.frombuffer(raw, "<f4").astype(np.float32)
+        if not _rising(key_times):
+            raise FormatError(path, "key frames", "expected finite times that rise")
         books: list[tuple[int, NDArray[np.float32]]] = []
         expected = 0
         for i in range(groups):
