@@ -66,10 +66,19 @@ def _act(x: Tensor, activation: str, out: Tensor) -> Tensor:
     return torch.ops.aten.gelu.out(x, approximate="tanh", out=out)
 
 
-def _act_backward(grad: Tensor, x: Tensor, activation: str, out: Tensor) -> Tensor:
+def _act_backward(grad: Tensor, x: Tensor, gate: Tensor, activation: str, values: Tensor, out: Tensor) -> Tensor:
+    """Writes act(x) and gate grad act'(x); returns the rows' sums of grad act(x)."""
+    if x.device.type == "cpu" and x.dtype == torch.float32:
+        shares = x.new_empty(len(x))
+        _C.expert_activation_backward(grad, x, gate, activation, values, out, shares)
+        return shares
+    shares = torch.linalg.vecdot(grad, _act(x, activation, values))
+    torch.mul(grad, gate[:, None], out=out)
     if activation == "silu":
-        return torch.ops.aten.silu_backward.grad_input(grad, x, grad_input=out)
-    return torch.ops.aten.gelu_backward.grad_input(grad, x, approximate="tanh", grad_input=out)
+        torch.ops.aten.silu_backward.grad_input(out, x, grad_input=out)
+    else:
+        torch.ops.aten.gelu_backward.grad_input(out, x, approximate="tanh", grad_input=out)
+    return shares
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
@@ -178,7 +187,7 @@ def _gradients(
     bounds = offsets.tolist()
     most, (inner, width) = _largest(bounds), up.shape[1:]
     rows, grads, shares = (x.new_empty(most, width) for _ in range(3))
-    values, slopes = (x.new_empty(most, inner) for _ in range(2))
+    values, slopes, hiddens = (x.new_empty(most, inner) for _ in range(3))
     for e, (begin, end) in enumerate(itertools.pairwise(bounds)):
         if begin == end:
             for d in (dup, dup_bias, ddown, ddown_bias) if biased else (dup, ddown):
@@ -186,15 +195,12 @@ def _gradients(
             continue
         n, which, h = end - begin, tokens[begin:end], hidden[begin:end]
         torch.index_select(x, 0, which, out=rows[:n])
-        dy, a, dh = grads[:n], values[:n], slopes[:n]
+        dy, a, da, dh, gate = grads[:n], values[:n], slopes[:n], hiddens[:n], gates[which, e]
         torch.index_select(grad, 0, which, out=dy)
-        _act(h, activation, a)
-        torch.mm(dy, down[e], out=dh)
-        share = torch.linalg.vecdot(dh, a)
+        torch.mm(dy, down[e], out=da)
+        share = _act_backward(da, h, gate, activation, a, dh)
         dgates[which, e] = share if down_bias is None else share + dy @ down_bias[e]
-        gate = gates[which, e, None]
-        torch.mm(dy.mul_(gate).t(), a, out=ddown[e])
-        _act_backward(dh.mul_(gate), h, activation, dh)
+        torch.mm(dy.mul_(gate[:, None]).t(), a, out=ddown[e])
         torch.mm(dh.t(), rows[:n], out=dup[e])
         if biased:
             torch.sum(dy, 0, out=ddown_bias[e])

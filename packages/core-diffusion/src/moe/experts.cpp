@@ -189,16 +189,41 @@ void activate(Activation kind, int64_t n, const float* x, float* out) {
     for (int64_t j = 0; j < n; ++j) out[j] = x[j] * logistic(slope * (x[j] + cubic * x[j] * x[j] * x[j]));
 }
 
-/// act[j] = act(x[j]); d[j] *= act'(x[j]).
-void differentiate(Activation kind, int64_t n, const float* x, float* act, float* d) {
-  for (int64_t j = 0; j < n; ++j) {
-    const float v = x[j], square = v * v;
-    const float z = kind == Activation::silu ? v : slope * (v + cubic * v * square);
-    const float dz = kind == Activation::silu ? 1.f : slope * (1 + 3 * cubic * square);
-    const float s = logistic(z);
-    act[j] = v * s;
-    d[j] *= s + v * s * (1 - s) * dz;
+/// act[j] = act(x[j]), dx[j] = gate d[j] act'(x[j]); returns the sum of d[j] act(x[j]). d and dx may be one.
+template <Activation kind>
+float differentiate(int64_t n, const float* x, const float* d, float gate, float* act, float* dx) {
+  float sums[lanes] = {};
+  for (int64_t first = 0; first < n; first += lanes) {
+    const int64_t width = std::min<int64_t>(lanes, n - first);
+    float v[lanes] = {}, grad[lanes] = {}, value[lanes], out[lanes];
+    const auto copy = [width](const float* from, float* to) {
+      if (width == lanes)
+        std::memcpy(to, from, sizeof(float) * lanes);
+      else
+        std::copy_n(from, width, to);
+    };
+    copy(x + first, v);
+    copy(d + first, grad);
+    for (int j = 0; j < lanes; ++j) {
+      const float square = v[j] * v[j];
+      const float z = kind == Activation::silu ? v[j] : slope * (v[j] + cubic * v[j] * square);
+      const float dz = kind == Activation::silu ? 1.f : slope * (1 + 3 * cubic * square);
+      const float s = logistic(z);
+      value[j] = v[j] * s;
+      out[j] = gate * grad[j] * (s + value[j] * (1 - s) * dz);
+      sums[j] += grad[j] * value[j];
+    }
+    copy(value, act + first);
+    copy(out, dx + first);
   }
+  float sum = 0;
+  for (const float part : sums) sum += part;
+  return sum;
+}
+
+float differentiate_row(Activation kind, int64_t n, const float* x, const float* d, float gate, float* act, float* dx) {
+  return kind == Activation::silu ? core::multiversion<&differentiate<Activation::silu>>(n, x, d, gate, act, dx)
+                                  : core::multiversion<&differentiate<Activation::gelu_tanh>>(n, x, d, gate, act, dx);
 }
 
 template <class F>
@@ -274,6 +299,26 @@ void expert_ffn(Tensor<const float, 2> x, Tensor<const int64_t, 1> tokens, Tenso
       for (int64_t j = 0; j < H; ++j) (*hidden)(a, j) = 0;
 }
 
+void expert_activation_backward(Tensor<const float, 2> dvalues, Tensor<const float, 2> hidden, Tensor<const float, 1> gates,
+                                const char* activation, Tensor<float, 2> values, Tensor<float, 2> dhidden, Tensor<float, 1> dgates) {
+  const int64_t H = hidden.shape[1];
+  const Activation kind = activation_of(activation, "expert_activation_backward");
+  const bool dense = dvalues.stride[1] == 1 && hidden.stride[1] == 1 && values.stride[1] == 1 && dhidden.stride[1] == 1;
+  core::parallel_for(hidden.shape[0], std::max<int64_t>(1, grain / (H + 1)), [&](int64_t begin, int64_t end) {
+    const Scratch work(dense ? 0 : 4, H);
+    float *h = work.get(), *d = h + H, *a = d + H, *dh = a + H;
+    for (int64_t r = begin; r < end; ++r) {
+      if (dense) {
+        dgates(r) = differentiate_row(kind, H, &hidden(r, 0), &dvalues(r, 0), gates(r), &values(r, 0), &dhidden(r, 0));
+        continue;
+      }
+      for (int64_t j = 0; j < H; ++j) h[j] = hidden(r, j), d[j] = dvalues(r, j);
+      dgates(r) = differentiate_row(kind, H, h, d, gates(r), a, dh);
+      for (int64_t j = 0; j < H; ++j) values(r, j) = a[j], dhidden(r, j) = dh[j];
+    }
+  });
+}
+
 void expert_ffn_backward(Tensor<const float, 2> dout, Tensor<const float, 2> x, Tensor<const int64_t, 1> tokens,
                          Tensor<const int64_t, 1> offsets, Tensor<const float, 2> gates, Tensor<const float, 3> up,
                          Tensor<const float, 3> down, std::optional<Tensor<const float, 2>> down_bias, Tensor<const float, 2> hidden,
@@ -312,15 +357,12 @@ void expert_ffn_backward(Tensor<const float, 2> dout, Tensor<const float, 2> x, 
       each_row(n, H + D, [&](int64_t r) {
         const int64_t t = tokens(first + r);
         const float g = gates(t, e);
-        float *h = values.get() + r * H, *a = act.get() + r * H, *d_h = inner.get() + r * H, *dy = grad.get() + r * D, share = 0;
+        float *h = values.get() + r * H, *a = act.get() + r * H, *d_h = inner.get() + r * H, *dy = grad.get() + r * D;
         for (int64_t j = 0; j < H; ++j) h[j] = hidden(first + r, j);
-        core::multiversion<&activate>(kind, H, static_cast<const float*>(h), a);
-        for (int64_t j = 0; j < H; ++j) share += d_h[j] * a[j];
+        float share = differentiate_row(kind, H, h, d_h, g, a, d_h);
         for (int64_t d = 0; d < D && down_bias; ++d) share += dy[d] * (*down_bias)(e, d);
         dgates(t, e) = share;
-        for (int64_t j = 0; j < H; ++j) d_h[j] *= g;
         for (int64_t d = 0; d < D; ++d) dy[d] *= g;
-        core::multiversion<&differentiate>(kind, H, static_cast<const float*>(h), a, d_h);
       });
       for (int64_t r = 0; r < n; ++r) {
         for (int64_t j = 0; j < H && dup_bias; ++j) (*dup_bias)(e, j) += inner.get()[r * H + j];
