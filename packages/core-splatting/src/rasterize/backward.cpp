@@ -7,6 +7,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
+#include <memory>
 
 #include "../scenes.hpp"
 #include "tiles.hpp"
@@ -31,156 +33,56 @@ struct Pass {
 /// What of a pair is summed: its weights times v_image alone; the moments of its derivatives too; and those of absolute values.
 enum class Sought { weights, derivatives, absolute };
 
-/// The sums of one tile; K channels, or as many as there are if K is 0. `scratch` holds (16 * 16 + 9) D floats.
-template <int K, Sought Kind>
-void gradient_tile(const Pass* pass, std::int64_t tile, float* scratch) {
-  const Options& o = pass->options;
-  const int channels = K ? K : static_cast<int>(pass->colors.shape[2]);
-  const int tile_x = static_cast<int>(tile % o.tiles_x) * tile_size, tile_y = static_cast<int>(tile / o.tiles_x) * tile_size;
-  const int width = std::min(tile_size, o.width - tile_x), height = std::min(tile_size, o.height - tile_y);
-  alignas(64) float transmittance[tile_size][groups][lanes], behind[tile_size][groups][lanes];
-  auto* const v_pixels = reinterpret_cast<Lanes*>(scratch);  // [row][group][channel]
-  const auto v_at = [&](int row, int g) { return v_pixels + static_cast<std::ptrdiff_t>(row * groups + g) * channels; };
-  for (int row = 0; row < tile_size; ++row)
-    for (int column = 0; column < tile_size; ++column) {
-      const int g = column / lanes, k = column % lanes;
-      const bool inside = row < height && column < width;
-      transmittance[row][g][k] = inside ? 1.f : -1.f;
-      Lanes* const v = v_at(row, g);
-      float sum = 0.f;
-      for (int d = 0; d < channels; ++d) {
-        v[d][k] = inside ? pass->v_image(pass->camera, tile_y + row, tile_x + column, d) : 0.f;
-        if (Kind != Sought::weights && inside) sum += v[d][k] * pass->image(pass->camera, tile_y + row, tile_x + column, d);
-      }
-      if (Kind != Sought::weights && inside && pass->v_alphas.data)
-        sum -=
-            (1.f - pass->alphas(pass->camera, tile_y + row, tile_x + column)) * pass->v_alphas(pass->camera, tile_y + row, tile_x + column);
-      behind[row][g][k] = sum;
-    }
-  // Of a known number of channels the sums are kept in registers.
-  alignas(64) Lanes own_v_color[K ? K : 1];
-  float own_color[K ? K : 1];
-  Lanes* const __restrict v_color = K ? own_v_color : v_pixels + static_cast<std::ptrdiff_t>(tile_size) * groups * channels;
-  float* const __restrict color = K ? own_color : reinterpret_cast<float*>(v_color + channels);
-
-  const std::uint32_t* const list = pass->bins->list.data();
-  const std::uint32_t begin = pass->bins->begin[static_cast<std::size_t>(tile)],
-                      end = pass->bins->begin[static_cast<std::size_t>(tile) + 1];
-  const float max_alpha = o.max_alpha;
-  for (std::uint32_t at = begin; at < end; ++at) {
-    if ((at - begin) % 16 == 15) {
-      float best = -1.f;
-      for (int i = 0; i < tile_size * tile_size; ++i) best = max_of(best, (&transmittance[0][0][0])[i]);
-      if (best < 0) break;
-    }
-    const Splat s = pass->projected->splats[list[at]];
-    const std::int64_t gaussian = pass->projected->index[list[at]];
-    for (int d = 0; d < channels; ++d) {
-      color[d] = pass->colors(pass->color_set, gaussian, d);
-      v_color[d] = Lanes{};
-    }
-    float m[moments][lanes] = {};
-    const float cut = exponent_cut(s.log2_opacity);
-    const float local_x = s.x - static_cast<float>(tile_x) - 0.5f, local_y = s.y - static_cast<float>(tile_y) - 0.5f;
-    const float last_pixel = static_cast<float>(tile_size - 1), over_uu = -1.f / s.uu;
-    const int first = static_cast<int>(max_of(local_y - s.extent_y, 0.f)),
-              last = static_cast<int>(min_of(local_y + s.extent_y + 0.01f, last_pixel));
-    for (int row = first; row <= last; ++row) {
-      const float dy = static_cast<float>(row) - local_y, constant = s.yy * dy * dy + s.log2_opacity;
-      const float room = constant - cut;
-      if (room < 0) continue;
-      const float centre = local_x + s.shear * dy, half = std::sqrt(room * over_uu) + 0.01f;
-      const float left = max_of(centre - half, 0.f), right = min_of(centre + half, last_pixel);
-      if (left > right) continue;
-      const float uu_shear = s.uu * s.shear, yy_dy = s.yy * dy;
-      for (int g = static_cast<int>(left) / lanes; g <= static_cast<int>(right) / lanes; ++g) {
-        float* const __restrict t = transmittance[row][g];
-        float* const __restrict rest = behind[row][g];
-        const Lanes* const __restrict v = v_at(row, g);
-        Lanes weight, shade{};
-        for (int d = 0; d < channels; ++d) shade += v[d] * color[d];
-        for (int k = 0; k < lanes; ++k) {
-          const float u = static_cast<float>(g * lanes + k) - centre;
-          const float exponent = constant + s.uu * u * u;
-          const float power = exp2_of(max_of(exponent, -100.f)), alpha = min_of(max_alpha, power);
-          const float before = t[k], blended = alpha * before, next = before - blended, finished = -std::abs(before);
-          const float kept = next > min_transmittance ? next : finished;
-          t[k] = exponent >= cut ? kept : before;
-          weight[k] = exponent >= cut && next > min_transmittance ? blended : 0.f;
-          if constexpr (Kind == Sought::weights) continue;
-          const float remains = rest[k] - weight[k] * shade[k];
-          rest[k] = remains;
-          const float v_power = power * (before * shade[k] - remains / (1.f - alpha));
-          const float part = weight[k] > 0.f && power <= max_alpha ? v_power : 0.f, first_moment = part * u;
-          m[0][k] += part;
-          m[1][k] += first_moment;
-          m[2][k] += first_moment * u;
-          m[3][k] += part * dy;
-          m[4][k] += first_moment * dy;
-          m[5][k] += part * dy * dy;
-          if constexpr (Kind == Sought::absolute) {
-            m[6][k] += std::abs(first_moment);
-            m[7][k] += std::abs(first_moment * uu_shear - part * yy_dy);
-          }
-        }
-        for (int d = 0; d < channels; ++d) v_color[d] += v[d] * weight;
-      }
-    }
-    float* const out = pass->pairs + static_cast<std::ptrdiff_t>(at - pass->first_pair) * (moments + channels);
-    for (int i = 0; i < moments; ++i) {
-      float sum = 0.f;
-      for (int k = 0; k < lanes; ++k) sum += m[i][k];
-      out[i] = sum;
-    }
-    for (int d = 0; d < channels; ++d) {
-      float sum = 0.f;
-      for (int k = 0; k < lanes; ++k) sum += v_color[d][k];
-      out[moments + d] = sum;
-    }
-  }
-}
+#define CORE_LEVEL_FILE "gradient.inc"
+#include "each_level.inc"
 
 template <Sought Kind>
-void gradient_tile_on_this_isa(const Pass* pass, std::int64_t tile, float* scratch) {
-  switch (pass->colors.shape[2]) {
-    case 1: return core::multiversion<&gradient_tile<1, Kind>>(pass, tile, scratch);
-    case 3: return core::multiversion<&gradient_tile<3, Kind>>(pass, tile, scratch);
-    case 4: return core::multiversion<&gradient_tile<4, Kind>>(pass, tile, scratch);
-    default: return core::multiversion<&gradient_tile<0, Kind>>(pass, tile, scratch);
+auto gradient_of_tile(std::int64_t channels) {
+  switch (channels) {
+    case 1: return CORE_OF_THIS_LEVEL(gradient_tile<1, Kind>);
+    case 3: return CORE_OF_THIS_LEVEL(gradient_tile<3, Kind>);
+    case 4: return CORE_OF_THIS_LEVEL(gradient_tile<4, Kind>);
+    default: return CORE_OF_THIS_LEVEL(gradient_tile<0, Kind>);
   }
 }
 
 /// The sums of each splat of one camera: [splat][moments + D].
 std::vector<float> sums_of_splats(Pass& pass, Sought kind) {
-  const auto run = kind == Sought::weights       ? &gradient_tile_on_this_isa<Sought::weights>
-                   : kind == Sought::derivatives ? &gradient_tile_on_this_isa<Sought::derivatives>
-                                                 : &gradient_tile_on_this_isa<Sought::absolute>;
   const auto tiles = static_cast<std::size_t>(pass.options.tiles_x) * static_cast<std::size_t>(pass.options.tiles_y);
   const std::int64_t channels = pass.colors.shape[2];
+  const auto run = kind == Sought::weights       ? gradient_of_tile<Sought::weights>(channels)
+                   : kind == Sought::derivatives ? gradient_of_tile<Sought::derivatives>(channels)
+                                                 : gradient_of_tile<Sought::absolute>(channels);
   const auto stride = static_cast<std::size_t>(moments + channels);
   const std::size_t splats = pass.projected->splats.size(), most = std::max<std::size_t>(pair_floats / stride, 1);
-  std::vector<float> sums(static_cast<std::size_t>(core::checked_mul(splats, stride, "rasterize_backward: scratch"))), pairs;
+  std::vector<float> sums(static_cast<std::size_t>(core::checked_mul(splats, stride, "rasterize_backward: scratch")));
+  std::unique_ptr<float[]> pairs;
+  std::size_t room = 0;
   const auto& begin = pass.bins->begin;
   for (std::size_t tile = 0, stop; tile < tiles; tile = stop) {
     for (stop = tile + 1; stop < tiles && begin[stop + 1] - begin[tile] <= most;) ++stop;
     const std::size_t count = begin[stop] - begin[tile];
     if (count == 0) continue;
-    pairs.assign(count * stride, 0.f);
+    if (count > room) pairs = std::make_unique_for_overwrite<float[]>((room = count) * stride);
     pass.first_pair = begin[tile];
-    pass.pairs = pairs.data();
+    pass.pairs = pairs.get();
     std::atomic<std::size_t> next{tile};
     core::parallel_for(core::num_threads(), 1, [&](std::int64_t, std::int64_t) {
-      std::vector<float> scratch(static_cast<std::size_t>(channels) * (tile_size * tile_size + lanes + 1));
+      std::vector<float> scratch(static_cast<std::size_t>(channels) * (tile_size * tile_size + tile_size + 1));
       for (std::size_t t; (t = next.fetch_add(1, std::memory_order_relaxed)) < stop;)
         run(&pass, static_cast<std::int64_t>(t), scratch.data());
     });
-    const std::uint32_t* const list = pass.bins->list.data() + begin[tile];
+    // A tile's splats ascend: those of a thread are found by bisection.
     const auto n = static_cast<std::int64_t>(splats);
     core::parallel_for(n, n / core::num_threads() + 1, [&](std::int64_t first, std::int64_t last) {
-      for (std::size_t i = 0; i < count; ++i) {
-        if (list[i] < first || list[i] >= last) continue;
-        float* const to = sums.data() + list[i] * stride;
-        for (std::size_t k = 0; k < stride; ++k) to[k] += pairs[i * stride + k];
+      const auto list = pass.bins->list.begin();
+      for (std::size_t t = tile; t < stop; ++t) {
+        const auto end = list + begin[t + 1];
+        for (auto i = std::lower_bound(list + begin[t], end, static_cast<std::uint32_t>(first)); i != end && *i < last; ++i) {
+          const float* const from = pairs.get() + static_cast<std::size_t>(i - list - begin[tile]) * stride;
+          float* const to = sums.data() + *i * stride;
+          for (std::size_t k = 0; k < stride; ++k) to[k] += from[k];
+        }
       }
     });
   }

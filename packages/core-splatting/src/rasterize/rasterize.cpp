@@ -1,5 +1,5 @@
 // Forward rasterisation on the CPU: project, one radix sort by depth, a stable counting sort into tiles, blend tile by
-// tile in the first-level cache, eight pixels of a row at a time.
+// tile in the first-level cache, a register of a row at a time.
 #include <core/isa.hpp>
 #include <core/parallel.hpp>
 #include <core_splatting/rasterize.hpp>
@@ -138,86 +138,15 @@ struct Frame {
   std::int64_t channel, channels;  // the part of the channels that this pass blends
 };
 
-/// Blends one tile; K channels, or as many as the frame says if K is 0.
-template <int K>
-void blend_tile(const Frame* frame, std::int64_t tile) {
-  constexpr int most = K ? K : channel_chunk;
-  const Options& o = frame->options;
-  const int channels = K ? K : static_cast<int>(frame->channels);
-  const int tile_x = static_cast<int>(tile % o.tiles_x) * tile_size, tile_y = static_cast<int>(tile / o.tiles_x) * tile_size;
-  const int width = std::min(tile_size, o.width - tile_x), height = std::min(tile_size, o.height - tile_y);
-  // A pixel is finished when its transmittance is negative; those outside the image are from the start.
-  alignas(64) float transmittance[tile_size][groups][lanes];
-  alignas(64) Lanes sum[tile_size][groups][most];
-  for (int row = 0; row < tile_size; ++row)
-    for (int g = 0; g < groups; ++g) {
-      for (int k = 0; k < lanes; ++k) transmittance[row][g][k] = row < height && g * lanes + k < width ? 1.f : -1.f;
-      for (int d = 0; d < channels; ++d) sum[row][g][d] = Lanes{};
-    }
+#define CORE_LEVEL_FILE "blend.inc"
+#include "each_level.inc"
 
-  const std::uint32_t* const list = frame->bins->list.data();
-  const std::uint32_t begin = frame->bins->begin[static_cast<std::size_t>(tile)],
-                      end = frame->bins->begin[static_cast<std::size_t>(tile) + 1];
-  const float max_alpha = o.max_alpha;
-  for (std::uint32_t at = begin; at < end; ++at) {
-    if ((at - begin) % 16 == 15) {
-      float best = -1.f;
-      for (int i = 0; i < tile_size * tile_size; ++i) best = max_of(best, (&transmittance[0][0][0])[i]);
-      if (best < 0) break;
-    }
-    const Splat s = frame->projected->splats[list[at]];
-    const float* const source = frame->colors.data + frame->color_set * frame->colors.stride[0] +
-                                static_cast<std::int64_t>(frame->projected->index[list[at]]) * frame->colors.stride[1] +
-                                frame->channel * frame->colors.stride[2];
-    float color[most];
-    for (int d = 0; d < channels; ++d) color[d] = source[d * frame->colors.stride[2]];
-    const float cut = exponent_cut(s.log2_opacity);
-    const float local_x = s.x - static_cast<float>(tile_x) - 0.5f, local_y = s.y - static_cast<float>(tile_y) - 0.5f;
-    const float last_pixel = static_cast<float>(tile_size - 1), over_uu = -1.f / s.uu;
-    const int first = static_cast<int>(max_of(local_y - s.extent_y, 0.f)),
-              last = static_cast<int>(min_of(local_y + s.extent_y + 0.01f, last_pixel));
-    for (int row = first; row <= last; ++row) {
-      const float dy = static_cast<float>(row) - local_y, constant = s.yy * dy * dy + s.log2_opacity;
-      const float room = constant - cut;
-      if (room < 0) continue;
-      const float centre = local_x + s.shear * dy, half = std::sqrt(room * over_uu) + 0.01f;
-      const float left = max_of(centre - half, 0.f), right = min_of(centre + half, last_pixel);
-      if (left > right) continue;
-      for (int g = static_cast<int>(left) / lanes; g <= static_cast<int>(right) / lanes; ++g) {
-        float* const __restrict t = transmittance[row][g];
-        Lanes weight;
-        for (int k = 0; k < lanes; ++k) {
-          const float u = static_cast<float>(g * lanes + k) - centre;
-          const float exponent = constant + s.uu * u * u;
-          const float alpha = min_of(max_alpha, exp2_of(max_of(exponent, -100.f)));
-          const float before = t[k], blended = alpha * before, next = before - blended, finished = -std::abs(before);
-          const float kept = next > min_transmittance ? next : finished;
-          t[k] = exponent >= cut ? kept : before;
-          weight[k] = exponent >= cut && next > min_transmittance ? blended : 0.f;
-        }
-        for (int d = 0; d < channels; ++d) sum[row][g][d] += weight * color[d];
-      }
-    }
-  }
-
-  for (int row = 0; row < height; ++row)
-    for (int column = 0; column < width; ++column) {
-      const int g = column / lanes, k = column % lanes;
-      const float left = std::abs(transmittance[row][g][k]);
-      float* const out = &frame->out_colors(frame->camera, tile_y + row, tile_x + column, frame->channel);
-      for (int d = 0; d < channels; ++d)
-        out[d * frame->out_colors.stride[3]] =
-            sum[row][g][d][k] + (frame->backgrounds ? left * (*frame->backgrounds)(frame->camera, frame->channel + d) : 0.f);
-      if (frame->channel == 0) frame->out_alphas(frame->camera, tile_y + row, tile_x + column) = 1.f - left;
-    }
-}
-
-void blend_tile_on_this_isa(const Frame* frame, std::int64_t tile) {
-  switch (frame->channels) {
-    case 1: return core::multiversion<&blend_tile<1>>(frame, tile);
-    case 3: return core::multiversion<&blend_tile<3>>(frame, tile);
-    case 4: return core::multiversion<&blend_tile<4>>(frame, tile);
-    default: return core::multiversion<&blend_tile<0>>(frame, tile);
+auto blending_of_tile(std::int64_t channels) {
+  switch (channels) {
+    case 1: return CORE_OF_THIS_LEVEL(blend_tile<1>);
+    case 3: return CORE_OF_THIS_LEVEL(blend_tile<3>);
+    case 4: return CORE_OF_THIS_LEVEL(blend_tile<4>);
+    default: return CORE_OF_THIS_LEVEL(blend_tile<0>);
   }
 }
 
@@ -241,10 +170,11 @@ void rasterize_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeI
                 out_colors, out_alphas, 0, 0};
     do {
       frame.channels = std::min<std::int64_t>(colors.shape[2] - frame.channel, channel_chunk);
+      const auto run = blending_of_tile(frame.channels);
       // Tiles are dealt one by one: they differ in work by orders of magnitude.
       std::atomic<std::int64_t> next{0};
       core::parallel_for(core::num_threads(), 1, [&](std::int64_t, std::int64_t) {
-        for (std::int64_t tile; (tile = next.fetch_add(1, std::memory_order_relaxed)) < tiles;) blend_tile_on_this_isa(&frame, tile);
+        for (std::int64_t tile; (tile = next.fetch_add(1, std::memory_order_relaxed)) < tiles;) run(&frame, tile);
       });
       frame.channel += frame.channels;
     } while (frame.channel < colors.shape[2]);
