@@ -79,8 +79,7 @@ def generate(
         what = f"drawn in {number} steps at {temperature:g}"
         measured[f"{what}: milliseconds a molecule"] = (found[_key(number, temperature)]["ms_a_molecule"], 0.0)
         for name, rate in scores.items():
-            half = 0.0 if rate.low is None or rate.high is None else (rate.high - rate.low) / 2
-            measured[f"{what}: {name.replace('_', ' ')}"] = (rate.value, half)
+            measured[f"{what}: {name.replace('_', ' ')}"] = (rate.value, rate.half)
     scores, speed = drawn[sampling[0]], found[_key(*sampling[0])]["ms_a_molecule"]
     record.put(measured=measured)
     if not rdkit:
