@@ -210,6 +210,22 @@ def test_alpha_carbons(tmp_path: Path) -> None:
         files.read(tmp_path / "a.pdb")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"a,b\n1,2\n", "row 1: must have a value in a column 'cif'"),
+        (b"x,cif\n1\n", "row 1: must have a value in a column 'cif'"),
+        (b"cif\n" + b"a" * (2 << 20), "after line 1: field larger than field limit"),
+        (b"cif\n\xff\xfe\n", "row 1, line 1: a CIF file must begin with data_"),
+        (b'cif\n"data_x\n', "row 1: must hold one crystal, got 0"),
+    ],
+)
+def test_hostile_tables(text: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(text)
+    with pytest.raises(ValueError, match=r"t\.csv, " + message):
+        data.crystals(tmp_path / "t.csv")
+
+
 def test_jobs_of_crystals(tmp_path: Path) -> None:
     pytest.importorskip("ase")
     (tmp_path / "a.cif").write_text(SALT)

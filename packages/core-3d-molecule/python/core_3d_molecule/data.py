@@ -149,8 +149,12 @@ def crystals(path: str | Path, limit: int | None = None) -> Crystals:
     Raises ValueError that names file, row and line.
     """
     path = Path(path)
-    rows = itertools.islice(_rows(path), limit)
-    found = [from_cif(row["cif"], f"{path}, row {i}") for i, row in enumerate(rows, 1)]
+    found = []
+    for i, row in enumerate(itertools.islice(_rows(path), limit), 1):
+        text = row.get("cif")
+        if text is None:
+            raise ValueError(f"{path}, row {i}: must have a value in a column 'cif'")
+        found.append(from_cif(text, f"{path}, row {i}"))
     for i, one in enumerate(found, 1):
         if len(one) != 1:
             raise ValueError(f"{path}, row {i}: must hold one crystal, got {len(one)}")
@@ -166,8 +170,12 @@ _STRIP = str.maketrans("", "", "[]'\" ")
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
     csv.field_size_limit(1 << 20)
-    with path.open(newline="") as file:
-        yield from csv.DictReader(file)
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        reader = csv.DictReader(file)
+        try:
+            yield from reader
+        except csv.Error as e:
+            raise ValueError(f"{path}, after line {reader.line_num}: {e}") from None
 
 
 def _parse(rows: Iterator[dict[str, str]], limit: int | None) -> QM9:
