@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import sys
 import time
@@ -15,11 +16,13 @@ _SHOW, _SAVE = 10.0, 240.0
 
 
 class Record:
-    """A dictionary of plain values, kept in a JSON file; one that is there already is gone on with."""
+    """A dictionary of plain values, kept in a JSON file; one that is there already is gone on with. It has the "date"
+    of its beginning."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.values: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        self.values.setdefault("date", datetime.datetime.now(datetime.UTC).date().isoformat())
 
     def put(self, **values: Any) -> None:
         """Adds values and writes the file."""
