@@ -106,10 +106,10 @@ def matching(structures: list[Any]) -> None:
     for k, s in enumerate(structures):
         other = s.copy()
         if k % 3 == 0:
-            other.perturb(0.1)
+            other.perturb(0.1, seed=k)
         elif k % 3 == 1:
             other.apply_strain(rng.uniform(-0.1, 0.2, 3))
-            other.perturb(float(rng.uniform(0.2, 1.0)))
+            other.perturb(float(rng.uniform(0.2, 1.0)), seed=k)
         else:
             other = Structure(s.lattice, s.species, rng.random((len(s), 3)))
         others.append(other)
