@@ -2,7 +2,7 @@
 
 python benchmarks/claims.py [--size cpu] [--only ARXIV-ID] [--set FIELD=VALUE ...] [-o FOLDER]
 
-Writes FOLDER/claims_SIZE.json after each claim, and the claims' pictures. `--set` changes fields of a claim's `Size`
+Writes FOLDER/ARXIV-ID_SIZE.json for each claim, and the claims' pictures. `--set` changes fields of a claim's `Size`
 where it has them. Exits 1 if a claim does not hold.
 """
 
@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("-o", "--out", type=pathlib.Path)
     chosen = parser.parse_args()
     given: dict[str, Any] = {k: ast.literal_eval(v) for k, _, v in (x.partition("=") for x in chosen.set)}
-    rows, holds = [], True
+    holds = True
     for paper, module in CLAIMS.items():
         if chosen.only not in (None, paper):
             continue
@@ -40,12 +40,12 @@ def main() -> int:
         size = dataclasses.replace(size, **{k: v for k, v in given.items() if k in fields})
         claim = module.experiment(size, 0, chosen.out or pathlib.Path("out/reproduce"))
         print(f"{paper}: {'holds' if claim.holds else 'does not hold'} at {size}")
+        rows = [{"paper": paper, "what": k, "value": v, "spread": s} for k, (v, s) in claim.measured.items()]
         for name, (value, spread) in claim.measured.items():
-            rows.append({"paper": paper, "what": name, "value": value, "spread": spread})
             print(f"  {name}: {value:.6g} +- {spread:.2g}", flush=True)
         holds &= claim.holds
         if chosen.out:
-            write_results(chosen.out / f"claims_{chosen.size}.json", COLUMNS, rows, cpu=size.device == "cpu")
+            write_results(chosen.out / f"{paper}_{chosen.size}.json", COLUMNS, rows, cpu=size.device == "cpu")
     return int(not holds)
 
 
