@@ -1,4 +1,9 @@
-"""Scans and layers beside mambapy and transformers, one thread, CPU time (pytest -s bench_state_space.py)."""
+"""Scans and layers beside mambapy and transformers, one thread, CPU time (pytest -s bench_state_space.py).
+
+transformers computed Mamba-2 on the CPU some 20 times slower until it was rewritten for version 5. `test_hybrid_model`
+runs beside any version: `pip install --no-deps --target OLD transformers==4.57.6 "tokenizers<0.23"
+"huggingface_hub<1"`, then `PYTHONPATH=OLD pytest -s bench_state_space.py -k hybrid`.
+"""
 
 import os
 
@@ -57,6 +62,30 @@ LAYERS = {
         {"state_size": 128, "hidden_size": 256, "num_heads": 8, "head_dim": 64, "n_groups": 1, "chunk_size": 128},
     ),
 }
+
+
+def test_hybrid_model() -> None:
+    """The Mamba-2 layer as our own model, with the same weights; logits of both."""
+    from core_llm_efficiency.hybrid import HybridModel
+
+    kind, more = LAYERS["mamba2"]
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}Model")(
+        getattr(transformers, f"{kind}Config")(vocab_size=64, num_hidden_layers=1, **more)
+    )
+    hybrid, ids = HybridModel.from_transformers(model), torch.randint(0, 64, (1, 1024))
+
+    def theirs():  # type: ignore[no-untyped-def]
+        return model(ids, use_cache=False).last_hidden_state @ model.embeddings.weight.T
+
+    with torch.no_grad():
+        difference = float((hybrid(ids) - theirs()).abs().max())
+        assert difference < 1e-3
+        ours, peers = cpu(lambda: hybrid(ids)), cpu(theirs)
+    print(
+        f"\nMamba-2 layer in our model: {ours * 1e3:.1f} ms, transformers {transformers.__version__} "
+        f"{peers * 1e3:.0f} ms, ratio {peers / ours:.1f}, largest difference {difference:.1e}"
+    )
 
 
 @pytest.mark.parametrize("name", LAYERS)
