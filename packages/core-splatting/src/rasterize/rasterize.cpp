@@ -8,6 +8,7 @@
 #include <atomic>
 #include <bit>
 #include <limits>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -41,8 +42,9 @@ void sort_by_depth(std::vector<Key>& keys) {
 
 Projected project_sorted(const Camera& cam, const Options& o, const Gaussians& gaussians) {
   const std::int64_t n = gaussians.means.shape[0];
-  std::vector<Splat> all(static_cast<std::size_t>(n));
-  std::vector<float> depths(static_cast<std::size_t>(n));
+  // Left uninitialised, so that the threads and not the caller touch their pages first.
+  const auto all = std::make_unique_for_overwrite<Splat[]>(static_cast<std::size_t>(n));
+  const auto depths = std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(n));
   core::parallel_for(n, 1024, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
       Splat& s = all[static_cast<std::size_t>(i)];
