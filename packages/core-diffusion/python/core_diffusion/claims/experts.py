@@ -19,7 +19,7 @@ EXPERTS = {"cpu": 8, "gpu": 16}
 TOP_K = 2
 SIMILARITY = 1.0
 """Weight of the similarity loss; at 0.1 and 200 steps one expert still took twice its share."""
-STEPS = {"cpu": 200, "gpu": 1500}
+STEPS = {"cpu": 200, "gpu": 500}
 
 
 def moe(router: str, size: str) -> dict[str, Any]:
