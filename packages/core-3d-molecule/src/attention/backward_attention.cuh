@@ -4,7 +4,7 @@
 #include "backward_work.cuh"
 
 namespace core_3d_molecule::relational {
-template <class C, int N, bool ahead>
+template <class C, int N>
 struct AttentionBackward {
   const Operands& o;
   const Sizes& s;
@@ -28,15 +28,7 @@ struct AttentionBackward {
     load<C::D, C::exact>(x, given.out + query * D, D);
     load<C::E, C::exact>(e, given.out_edge + query * E, E);
     const float lse = given.lse[query], mean = dot(e, g_edge, dot(x, g, -given.grad_lse[query]));
-    const int64_t first = row(m, tile.j0, 0);
-    Ahead next;
-    if constexpr (ahead && C::exact) {
-      int taken = next.lanes(o.k + first * D, C::H * C::D, 0);
-      taken = next.lanes(o.v + first * D, C::H * C::D, taken);
-      next.lanes(o.k_edge + first * E, C::H * C::E, taken);
-    }
     for (int j = 0; j < tile.nj; ++j) {
-      if constexpr (ahead && C::exact) next(min(j + 1, tile.nj - 1));
       const float* pair = w.square + tile.pair(i, j) * w.channels;
       const int64_t key = row(m, tile.j0 + j, h);
       float k_edge[C::E];
@@ -65,11 +57,7 @@ struct AttentionBackward {
     if (j >= tile.nj) return;
     const int64_t key = row(m, tile.j0 + j, h);
     float grad_k[C::D] = {}, grad_v[C::D] = {}, grad_k_edge[C::E] = {}, x[C::D], e[C::E];
-    const int64_t first = row(m, tile.i0, 0);
-    Ahead next;
-    if constexpr (ahead && C::exact) next.lanes(given.grad_out + first * D, C::H * C::D, next.lanes(o.q + first * D, C::H * C::D, 0));
     for (int i = 0; i < tile.ni; ++i) {
-      if constexpr (ahead && C::exact) next(min(i + 1, tile.ni - 1));
       const int64_t query = row(m, tile.i0 + i, h);
       const float2 at_logit = w.slope(i, j, h);
       load<C::D, C::exact>(x, o.q + query * D, D);

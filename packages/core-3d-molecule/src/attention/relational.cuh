@@ -181,24 +181,6 @@ __device__ inline float pair_of(const Operands& o, const Sizes& s, const Span& m
   return bond < 0 ? __int_as_float(0x7fffffff) : squared;
 }
 
-/// Brings rows of atoms into the first cache before they are read, one 32-byte sector a lane: up to three tensors whose rows, all
-/// heads', have 8 heads' channels of floats in all.
-struct Ahead {
-  const float* at = nullptr;
-  int row = 0;  ///< floats from one atom to the next
-
-  /// Takes the next lanes for a tensor with `floats` a row, beginning at `from`.
-  __device__ int lanes(const float* from, int floats, int taken) {
-    const int mine = static_cast<int>(threadIdx.x) % 32 - taken;
-    if (mine >= 0 && mine < floats / 8) at = from + 8 * mine, row = floats;
-    return taken + floats / 8;
-  }
-  __device__ void operator()(int atom) const {
-    float unused;
-    if (at) asm volatile("ld.global.f32 %0, [%1];" : "=f"(unused) : "l"(at + int64_t{atom} * row));
-  }
-};
-
 template <int N>
 __device__ inline float dot(const float (&a)[N], const float (&b)[N], float sum) {
 #pragma unroll

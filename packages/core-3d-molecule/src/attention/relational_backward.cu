@@ -7,8 +7,6 @@
 #include "backward_pairs.cuh"
 #include "backward_pairs_mma.cuh"
 
-#include <cstdlib>
-
 namespace core_3d_molecule {
 namespace relational {
 namespace {
@@ -17,7 +15,7 @@ constexpr int parts = 264;  // not the device's number, so that sums are the sam
 template <class C, int N>
 using Pairs = std::conditional_t<C::exact, MatrixPairs<C, N>, ScalarPairs<C, N>>;
 
-template <class C, int N, bool ahead>
+template <class C, int N>
 __global__ void __launch_bounds__(threads, C::exact ? 2 : 1)
     backward_kernel(Operands o, Sizes s, const Span* spans, const int* bad, const int* order, Given given, Gradients to, float* all_sums) {
   extern __shared__ float4 shared4[];
@@ -37,7 +35,7 @@ __global__ void __launch_bounds__(threads, C::exact ? 2 : 1)
   const Work<C, N> w(net.load(reinterpret_cast<float*>(shared4), o, s), s.G);
   Pairs<C, N> pairs{o, s, net, w, at, sums};
   pairs.begin();
-  const AttentionBackward<C, N, ahead> attention{o, s, given, to, w};
+  const AttentionBackward<C, N> attention{o, s, given, to, w};
   const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
   for (int turn = 0;; ++turn) {  // to and fro, so that a block with a large molecule gets a small one next
     const int b = turn * blocks + (turn % 2 ? blocks - 1 - block : block);
@@ -85,13 +83,13 @@ __global__ void __launch_bounds__(add_up_threads) totals_kernel(const float* par
     if (i >= totals.first[x] && i < totals.first[x + 1]) totals.to[x][i - totals.first[x]] = sum;
 }
 
-template <class C, int N, bool ahead = true>
+template <class C, int N>
 void launch(const char* op, const Operands& o, const Sizes& s, const Span* spans, const int* bad, const int* order, const Given& given,
             const Gradients& to, float* sums, cudaStream_t stream) {
   static_assert(N * C::H <= threads && N % 2 == 0);
   const int bytes = (Pairs<C, N>::Net::floats(s) + Work<C, N>::floats(s.G)) * 4;
   if (bytes > most_shared) refuse(op, "w1", "have fewer columns on CUDA");
-  auto* kernel = backward_kernel<C, N, ahead>;
+  auto* kernel = backward_kernel<C, N>;
   core::check_cuda(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");
   kernel<<<static_cast<unsigned>(parts), threads, bytes, stream>>>(o, s, spans, bad, order, given, to, sums);
   core::check_cuda(op, cudaGetLastError(), "differentiating");
@@ -140,9 +138,6 @@ void relational_attention_backward_cuda(Tensor<const float, 3> q, Tensor<const f
   find_spans(op, operands.offsets.get(), s, spans, bad, order, stream);
   with_shape(op, s, [&]<class C>(C) {
     if constexpr (C::exact) {
-      const char* variant = std::getenv("CORE_RELATIONAL");  // for one measurement
-      if (variant && *variant == '1') return launch<C, 22>(op, o, s, spans, bad, order, given, to, sums, stream);
-      if (variant && *variant == '2') return launch<C, 26, false>(op, o, s, spans, bad, order, given, to, sums, stream);
       launch<C, 26>(op, o, s, spans, bad, order, given, to, sums, stream);
     } else {
       launch<C, 16>(op, o, s, spans, bad, order, given, to, sums, stream);

@@ -113,15 +113,7 @@ __global__ void __launch_bounds__(threads, C::exact ? 2 : 1)
         net.fill(o, s, m, tile, square);
         __syncthreads();
         if (!mine) return;
-        Ahead next;
-        if constexpr (C::exact) {
-          const int64_t first = int64_t{m.begin + tile.j0} * H;
-          int taken = next.lanes(o.k + first * D, C::H * C::D, 0);
-          taken = next.lanes(o.v + first * D, C::H * C::D, taken);
-          next.lanes(o.k_edge + first * E, C::H * C::E, taken);
-        }
         for (int j = 0; j < tile.nj; ++j) {
-          if constexpr (C::exact) next(min(j + 1, tile.nj - 1));
           const float* pair = square + tile.pair(i, j) * (C::E + C::H);
           const int64_t key = int64_t{m.begin + tile.j0 + j} * H + h;
           float e[C::E], x[C::D], k_edge[C::E];
