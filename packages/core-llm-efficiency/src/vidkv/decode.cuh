@@ -6,6 +6,7 @@
 #include "checks.hpp"
 
 namespace core_llm_efficiency::decode {
+constexpr int stages = 4;
 constexpr int tile_heads = 4;       // query heads of a thread block
 constexpr int tile_bytes = 32;      // of a token's packed values that a thread block reads, in pairs
 constexpr int recent_tokens = 64;   // of a thread block
@@ -25,17 +26,11 @@ template <class T>
 struct Array {
   const T* data;
   std::int64_t batch, head, row, col;
-  int step;  // bytes from row to row, where operands are flat
   __host__ __device__ const T* at(std::int64_t b, std::int64_t h, std::int64_t r) const { return data + b * batch + h * head + r * row; }
 };
 template <class To, class From>
 Array<To> array(const core::Tensor<From, 4>& t) {
-  return {reinterpret_cast<const To*>(t.data),
-          t.stride[0],
-          t.stride[1],
-          t.stride[2],
-          t.stride[3],
-          static_cast<int>(t.stride[2] * std::int64_t{sizeof(To)})};
+  return {reinterpret_cast<const To*>(t.data), t.stride[0], t.stride[1], t.stride[2], t.stride[3]};
 }
 
 /// Packed values of one kind. A block is 32 tokens.
@@ -138,23 +133,22 @@ struct Sources {
 };
 
 /// One warp brings a block's keys and values into shared memory.
-template <bool Zeros, class Shape>
+template <class Shape>
 __device__ inline void fetch(const Operands& p, const Values& v, const Sources& from, const Shape& s, const Stage& at, int block,
                              char* stage, int lane) {
   const int run = block >> p.run;  // v.first is a multiple of a run's blocks
-  if (s.flat) {
-    const auto row = [](const void* first, int i, int step) { return static_cast<const char*>(first) + std::int64_t{i} * step; };
-    copy_flat(stage, row(from.planes, block, p.planes.step), 4 * (2 * s.wide + s.signs), lane);
-    copy_flat(stage + at.scales, row(from.scales, run, p.scales.step), 2 * (s.wide + s.signs), lane);
-    copy_flat(stage + at.codes, row(from.codes, block, 32 * s.width), 32 * s.width, lane);
-    copy_flat(stage + at.value_scales, row(from.value_scales, run, v.scales.step), 2 * s.e, lane);
-    if constexpr (Zeros) copy_flat(stage + at.value_zeros, row(from.value_zeros, run, v.zeros.step), 2 * s.e, lane);
-    return;
-  }
   const std::int32_t* planes = from.planes + block * p.planes.row;
   const __half *scales = from.scales + run * p.scales.row, *value_scales = from.value_scales + run * v.scales.row;
-  const __half* zeros = Zeros ? from.value_zeros + run * v.zeros.row : nullptr;
+  const __half* zeros = from.value_zeros ? from.value_zeros + run * v.zeros.row : nullptr;
   const std::uint8_t* codes = from.codes + block * 32 * v.codes.row;
+  if (s.flat) {
+    copy_flat(stage, planes, 4 * (2 * s.wide + s.signs), lane);
+    copy_flat(stage + at.scales, scales, 2 * (s.wide + s.signs), lane);
+    copy_flat(stage + at.codes, codes, 32 * s.width, lane);
+    copy_flat(stage + at.value_scales, value_scales, 2 * s.e, lane);
+    if (zeros) copy_flat(stage + at.value_zeros, zeros, 2 * s.e, lane);
+    return;
+  }
   auto* words = reinterpret_cast<std::int32_t*>(stage);
   auto* to = reinterpret_cast<__half*>(stage + at.scales);
 #pragma unroll 1
@@ -175,12 +169,13 @@ __device__ inline void fetch(const Operands& p, const Values& v, const Sources& 
 #pragma unroll 1
   for (int i = lane; i < s.e; i += 32) {
     reinterpret_cast<__half*>(stage + at.value_scales)[i] = value_scales[i * v.scales.col];
-    if constexpr (Zeros) reinterpret_cast<__half*>(stage + at.value_zeros)[i] = zeros[i * v.zeros.col];
+    if (zeros) reinterpret_cast<__half*>(stage + at.value_zeros)[i] = zeros[i * v.zeros.col];
   }
 }
 
 /// Four neighbouring numbers of a row, zero from `end` on.
-__device__ inline uint2 four(const __half* row, std::int64_t col, int first, int end) {
+__device__ inline uint2 four(const __half* row, std::int64_t col, int first, int end, bool flat) {
+  if (flat) return *reinterpret_cast<const uint2*>(row + first);
   __half x[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) x[i] = first + i < end ? row[(first + i) * col] : __half(0.f);

@@ -63,66 +63,6 @@ __global__ void __launch_bounds__(preparers) prepare(const __grid_constant__ Ope
   }
 }
 
-/// Where a thread block transforms its own query.
-struct Transform {
-  float cosine[most_channels], sine[most_channels], packed[tile_heads][most_channels + 32];
-};
-/// As `prepare`, by the thread block that needs it; the caller synchronises.
-template <int Warps>
-__device__ inline void transform_query(const Operands& p, const Unit& u, Transform& t, float (*ordered)[most_channels], Prepared& q) {
-  constexpr int threads = 32 * Warps;
-  static_assert(threads >= most_channels);
-  const int x = static_cast<int>(threadIdx.x), n = p.d - p.c;
-  std::int32_t from = -1;
-  if (x < p.d) {
-    from = p.channels[u.b * p.channels_row + x * p.channels_col];
-#pragma unroll
-    for (int h = 0; h < tile_heads; ++h)
-      t.packed[h][x] = h < u.count ? load(p.q, u.b * p.q_batch + (u.first_head + h) * p.q_head + x * p.q_col, p.kind) : 0.f;
-  }
-  if (x < n) sincospif(2.f * static_cast<float>(x) / static_cast<float>(n), &t.sine[x], &t.cosine[x]);
-  __syncthreads();
-  if (x < p.d)
-#pragma unroll
-    for (int h = 0; h < tile_heads; ++h) ordered[h][x] = from >= 0 && from < p.d ? t.packed[h][from] : NAN;
-  __syncthreads();
-  for (int i = x; i < tile_heads * p.wide; i += threads) {
-    const int h = i / p.wide, at = i % p.wide;
-    t.packed[h][at] = at < p.c ? ordered[h][at] : 0.f;
-  }
-  for (int i = x; i < tile_heads * p.signs; i += threads) {
-    const int h = i / p.signs, f = i % p.signs, once = (f + 1) / 2;
-    const float* const wave = f % 2 || f == 0 ? t.cosine : t.sine;
-    float y[2] = {};
-    int turn = 0;
-    if (f < n) {
-#pragma unroll 8
-      for (int j = 0; j < n; ++j) {
-        y[j % 2] += ordered[h][p.c + j] * wave[turn];
-        turn += once;
-        turn -= turn >= n ? n : 0;
-      }
-      y[0] = (y[0] + y[1]) * sqrtf((f == 0 || (f == n - 1 && n % 2 == 0) ? 1.f : 2.f) / static_cast<float>(n));
-    }
-    t.packed[h][p.wide + f] = y[0];
-  }
-  __syncthreads();
-  if (const int h = x / 32, lane = x % 32, positions = p.wide + p.signs; h < tile_heads) {
-    float most = 0;
-    for (int i = lane; i < positions; i += 32) most = fmaxf(most, fabsf(t.packed[h][i]));
-    for (int o = 16; o; o /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, o));
-    const int power = most > 0 && most < INFINITY ? min(__float_as_int(most) / (1 << 23) - 126, 126) : 0;
-    const float down = __int_as_float((127 - power) << 23);
-    if (lane == 0) q.factor[h] = p.scale * __int_as_float((127 + power) << 23);
-    for (int i = lane; i < positions; i += 32) {
-      const float y = t.packed[h][i] * down;
-      const __half high = __float2half_rn(y);
-      q.split[0][h][i] = high;
-      q.split[1][h][i] = __float2half_rn(y - __half2float(high));
-    }
-  }
-}
-
 /// What `prepare` found for a tile, into shared memory; the caller synchronises.
 template <int Warps>
 __device__ inline void fetch_query(const Prepared& from, int positions, Prepared& q) {

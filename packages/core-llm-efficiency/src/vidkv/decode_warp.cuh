@@ -132,25 +132,25 @@ __device__ inline void find_bases(const Lane& l, const Operands& p, const Shape&
   const __half *zeros[2], *scales[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int run = min(block + l.row + 8 * r, end - 1) >> p.run, lane = s.flat ? l.quad * 4 : 0;
-    zeros[r] = p.zeros.at(b, g, run) + lane, scales[r] = p.scales.at(b, g, run) + lane;
-    asm("" : "+l"(zeros[r]), "+l"(scales[r]));  // addresses of their own, to which only constants are added
+    const int run = min(block + l.row + 8 * r, end - 1) >> p.run;
+    zeros[r] = p.zeros.at(b, g, run), scales[r] = p.scales.at(b, g, run);
   }
   const auto add = [&](float (&c)[4], const __half* const(&rows)[2], std::int64_t col, int first, int limit, int position) {
-    uint2 x[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r)
-      x[r] = s.flat ? __ldg(reinterpret_cast<const uint2*>(rows[r] + first)) : four(rows[r], col, first + l.quad * 4, limit);
-    const uint2 z = *reinterpret_cast<const uint2*>(&q.split[l.row / 4][l.column_head()][position + l.quad * 4]);
-    multiply_add<__half>(c, {x[0].x, x[1].x, x[0].y, x[1].y}, z.x, z.y);
+    const uint2 x = four(rows[0], col, first, limit, s.flat), y = four(rows[1], col, first, limit, s.flat);
+    const uint2 z = *reinterpret_cast<const uint2*>(&q.split[l.row / 4][l.column_head()][position]);
+    multiply_add<__half>(c, {x.x, y.x, x.y, y.y}, z.x, z.y);
   };
 #pragma unroll 4
   for (int j = 0; j < s.wide; j += 16) {
-    add(zero, zeros, p.zeros.col, j, s.c, j);
-    add(wide, scales, p.scales.col, j, s.c, j);
+    const int at = j + l.quad * 4;
+    add(zero, zeros, p.zeros.col, at, s.c, at);
+    add(wide, scales, p.scales.col, at, s.c, at);
   }
 #pragma unroll 4
-  for (int j = 0; j < s.signs; j += 16) add(sign, scales, p.scales.col, s.c + j, s.d, s.wide + j);
+  for (int j = 0; j < s.signs; j += 16) {
+    const int at = j + l.quad * 4;
+    add(sign, scales, p.scales.col, s.c + at, s.d, s.wide + at);
+  }
   // columns 0-3 hold the products with the query's first part, 4-7 those with its second
 #pragma unroll
   for (int i = 0; i < 4; ++i) {

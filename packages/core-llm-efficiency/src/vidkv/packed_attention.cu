@@ -1,7 +1,6 @@
 // Attention over packed keys and values on CUDA: thread blocks share the tokens of a warps query heads, warps take blocks of
 // 32 tokens each with a softmax of its own, and what they found is merged in a fixed order.
 #include <algorithm>
-#include <cstdlib>
 
 #include "decode_recent.cuh"
 #include "decode_warp.cuh"
@@ -10,75 +9,58 @@ namespace core_llm_efficiency {
 namespace {
 using namespace decode;
 constexpr int warps = 8;  // of a thread block
-/// Blocks of tokens that a warp has under way where `resident` thread blocks share a multiprocessor.
-constexpr int stages_of(int resident) { return 6 - resident; }
 
 /// What a thread block's warps keep beside the query.
 template <int Warps>
 struct Kept {
-  alignas(16) float2 bases[16 * Warps][tile_heads];
+  alignas(16) float2 bases[Warps][16][tile_heads];
   float2 tops[Warps][tile_heads];
   Sources sources;
 };
 
 /// Packed tokens whose values are of one kind: blocks [begin, end) of them.
-template <class Digits, class Shape, bool Exact, int Warps, int Resident, bool Own>
+template <class Digits, class Shape, bool Exact, int Warps>
 __device__ void attend_packed(const Operands& p, const Values& v, const Unit& u, int begin, int end, Prepared& q, Kept<Warps>& kept,
                               char* shared, const Found& found) {
-  constexpr int threads = 32 * Warps, stages = stages_of(Resident), at_once = 16 * Warps;  // blocks whose bases are known
-  constexpr bool zeros = std::is_same_v<Digits, TwoBits>;
+  constexpr int threads = 32 * Warps;
   const Shape s(p, v);
   auto& [bases, tops, sources] = kept;
   const Lane l;
-  const int warp = static_cast<int>(threadIdx.x) / 32, count = end - begin;
-  const Stage at(s.wide, s.signs, s.width, s.e, zeros);
+  const int warp = static_cast<int>(threadIdx.x) / 32, each = (end - begin + warps - 1) / warps;
+  const int first = min(begin + warp * each, end), last = min(first + each, end);
+  const Stage at(s.wide, s.signs, s.width, s.e, std::is_same_v<Digits, TwoBits>);
   char* const ring = shared + warp * stages * at.bytes;
-  const auto bring = [&](int i, int stage) {
-    if (i < count) fetch<zeros>(p, v, sources, s, at, begin + i, ring + stage * at.bytes, l.lane);
+  const auto bring = [&](int i) {
+    if (i < last) fetch(p, v, sources, s, at, i, ring + static_cast<unsigned>(i - first) % stages * at.bytes, l.lane);
     commit();
   };
-#pragma unroll
-  for (int i = 0; i < stages - 1; ++i) bring(warp + i * Warps, i);
-  if (const int own = begin + warp * 16 + l.lane; s.flat && l.lane < 16 && own < end) {  // for find_bases
-    const int run = (v.first + own) >> p.run;
+#pragma unroll 1
+  for (int i = 0; i < stages - 1; ++i) bring(first + i);
+  if (const int run = (v.first + first + l.lane) >> p.run; s.flat && l.lane < 16 && first + l.lane < last) {  // for find_bases
     const auto soon = [](const __half* row) { asm volatile("prefetch.global.L2 [%0];" ::"l"(row)); };
     for (int x = 0; x < s.c; x += 64) soon(p.zeros.at(u.b, u.g, run) + x);
     for (int x = 0; x < s.d; x += 64) soon(p.scales.at(u.b, u.g, run) + x);
   }
-  if constexpr (Own) {
-    __shared__ Transform transform;
-    static_assert(sizeof(bases) >= sizeof(float) * tile_heads * most_channels);
-    transform_query<Warps>(p, u, transform, reinterpret_cast<float (*)[most_channels]>(&bases), q);
-  } else {
-    fetch_query<Warps>(p.prepared[u.tile], s.wide + s.signs, q);
-  }
+  fetch_query<Warps>(p.prepared[u.tile], s.wide + s.signs, q);
   __syncthreads();
   const KeyProduct<Shape, Exact> product(l, s, q);
   const float factor[2] = {q.factor[l.head()], q.factor[l.head() + 1]};
   float top[2] = {-INFINITY, -INFINITY}, sum[2] = {}, out[Digits::planes][4] = {};
-  int turn = 0;
 #pragma unroll 1
-  for (int i = warp; i - warp < count; i += Warps) {
-    if ((i - warp) % at_once == 0) {
-      if (i > warp) __syncthreads();
-      if (const int own = begin + i + 15 * warp; own < end)
-        find_bases(l, p, s, q, u.b, u.g, v.first + own, v.first + end, &bases[16 * warp]);
-      __syncthreads();
-    }
-    if (i >= count) break;
+  for (int i = first; i < last; ++i) {
     wait_copies<stages - 2>();
     __syncwarp();
-    bring(i + (stages - 1) * Warps, (turn + stages - 1) % stages);
-    const char* const stage = ring + turn * at.bytes;
-    turn = (turn + 1) % stages;
+    bring(i + stages - 1);
+    if ((i - first) % 16 == 0) find_bases(l, p, s, q, u.b, u.g, v.first + i, v.first + last, bases[warp]);
+    const char* const stage = ring + static_cast<unsigned>(i - first) % stages * at.bytes;
     bool seen[2] = {true, true};
     if (p.seen) {
-      const bool* from = p.seen + u.b * p.seen_row + (std::int64_t{v.first + begin + i} * 32 + l.row + 16 * l.half()) * p.seen_col;
+      const bool* from = p.seen + u.b * p.seen_row + (std::int64_t{v.first + i} * 32 + l.row + 16 * l.half()) * p.seen_col;
       seen[0] = from[0], seen[1] = from[8 * p.seen_col];
     }
     float x[4];
     product(stage, reinterpret_cast<const __half*>(stage + at.scales), x);
-    const float4 base = *reinterpret_cast<const float4*>(&bases[i % at_once][l.head()]);
+    const float4 base = *reinterpret_cast<const float4*>(&bases[warp][(i - first) % 16][l.head()]);
     x[0] += base.x, x[1] += base.z;
     x[2] += l.last ? base.x + base.y : base.x, x[3] += l.last ? base.z + base.w : base.z;
     bool higher = false;
@@ -124,30 +106,33 @@ __device__ void attend_packed(const Operands& p, const Values& v, const Unit& u,
   }
   __syncthreads();
 
-  static_assert(Warps * tile_heads == 32);
-  const float2 mine = tops[l.lane / tile_heads][l.lane % tile_heads];
-  float whole = mine.x;
+  float whole[tile_heads], total[tile_heads];
 #pragma unroll
-  for (int o = tile_heads; o < 32; o *= 2) whole = fmaxf(whole, __shfl_xor_sync(~0u, whole, o));
-  float total = mine.x == -INFINITY ? mine.y : mine.y * exp2_fast(mine.x - whole);
-#pragma unroll
-  for (int o = tile_heads; o < 32; o *= 2) total += __shfl_xor_sync(~0u, total, o);
-  float keep[2];
-#pragma unroll
-  for (int k = 0; k < 2; ++k) {
-    const float most = __shfl_sync(~0u, whole, l.head() + k);
-    keep[k] = (top[k] == -INFINITY ? 1.f : exp2_fast(top[k] - most)) / Digits::template unit<Exact>;
+  for (int h = 0; h < tile_heads; ++h) {
+    whole[h] = -INFINITY, total[h] = 0;
+    for (int w = 0; w < warps; ++w) whole[h] = fmaxf(whole[h], tops[w][h].x);
+    for (int w = 0; w < warps; ++w)
+      total[h] += tops[w][h].x == -INFINITY ? tops[w][h].y : tops[w][h].y * exp2_fast(tops[w][h].x - whole[h]);
   }
   auto* sums = reinterpret_cast<float*>(shared);
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
     const int h = l.head() + k % 2, w = u.set * tile_bytes + 2 * (l.row + k / 2 * 8) + l.half();
+    const float most = l.head() ? whole[2 + k % 2] : whole[k % 2],
+                keep = (top[k % 2] == -INFINITY ? 1.f : exp2_fast(top[k % 2] - most)) / Digits::template unit<Exact>;
 #pragma unroll
     for (int d = 0; d < Digits::planes; ++d)
-      if (const int x = w + d * s.width; w < s.width && x < s.e) sums[(warp * tile_heads + h) * s.e + x] = out[d][k] * keep[k % 2];
+      if (const int x = w + d * s.width; w < s.width && x < s.e) sums[(warp * tile_heads + h) * s.e + x] = out[d][k] * keep;
   }
   __syncthreads();
-  if (u.set == 0 && threadIdx.x < static_cast<unsigned>(u.count)) found.tops[threadIdx.x * found.tops_step] = {whole, total};
+  if (u.set == 0 && threadIdx.x < static_cast<unsigned>(u.count)) {
+    const int h = static_cast<int>(threadIdx.x);
+    float most = whole[0], all = total[0];
+#pragma unroll
+    for (int i = 1; i < tile_heads; ++i)
+      if (i == h) most = whole[i], all = total[i];
+    found.tops[h * found.tops_step] = {most, all};
+  }
   for (int i = static_cast<int>(threadIdx.x); i < u.count * s.e; i += threads) {
     const int h = i / s.e, x = i % s.e;
     if (x % s.width / tile_bytes != u.set) continue;
@@ -159,8 +144,8 @@ __device__ void attend_packed(const Operands& p, const Values& v, const Unit& u,
 }
 
 /// Three levels: after the recent tokens' thread blocks. Two bits: none but its own.
-template <class Digits, class Shape, bool Exact, int Resident, bool Own = false>
-__global__ void __launch_bounds__(32 * warps, Resident) attend(const __grid_constant__ Operands p) {
+template <class Digits, class Shape, bool Exact>
+__global__ void __launch_bounds__(32 * warps, 2) attend(const __grid_constant__ Operands p) {
   extern __shared__ __align__(16) char shared[];
   __shared__ alignas(16) Prepared q;
   __shared__ Kept<warps> kept;
@@ -176,9 +161,8 @@ __global__ void __launch_bounds__(32 * warps, Resident) attend(const __grid_cons
   if (threadIdx.x == 0) kept.sources.find(p, v, u.b, u.g);
   __syncthreads();
   const int own = two ? part : part - p.recent_splits, begin = own * p.per_split;
-  attend_packed<Digits, Shape, Exact, warps, Resident, Own>(p, v, u, begin, min(begin + p.per_split, v.blocks), q, kept, shared,
-                                                            Found(p, u, p.recent_splits + (two ? 0 : p.values[0].splits) + own));
-  if constexpr (Own) wait_for_last();  // so does whoever waits for this kernel
+  attend_packed<Digits, Shape, Exact>(p, v, u, begin, min(begin + p.per_split, v.blocks), q, kept, shared,
+                                      Found(p, u, p.recent_splits + (two ? 0 : p.values[0].splits) + own));
 }
 
 /// Where `early`, beside the kernel before.
@@ -193,7 +177,7 @@ void launch_kernel(void (*kernel)(Parameters...), dim3 grid, int threads, int by
   check_cuda("packed_attention", cudaLaunchKernelEx(&config, kernel, arguments...), "attending");
 }
 
-template <class Digits, class Shape, bool Exact, int Resident, bool Own = false>
+template <class Digits, class Shape, bool Exact>
 void launch(const Operands& p, bool early, cudaStream_t stream) {
   const char* op = "packed_attention";
   constexpr bool two = std::is_same_v<Digits, TwoBits>;
@@ -202,38 +186,18 @@ void launch(const Operands& p, bool early, cudaStream_t stream) {
   const std::int64_t blocks = std::int64_t{p.batch} * p.groups * p.tiles * p.sets * splits;
   if (blocks == 0) return;
   if (blocks > INT32_MAX) refuse(op, "q", "of fewer batches, heads and tokens on CUDA");
-  const int bytes = std::max(warps * stages_of(Resident) * Stage(p.wide, p.signs, v.width, p.e, two).bytes, warps * tile_heads * p.e * 4);
-  check_cuda(op, cudaFuncSetAttribute(attend<Digits, Shape, Exact, Resident, Own>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+  const int bytes = std::max(warps * stages * Stage(p.wide, p.signs, v.width, p.e, two).bytes, warps * tile_heads * p.e * 4);
+  check_cuda(op, cudaFuncSetAttribute(attend<Digits, Shape, Exact>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
              "asking for shared memory");
-  launch_kernel(attend<Digits, Shape, Exact, Resident, Own>, dim3(static_cast<unsigned>(blocks)), 32 * warps, bytes, early, stream, p);
-}
-
-/// Whether all of it is for the kernels that know their sizes.
-bool plain(const Operands& p, bool exact) {
-  return !exact && p.flat && p.e == p.d && p.sets == 1 && p.wide == p.signs && (p.wide == 64 || p.wide == 32) &&
-         std::all_of(std::begin(p.values), std::end(p.values), [](const Values& v) { return v.flat || v.blocks == 0; });
-}
-bool own_query() { return std::getenv("CORE_OWN") != nullptr; }
-int residents(const Operands& p, bool exact) {
-  if (!plain(p, exact)) return 2;
-  const char* chosen = std::getenv("CORE_RESIDENT");
-  return chosen ? std::atoi(chosen) : 3;
+  launch_kernel(attend<Digits, Shape, Exact>, dim3(static_cast<unsigned>(blocks)), 32 * warps, bytes, early, stream, p);
 }
 
 template <class Digits, bool Exact>
 void launch_any(const Operands& p, bool early, cudaStream_t stream) {
-  if constexpr (!Exact) {
-    const auto known = [&]<int Half>(std::integral_constant<int, Half>) {
-      using Sizes = Fixed<Half, Half, Digits::planes>;
-      const int n = residents(p, Exact);
-      if (n == 2) launch<Digits, Sizes, false, 2>(p, early, stream);
-      if (n == 3 && !own_query()) launch<Digits, Sizes, false, 3>(p, early, stream);
-      if (n == 3 && own_query()) launch<Digits, Sizes, false, 3, true>(p, early, stream);
-      if (n == 4) launch<Digits, Sizes, false, 4>(p, early, stream);
-    };
-    if (plain(p, Exact)) return p.wide == 64 ? known(std::integral_constant<int, 64>{}) : known(std::integral_constant<int, 32>{});
-  }
-  launch<Digits, Any, Exact, 2>(p, early, stream);
+  const bool plain = !Exact && p.flat && p.values[std::is_same_v<Digits, TwoBits> ? 0 : 1].flat && p.e == p.d && p.sets == 1;
+  if (plain && p.wide == 64 && p.signs == 64) return launch < Digits, Fixed<64, 64, Digits::planes>, Exact && false > (p, early, stream);
+  if (plain && p.wide == 32 && p.signs == 32) return launch < Digits, Fixed<32, 32, Digits::planes>, Exact && false > (p, early, stream);
+  launch<Digits, Any, Exact>(p, early, stream);
 }
 
 bool aligned(const void* p, std::initializer_list<std::int64_t> bytes) {
@@ -243,7 +207,7 @@ bool aligned(const void* p, std::initializer_list<std::int64_t> bytes) {
 template <class T>
 bool rows_aligned(const Array<T>& x) {
   constexpr std::int64_t size = sizeof(T);
-  return x.col == 1 && x.row * size == x.step && aligned(x.data, {x.batch * size, x.head * size, x.row * size});
+  return x.col == 1 && aligned(x.data, {x.batch * size, x.head * size, x.row * size});
 }
 
 Values values_of(const core::Tensor<const std::uint8_t, 4>& codes, const core::Tensor<const core::float16, 4>& scales,
@@ -296,9 +260,8 @@ void attention_on(core::Tensor<const T, 3> q, core::Tensor<const std::int32_t, 2
 
   int processors = 0;
   check_cuda(op, cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, q.device_id), "asking for the device");
-  const std::int64_t units = batch * groups * p.tiles * p.sets,
-                     room = std::max<std::int64_t>(1, residents(p, exact) * processors / units - p.recent_splits);
-  p.per_split = small(std::max<std::int64_t>(1, ceil_div(n / word, room)));
+  const std::int64_t units = batch * groups * p.tiles * p.sets, room = std::max<std::int64_t>(1, 2 * processors / units - p.recent_splits);
+  p.per_split = small(round_up(std::max<std::int64_t>(1, ceil_div(n / word, room)), warps));
   p.splits = p.recent_splits;
   for (Values& v : p.values) p.splits += v.splits = small(ceil_div(v.blocks, p.per_split));
   using Out = std::conditional_t<exact, float, std::conditional_t<std::is_same_v<T, core::float16>, __half, __nv_bfloat16>>;
@@ -309,9 +272,8 @@ void attention_on(core::Tensor<const T, 3> q, core::Tensor<const std::int32_t, 2
   p.parts = reinterpret_cast<float*>(p.tops + rows);
   int major = 0;
   check_cuda(op, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, q.device_id), "asking for the device");
-  const bool own = plain(p, exact) && residents(p, exact) == 3 && own_query();
-  if (n && !own) launch_kernel(prepare, dim3(static_cast<unsigned>(of_query * tile_heads)), preparers, 0, false, stream, p);
-  const bool early = major >= 9 && n > 0 && !own;
+  if (n) launch_kernel(prepare, dim3(static_cast<unsigned>(of_query * tile_heads)), preparers, 0, false, stream, p);
+  const bool early = major >= 9 && n > 0;
   launch_any<TwoBits, exact>(p, early, stream);
   launch_any<Ternary, exact>(p, early, stream);
   const dim3 merged(static_cast<unsigned>(batch * heads), static_cast<unsigned>(ceil_div(e, merged_channels)));

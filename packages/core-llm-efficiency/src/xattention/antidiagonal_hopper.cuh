@@ -8,7 +8,7 @@
 
 namespace core_llm_efficiency {
 namespace {
-constexpr int multipliers = 2, rows_of_tile = 64 * multipliers, columns_of_tile = 256, half = columns_of_tile / 2;
+constexpr int multipliers = 2, rows_of_tile = 64 * multipliers, columns_of_tile = 256;
 constexpr int piece_width = 64, stages = 4;  // channels of a stage
 
 template <class T>
@@ -23,10 +23,10 @@ struct Maps {
   int together;  // neighbouring pairs whose tiles at one place are worked on together
 };
 
-/// Where a tile lies; `seen` if any of its rows sees any of its columns, `narrow` if none sees the second half of them.
+/// Where a tile lies; `seen` if any of its rows sees any of its columns.
 struct Place {
   int pair, row, column;
-  bool seen, narrow;
+  bool seen;
 };
 /// Tiles that are worked on together: the heads that share keys, of four rows of tiles.
 __device__ inline Place place(const Estimate& e, std::int64_t t, int together, int fours, int wide) {
@@ -34,9 +34,8 @@ __device__ inline Place place(const Estimate& e, std::int64_t t, int together, i
   t /= together;
   const int row = static_cast<int>(t / 4 / wide % fours * 4 + t % 4) * rows_of_tile,
             column = static_cast<int>(t / 4 % wide) * columns_of_tile;
-  Place p{static_cast<int>(t / 4 / wide / fours) * together + head, row, column, row < e.rows, false};
-  const std::int64_t end = e.seen(min(p.row + rows_of_tile, e.rows) - 1);
-  p.seen = p.seen && p.column < end, p.narrow = p.column + half >= end;
+  Place p{static_cast<int>(t / 4 / wide / fours) * together + head, row, column, row < e.rows};
+  p.seen = p.seen && p.column < e.seen(min(p.row + rows_of_tile, e.rows) - 1);
   return p;
 }
 
@@ -108,10 +107,9 @@ __global__ void __launch_bounds__(128 * (1 + multipliers), 1)
       for (int piece = 0; piece < depth; ++piece, ++i) {
         const int stage = i % stages, r = piece / per_row, x = piece % per_row * piece_width;
         hopper::wait(&s.empty[stage], i / stages % 2 ^ 1);
-        hopper::expect(&s.full[stage], (rows_of_tile + (p.narrow ? half : columns_of_tile)) * piece_width * 2);
+        hopper::expect(&s.full[stage], (rows_of_tile + columns_of_tile) * piece_width * 2);
         hopper::copy(s.q[stage], &maps.q, &s.full[stage], x, e.stride - 1 - r, p.row, h, b);
         hopper::copy(s.k[stage], &maps.k, &s.full[stage], x, r, p.column, h / e.share, b);
-        if (!p.narrow) hopper::copy(s.k[stage] + half * piece_width, &maps.k, &s.full[stage], x, r, p.column + half, h / e.share, b);
       }
     }
   } else {
@@ -122,25 +120,19 @@ __global__ void __launch_bounds__(128 * (1 + multipliers), 1)
       const Place p = place(e, t, maps.together, fours, wide);
       if (!p.seen) continue;
       float c[128];
-      const auto multiply = [&]<bool Narrow>(std::bool_constant<Narrow>) {
-        for (int piece = 0; piece < depth; ++piece, ++i) {
-          const int stage = i % stages;
-          hopper::wait(&s.full[stage], i / stages % 2);
-          hopper::hold(c);
-          hopper::begin_products();
+      for (int piece = 0; piece < depth; ++piece, ++i) {
+        const int stage = i % stages;
+        hopper::wait(&s.full[stage], i / stages % 2);
+        hopper::hold(c);
+        hopper::begin_products();
 #pragma unroll
-          for (int x = 0; x < piece_width; x += 16)
-            hopper::product_of_rows<T, Narrow ? half : columns_of_tile>(c, hopper::matrix(s.q[stage] + group * 64 * piece_width + x),
-                                                                        hopper::matrix(s.k[stage] + x), piece + x > 0);
-          hopper::commit();
-          hopper::wait_products<1>();
-          if (piece && lane == 0) hopper::arrive(&s.empty[(i - 1) % stages]);
-        }
-      };
-      if (p.narrow)
-        multiply(std::true_type{});
-      else
-        multiply(std::false_type{});
+        for (int x = 0; x < piece_width; x += 16)
+          hopper::product_of_rows<T>(c, hopper::matrix(s.q[stage] + group * 64 * piece_width + x), hopper::matrix(s.k[stage] + x),
+                                     piece + x > 0);
+        hopper::commit();
+        hopper::wait_products<1>();
+        if (piece && lane == 0) hopper::arrive(&s.empty[(i - 1) % stages]);
+      }
       hopper::wait_products<0>();
       hopper::hold(c);
       if (lane == 0) hopper::arrive(&s.empty[(i - 1) % stages]);
@@ -174,7 +166,8 @@ bool estimate_hopper(const View<const T>& q, const View<const T>& k, const Estim
                                             {1, x.row, x.row * e.stride, x.head, x.batch}, {piece_width, 1, box, 1, 1});
   };
   Maps maps{};
-  if (!describe(&maps.q, q, e.heads, e.rows, rows_of_tile) || !describe(&maps.k, k, e.heads / e.share, e.columns, half)) return false;
+  if (!describe(&maps.q, q, e.heads, e.rows, rows_of_tile) || !describe(&maps.k, k, e.heads / e.share, e.columns, columns_of_tile))
+    return false;
   maps.together = pairs % e.share || e.first_head % e.share ? 1 : e.share;
   if (e.per == 8) launch<T, 1>(maps, e, pairs, device, partial, stream);
   if (e.per == 16) launch<T, 2>(maps, e, pairs, device, partial, stream);

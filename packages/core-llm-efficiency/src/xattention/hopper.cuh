@@ -151,15 +151,10 @@ __device__ inline void product_of_rows(float (&c)[32], std::uint64_t a, std::uin
   else
     CORE_NARROW_PRODUCT_SHARED("bf16");
 }
-/// The same with b[256 x 16], or with b[128 x 16] into the first half of c.
-template <class T, int Rows>
+/// The same with b[256 x 16].
+template <class T>
 __device__ inline void product_of_rows(float (&c)[128], std::uint64_t a, std::uint64_t b, int add) {
-  static_assert(Rows == 256 || Rows == 128);
-  if constexpr (Rows == 128 && std::is_same_v<T, __half>)
-    CORE_PRODUCT_SHARED("f16");
-  else if constexpr (Rows == 128)
-    CORE_PRODUCT_SHARED("bf16");
-  else if constexpr (std::is_same_v<T, __half>)
+  if constexpr (std::is_same_v<T, __half>)
     CORE_WIDE_PRODUCT_SHARED("f16");
   else
     CORE_WIDE_PRODUCT_SHARED("bf16");

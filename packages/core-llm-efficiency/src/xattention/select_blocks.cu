@@ -5,7 +5,6 @@
 namespace core_llm_efficiency {
 namespace {
 constexpr int threads = 32;
-constexpr int few_each = 4;                         // scores of a thread among the few
 constexpr std::int64_t most_in_shared = 12 * 1024;  // scores of a row
 
 struct Row {
@@ -68,7 +67,7 @@ __global__ void __launch_bounds__(threads)
   int ties = 0;  // how many of the scores equal to the lowest are kept
   int best = k_blocks;
   if (!all && mass < enough) {
-    __shared__ float few[threads * few_each];
+    __shared__ float few[threads];
     float top = 0;
     for (int j = static_cast<int>(threadIdx.x); j < row.visible; j += threads)
       if (!row.forced(j)) top = fmaxf(top, row(j));
@@ -76,17 +75,14 @@ __global__ void __launch_bounds__(threads)
     lowest = __float_as_uint(top);
     // what is below this may be left out altogether
     std::uint32_t low = __float_as_uint(static_cast<float>((1 - static_cast<double>(tau)) * sum / (2. * row.visible)));
-    int left = 0;  // scores in [low, lowest]
-    for (int j = static_cast<int>(threadIdx.x); j < row.visible; j += threads)
-      left += __float_as_uint(fabsf(row(j))) >= low && !row.forced(j);
-    left = __reduce_add_sync(~0u, left);
+    int left = row.visible;  // scores in [low, lowest], at most
     const auto halve = [&](std::uint32_t middle, double more, int count) {
       if (above + more < enough)
         lowest = middle, above += more, left -= count;
       else
         low = middle + 1, left = count;
     };
-    while (low < lowest && left > threads * few_each) {
+    while (low < lowest && left > threads) {
       const std::uint32_t middle = low + (lowest - low) / 2;
       int count = 0;
       const double more = sum_row(row.visible, [&](int j) {
@@ -97,8 +93,7 @@ __global__ void __launch_bounds__(threads)
       });
       halve(middle, more, __reduce_add_sync(~0u, count));
     }
-#pragma unroll
-    for (int i = 0; i < few_each; ++i) few[threadIdx.x + i * threads] = 0;
+    few[threadIdx.x] = 0;
     __syncwarp();
     int found = 0;
     for (int base = 0; low < lowest && base < row.visible; base += threads) {
@@ -110,15 +105,11 @@ __global__ void __launch_bounds__(threads)
       found += __popc(which);
     }
     __syncwarp();
-    float mine[few_each];
-#pragma unroll
-    for (int i = 0; i < few_each; ++i) mine[i] = few[threadIdx.x + i * threads];
+    const float mine = few[threadIdx.x];
     while (low < lowest) {
       const std::uint32_t middle = low + (lowest - low) / 2;
-      double more = 0;
-#pragma unroll
-      for (const float x : mine) more += __float_as_uint(x) > middle && __float_as_uint(x) <= lowest ? x : 0.f;
-      halve(middle, sum_all(more), 0);
+      const bool in = __float_as_uint(mine) > middle && __float_as_uint(mine) <= lowest;
+      halve(middle, sum_all(in ? mine : 0.f), 0);
     }
     const float x = __uint_as_float(lowest);
     for (double m = above; m < enough && x > 0 && ties < k_blocks; ++ties) m += x;
@@ -137,8 +128,8 @@ __global__ void __launch_bounds__(threads)
     const bool seen = j < row.visible;
     const std::uint32_t bits = seen ? __float_as_uint(fabsf(row(j))) : 0;
     bool keep = seen && (all || row.forced(j) || bits > lowest || (lone && j == best));
-    const bool tie = seen && !all && bits == lowest && !row.forced(j);
-    if (const unsigned here = ties > 0 ? __ballot_sync(~0u, tie) : 0u) {
+    const bool tie = seen && !all && ties > 0 && bits == lowest && !row.forced(j);
+    if (const unsigned here = __ballot_sync(~0u, tie)) {
       keep |= tie && __popc(here & ((1u << threadIdx.x) - 1)) < ties;
       ties -= min(ties, __popc(here));
     }
