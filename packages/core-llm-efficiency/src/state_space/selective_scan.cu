@@ -1,14 +1,12 @@
 // Mamba-1's scan on CUDA.
 #include "selective_scan.cuh"
 
-#include <cstdlib>
-
 namespace core_llm_efficiency {
 namespace {
 using namespace selective;
 
 template <class T, class Shape>
-__global__ void __launch_bounds__(Shape::threads, 1) scan(const __grid_constant__ Scan<T> s) {
+__global__ void __launch_bounds__(threads) scan(const __grid_constant__ Scan<T> s) {
   scan_channels<T, Shape, false>(s, nullptr);
 }
 
@@ -21,16 +19,14 @@ void scan_on(core::Tensor<const T, 3> u, core::Tensor<const float, 3> delta, cor
   if (u.shape[0] == 0 || u.shape[1] == 0 || (s.steps == 0 && s.n == 0)) return;
   const OnDevice on(op, u.device_id);
   s.out = rows_of(out), s.last = states_of(last);
-  const auto go = [&]<class Shape>(Shape) {
+  with_shape(s.n, [&]<class Shape>(Shape) {
     const std::int64_t blocks = plan<Shape>(op, s, u.shape[0]);
     const auto kernel = &scan<element<T>, Shape>;
-    kernel<<<static_cast<unsigned>(blocks), Shape::threads, 0, static_cast<cudaStream_t>(queue.handle)>>>(s);
+    check_cuda(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, series_bytes<Shape>),
+               "asking for shared memory");
+    kernel<<<static_cast<unsigned>(blocks), threads, series_bytes<Shape>, static_cast<cudaStream_t>(queue.handle)>>>(s);
     check_cuda(op, cudaGetLastError(), "scanning");
-  };
-  const char* shape = std::getenv("CORE_SCAN_SHAPE");
-  if (shape && s.n <= 16 && *shape == '8') return go(Shape<2, 8, 256>{});
-  if (shape && s.n <= 16 && *shape == 'h') return go(Shape<2, 8>{});
-  with_shape(s.n, go);
+  });
 }
 }  // namespace
 

@@ -7,7 +7,7 @@
 
 namespace core_llm_efficiency::selective {
 using namespace scan;
-constexpr int piece = 8;  // steps that a thread brings at once
+constexpr int threads = 128, piece = 8;  // piece: steps that a thread brings at once
 
 /// An operand [batch, channel, step].
 template <class T>
@@ -42,10 +42,10 @@ struct Scan {
   int steps, groups, share, n, blocks;  // share: channels of a group; blocks: thread blocks of a group
 };
 
-/// States of a lane, lanes of a channel, and threads of a block.
-template <int S, int L, int Threads = 128>
+/// States of a lane, and lanes of a channel.
+template <int S, int L>
 struct Shape {
-  static constexpr int states = S, lanes = L, threads = Threads, width = S * L, channels = threads / L, of_warp = 32 / L;
+  static constexpr int states = S, lanes = L, width = S * L, channels = threads / L, of_warp = 32 / L;
   static constexpr int vector = S < 4 ? S : 4;  // states of a lane that lie side by side
   static constexpr int tile = width <= 16 ? 32 : width <= 64 ? 16 : 8, pitch = tile + 4;
   static constexpr int together = L < 8 ? L : 8;  // steps whose sums over lanes are formed at once
@@ -94,6 +94,74 @@ struct alignas(16) Piece {
   }
 };
 
+/// Calls f(piece's channel, first step within the tile, pieces so far) for the thread's pieces of a tile's rows.
+template <class Shape, class F>
+__device__ inline void each_row_piece(F f) {
+  constexpr int per_row = Shape::tile / piece, all = Shape::channels * per_row;
+#pragma unroll
+  for (int i = 0; i < (all + threads - 1) / threads; ++i)
+    if (const int at = static_cast<int>(threadIdx.x) + i * threads; all % threads == 0 || at < all)
+      f(at / per_row, at % per_row * piece, i);
+}
+template <class Shape>
+constexpr int row_pieces = (Shape::channels * (Shape::tile / piece) + threads - 1) / threads;
+template <class Shape>
+constexpr int series_pieces = 2 * Shape::width * (Shape::tile / piece) / threads;
+
+/// A tile of B and C on its way to shared memory, [step][state] each, C behind B.
+template <class T, class Shape>
+struct SeriesTile {
+  Piece<T> next[series_pieces<Shape>];
+  template <class F>
+  __device__ static void each(F f) {
+#pragma unroll
+    for (int i = 0; i < series_pieces<Shape>; ++i) {
+      const int at = static_cast<int>(threadIdx.x) + i * threads;
+      f(at % Shape::width, at / Shape::width % (Shape::tile / piece) * piece, at / Shape::width / (Shape::tile / piece), i);
+    }
+  }
+  __device__ void bring(const Scan<T>& s, std::int64_t b, int g, int step) {
+    each([&](int j, int t, int which, int i) {
+      const Series<const T>& m = which ? s.C : s.B;
+      next[i].read(m.at(b, g, j, step + t), m.step, j < s.n ? s.steps - step - t : 0, m.flat);
+    });
+  }
+  __device__ void put(float* to) const {
+    each([&](int j, int t, int which, int i) {
+#pragma unroll
+      for (int k = 0; k < piece; ++k) to[(which * Shape::tile + t + k) * Shape::width + j] = number(next[i].x[k]);
+    });
+  }
+};
+
+/// A tile of rows on its way to shared memory.
+template <class T, class Shape>
+struct RowTile {
+  Piece<T> next[row_pieces<Shape>];
+  __device__ void bring(const Rows<const T>& m, std::int64_t b, std::int64_t first, int channels, int step, int steps) {
+    each_row_piece<Shape>(
+        [&](int c, int t, int i) { next[i].read(m.at(b, first + c, step + t), m.step, c < channels ? steps - step - t : 0, m.flat); });
+  }
+  __device__ void put(float* to) const {
+    each_row_piece<Shape>([&](int c, int t, int i) {
+#pragma unroll
+      for (int k = 0; k < piece; ++k) to[c * Shape::pitch + t + k] = number(next[i].x[k]);
+    });
+  }
+};
+/// A tile of rows from shared memory.
+template <class T, class Shape>
+__device__ inline void write_rows(const float* from, const Rows<T>& m, std::int64_t b, std::int64_t first, int channels, int step,
+                                  int steps) {
+  each_row_piece<Shape>([&](int c, int t, int) {
+    if (c >= channels || step + t >= steps) return;
+    Piece<T> p;
+#pragma unroll
+    for (int k = 0; k < piece; ++k) p.x[k] = T(from[c * Shape::pitch + t + k]);
+    p.write(m.at(b, first + c, step + t), m.step, steps - step - t, m.flat);
+  });
+}
+
 /// What lies side by side, from shared memory.
 template <int N>
 __device__ inline void read_vector(float (&to)[N], const float* from) {
@@ -109,94 +177,6 @@ __device__ inline void read_vector(float (&to)[N], const float* from) {
     to[0] = x.x, to[1] = x.y;
   }
 }
-/// The same, to it.
-template <int N>
-__device__ inline void write_vector(float* to, const float (&x)[N]) {
-  static_assert(N % 4 == 0);
-#pragma unroll
-  for (int i = 0; i < N / 4; ++i) reinterpret_cast<float4*>(to)[i] = {x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]};
-}
-
-/// Of `All` pieces the most that a thread has; calls f(piece, pieces so far) for the thread's.
-template <class Shape, int All>
-constexpr int pieces = (All + Shape::threads - 1) / Shape::threads;
-template <class Shape, int All, class F>
-__device__ inline void each_piece(F f) {
-#pragma unroll
-  for (int i = 0; i < pieces<Shape, All>; ++i)
-    if (const int at = static_cast<int>(threadIdx.x) + i * Shape::threads; All % Shape::threads == 0 || at < All) f(at, i);
-}
-
-/// Calls f(piece's channel, first step within the tile, pieces so far) for the thread's pieces of a tile's rows.
-template <class Shape, class F>
-__device__ inline void each_row_piece(F f) {
-  constexpr int per_row = Shape::tile / piece;
-  each_piece<Shape, Shape::channels * per_row>([&](int at, int i) { f(at / per_row, at % per_row * piece, i); });
-}
-template <class Shape>
-constexpr int row_pieces = pieces<Shape, Shape::channels*(Shape::tile / piece)>;
-template <class Shape>
-constexpr int series_pieces = pieces<Shape, 2 * Shape::width*(Shape::tile / piece)>;
-
-/// A tile of B and C on its way to shared memory, [step][state] each, C behind B; if `Padded` with a row between eight steps and
-/// the next, so that the warp's stores meet in fewer banks.
-template <class T, class Shape>
-struct SeriesTile {
-  Piece<T> next[series_pieces<Shape>];
-  template <class F>
-  __device__ static void each(F f) {
-    constexpr int per_row = Shape::tile / piece;
-    each_piece<Shape, 2 * Shape::width * per_row>(
-        [&](int at, int i) { f(at % Shape::width, at / Shape::width % per_row * piece, at / Shape::width / per_row, i); });
-  }
-  __device__ void bring(const Scan<T>& s, std::int64_t b, int g, int step) {
-    each([&](int j, int t, int which, int i) {
-      const Series<const T>& m = which ? s.C : s.B;
-      next[i].read(m.at(b, g, j, step + t), m.step, j < s.n ? s.steps - step - t : 0, m.flat);
-    });
-  }
-  template <bool Padded = false>
-  __device__ void put(float* to) const {
-    each([&](int j, int t, int which, int i) {
-      const int row = which * Shape::tile + t;
-#pragma unroll
-      for (int k = 0; k < piece; ++k) to[(row + (Padded ? row / piece : 0) + k) * Shape::width + j] = number(next[i].x[k]);
-    });
-  }
-};
-
-/// A tile of rows on its way to shared memory.
-template <class T, class Shape>
-struct RowTile {
-  Piece<T> next[row_pieces<Shape>];
-  __device__ void bring(const Rows<const T>& m, std::int64_t b, std::int64_t first, int channels, int step, int steps) {
-    each_row_piece<Shape>(
-        [&](int c, int t, int i) { next[i].read(m.at(b, first + c, step + t), m.step, c < channels ? steps - step - t : 0, m.flat); });
-  }
-  __device__ void put(float* to) const {
-    each_row_piece<Shape>([&](int c, int t, int i) {
-      float x[piece];
-#pragma unroll
-      for (int k = 0; k < piece; ++k) x[k] = number(next[i].x[k]);
-      write_vector(to + c * Shape::pitch + t, x);
-    });
-  }
-};
-/// A tile of rows from shared memory.
-template <class T, class Shape>
-__device__ inline void write_rows(const float* from, const Rows<T>& m, std::int64_t b, std::int64_t first, int channels, int step,
-                                  int steps) {
-  each_row_piece<Shape>([&](int c, int t, int) {
-    if (c >= channels || step + t >= steps) return;
-    Piece<T> p;
-    float x[piece];
-    read_vector(x, from + c * Shape::pitch + t);
-#pragma unroll
-    for (int k = 0; k < piece; ++k) p.x[k] = T(x[k]);
-    p.write(m.at(b, first + c, step + t), m.step, steps - step - t, m.flat);
-  });
-}
-
 /// A lane's states of a step.
 template <class Shape>
 __device__ inline void read_states(float (&to)[Shape::states], const float* step, int lane) {
@@ -222,32 +202,19 @@ __device__ inline int sum_lanes(float (&v)[Shape::together], int lane) {
 /// The scan; with Keep the states before every tile instead of outputs, starts[block][tile][state of a lane][thread].
 template <class T, class Shape, bool Keep>
 __device__ inline void scan_channels(const Scan<T>& s, float* starts) {
-  constexpr int S = Shape::states, tile = Shape::tile, pitch = Shape::pitch, together = Shape::together, rows = Shape::channels * pitch;
-  constexpr int series_rows = tile + tile / piece;  // of B, or of C
-  constexpr int ahead = S < 16 ? 16 / S : 1;        // steps whose operands are read before a step is taken
-  __shared__ __align__(16) float x[2][rows], delta[2][rows], y[2][Keep ? 1 : rows], series[2][2 * series_rows * Shape::width];
+  constexpr int S = Shape::states, tile = Shape::tile, pitch = Shape::pitch, together = Shape::together;
+  constexpr bool early = Shape::width <= 64;  // the next tile of B and C waits in registers
+  __shared__ __align__(16) float x[Shape::channels * pitch], delta[Shape::channels * pitch], y[Keep ? 1 : Shape::channels * pitch];
+  extern __shared__ __align__(16) float series[];
   const Place<Shape> p(s);
   RowTile<T, Shape> next_u;
   RowTile<float, Shape> next_delta;
   SeriesTile<T, Shape> next_series;
-  const auto bring = [&](int step) {
-    if (step >= s.steps) return;
+  const auto bring_rows = [&](int step) {
     next_u.bring(s.u, p.b, p.first, p.count, step, s.steps);
     next_delta.bring(s.delta, p.b, p.first, p.count, step, s.steps);
-    next_series.bring(s, p.b, p.g, step);
+    if (early) next_series.bring(s, p.b, p.g, step);
   };
-  const auto put = [&](int step, int buffer) {
-    if (step >= s.steps) return;
-    next_delta.put(delta[buffer]);
-    each_row_piece<Shape>([&](int c, int t, int i) {
-      float in[piece];
-#pragma unroll
-      for (int k = 0; k < piece; ++k) in[k] = next_delta.next[i].x[k] * number(next_u.next[i].x[k]);
-      write_vector(x[buffer] + c * pitch + t, in);
-    });
-    next_series.template put<true>(series[buffer]);
-  };
-  const auto write = [&](int step, int buffer) { write_rows<T, Shape>(y[buffer], s.out, p.b, p.first, p.count, step, s.steps); };
   float A[S], h[S];
 #pragma unroll
   for (int i = 0; i < S; ++i) {
@@ -256,57 +223,54 @@ __device__ inline void scan_channels(const Scan<T>& s, float* starts) {
     A[i] = inside ? s.A.at(0, p.first + p.channel, j) * log2_e : 0.f;
     h[i] = inside && s.initial.data ? s.initial.at(p.b, p.first + p.channel, j) : 0.f;
   }
-  bring(0);
-  put(0, 0);
+  if (s.steps) bring_rows(0);
   const int tiles = (s.steps + tile - 1) / tile;
 #pragma unroll 1
   for (int index = 0; index < tiles; ++index) {
-    const int step = index * tile, buffer = index % 2;
-    __syncthreads();
-    bring(step + tile);
-    if (!Keep && index) write(step - tile, 1 - buffer);
+    const int step = index * tile;
     if (Keep)
 #pragma unroll
-      for (int i = 0; i < S; ++i) starts[((std::int64_t{blockIdx.x} * tiles + index) * S + i) * Shape::threads + threadIdx.x] = h[i];
-    float dt[tile], in[tile], B[tile][S], C[tile][S], sums[together] = {}, ready[tile / together];
-    int at = 0;
-#pragma unroll
-    for (int k = 0; k < tile + ahead; ++k) {  // past the last step delta and x are zero and the state stays
-      if (k < tile) {
-        if (k % 4 == 0) {
-          const float4 four = *reinterpret_cast<const float4*>(delta[buffer] + p.channel * pitch + k),
-                       inputs = *reinterpret_cast<const float4*>(x[buffer] + p.channel * pitch + k);
-          dt[k] = four.x, dt[k + 1] = four.y, dt[k + 2] = four.z, dt[k + 3] = four.w;
-          in[k] = inputs.x, in[k + 1] = inputs.y, in[k + 2] = inputs.z, in[k + 3] = inputs.w;
-        }
-        const float* const row = series[buffer] + (k + k / piece) * Shape::width;
-        read_states<Shape>(B[k], row, p.lane);
-        if (!Keep) read_states<Shape>(C[k], row + series_rows * Shape::width, p.lane);
-      }
-      if (k < ahead) continue;
-      const int t = k - ahead;
-      float sum = 0;
-#pragma unroll
-      for (int i = 0; i < S; ++i) {
-        h[i] = exp2_fast(dt[t] * A[i]) * h[i] + in[t] * B[t][i];
-        if (!Keep) sum += C[t][i] * h[i];
-      }
-      sums[t % together] = sum;
-      if (!Keep && t % together == together - 1) at = sum_lanes<Shape>(sums, p.lane), ready[t / together] = sums[0];
-    }
-    if (!Keep && p.lane < together)
-#pragma unroll
-      for (int i = 0; i < tile / together; ++i) y[buffer][p.channel * pitch + i * together + at] = ready[i];
-    put(step + tile, 1 - buffer);
-  }
-  if (Keep) return;
-  if (tiles) {
+      for (int i = 0; i < S; ++i) starts[((std::int64_t{blockIdx.x} * tiles + index) * S + i) * threads + threadIdx.x] = h[i];
     __syncthreads();
-    write((tiles - 1) * tile, (tiles - 1) % 2);
-  }
+    if (!early) next_series.bring(s, p.b, p.g, step);
+    next_delta.put(delta);
+    each_row_piece<Shape>([&](int c, int t, int i) {
 #pragma unroll
-  for (int i = 0; i < S; ++i)
-    if (const int j = Shape::state(i, p.lane); p.holds(j, s.n)) s.last.at(p.b, p.first + p.channel, j) = h[i];
+      for (int k = 0; k < piece; ++k) x[c * pitch + t + k] = next_delta.next[i].x[k] * number(next_u.next[i].x[k]);
+    });
+    next_series.put(series);
+    __syncthreads();
+    if (step + tile < s.steps) bring_rows(step + tile);
+#pragma unroll
+    for (int first = 0; first < tile; first += together) {  // past the last step delta and x are zero and the state stays
+      float dt[together], in[together], sums[together] = {};
+      read_vector(dt, delta + p.channel * pitch + first);
+      read_vector(in, x + p.channel * pitch + first);
+#pragma unroll
+      for (int k = 0; k < together; ++k) {
+        float B[S], C[S] = {};
+        read_states<Shape>(B, series + (first + k) * Shape::width, p.lane);
+        if (!Keep) read_states<Shape>(C, series + (tile + first + k) * Shape::width, p.lane);
+#pragma unroll
+        for (int i = 0; i < S; ++i) {
+          h[i] = exp2_fast(dt[k] * A[i]) * h[i] + in[k] * B[i];
+          if (!Keep) sums[k] += C[i] * h[i];
+        }
+      }
+      if (!Keep) {
+        const int at = sum_lanes<Shape>(sums, p.lane);
+        if (p.lane < together) y[p.channel * pitch + first + at] = sums[0];
+      }
+    }
+    if (!Keep) {
+      __syncthreads();
+      write_rows<T, Shape>(y, s.out, p.b, p.first, p.count, step, s.steps);
+    }
+  }
+  if (!Keep)
+#pragma unroll
+    for (int i = 0; i < S; ++i)
+      if (const int j = Shape::state(i, p.lane); p.holds(j, s.n)) s.last.at(p.b, p.first + p.channel, j) = h[i];
 }
 
 /// Calls f with the shape for n states.

@@ -24,7 +24,7 @@ struct Backward {
 template <class Shape>
 struct Shared {
   static constexpr int rows = Shape::channels * Shape::pitch, series = 2 * Shape::tile * Shape::width,
-                       states = Shape::tile * Shape::states * Shape::threads, of_series = Shape::threads / 32 * series;
+                       states = Shape::tile * Shape::states * threads, of_series = threads / 32 * series;
   static constexpr int bytes = 4 * (3 * rows + series + states + of_series);
 };
 
@@ -77,13 +77,13 @@ __device__ inline void keep_ends(const Backward<T>& g) {
     if (index % g.tiles_of_segment == 0)
 #pragma unroll
       for (int i = 0; i < S; ++i)
-        g.ends[((std::int64_t{blockIdx.x} * g.segments + index / g.tiles_of_segment - 1) * S + i) * Shape::threads + threadIdx.x] = dh[i];
+        g.ends[((std::int64_t{blockIdx.x} * g.segments + index / g.tiles_of_segment - 1) * S + i) * threads + threadIdx.x] = dh[i];
   }
 }
 
 /// Both ways at once.
 template <class T, class Shape>
-__global__ void __launch_bounds__(Shape::threads, 2) keep_states(const __grid_constant__ Backward<T> g) {
+__global__ void __launch_bounds__(threads) keep_states(const __grid_constant__ Backward<T> g) {
   if (blockIdx.y)
     keep_ends<T, Shape>(g);
   else
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(Shape::threads, 2) keep_states(const __grid_co
 }
 
 template <class T, class Shape>
-__global__ void __launch_bounds__(Shape::threads, 2) scan_back(const __grid_constant__ Backward<T> g) {
+__global__ void __launch_bounds__(threads) scan_back(const __grid_constant__ Backward<T> g) {
   constexpr int S = Shape::states, tile = Shape::tile, pitch = Shape::pitch, together = Shape::together, width = Shape::width;
   constexpr bool early = width <= 64;
   using M = Shared<Shape>;
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(Shape::threads, 2) scan_back(const __grid_cons
   const int tiles = (s.steps + tile - 1) / tile, segment = static_cast<int>(blockIdx.y);
   const int begin = segment * g.tiles_of_segment, end = min(begin + g.tiles_of_segment, tiles);
   const bool last = segment + 1 == g.segments;
-  const float* const ends = g.ends + (std::int64_t{blockIdx.x} * g.segments + segment) * Shape::states * Shape::threads + threadIdx.x;
+  const float* const ends = g.ends + (std::int64_t{blockIdx.x} * g.segments + segment) * Shape::states * threads + threadIdx.x;
   RowTile<T, Shape> next_u, next_dy;
   RowTile<float, Shape> next_delta;
   SeriesTile<T, Shape> next_series;
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(Shape::threads, 2) scan_back(const __grid_cons
     const int j = Shape::state(i, p.lane);
     const bool inside = p.holds(j, s.n);
     A[i] = inside ? s.A.at(0, p.first + p.channel, j) * log2_e : 0.f;
-    dh[i] = !last ? ends[i * Shape::threads] : inside && g.grad_last.data ? g.grad_last.at(p.b, p.first + p.channel, j) : 0.f;
+    dh[i] = !last ? ends[i * threads] : inside && g.grad_last.data ? g.grad_last.at(p.b, p.first + p.channel, j) : 0.f;
   }
   if (begin < end) bring((end - 1) * tile);
 #pragma unroll 1
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(Shape::threads, 2) scan_back(const __grid_cons
     const int step = index * tile;
     float h[S];
 #pragma unroll
-    for (int i = 0; i < S; ++i) h[i] = g.starts[((std::int64_t{blockIdx.x} * tiles + index) * S + i) * Shape::threads + threadIdx.x];
+    for (int i = 0; i < S; ++i) h[i] = g.starts[((std::int64_t{blockIdx.x} * tiles + index) * S + i) * threads + threadIdx.x];
     __syncthreads();
     if (!early) next_series.bring(s, p.b, p.g, step);
     next_u.put(u), next_delta.put(delta), next_dy.put(dy), next_series.put(series);
@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(Shape::threads, 2) scan_back(const __grid_cons
         read_states<Shape>(B, series + (first + k) * width, p.lane);
 #pragma unroll
         for (int i = 0; i < S; ++i) {
-          states[((first + k) * (S / Shape::vector) + i / Shape::vector) * (Shape::threads * Shape::vector) +
+          states[((first + k) * (S / Shape::vector) + i / Shape::vector) * (threads * Shape::vector) +
                  static_cast<int>(threadIdx.x) * Shape::vector + i % Shape::vector] = h[i];
           h[i] = exp2_fast(dt[k] * A[i]) * h[i] + dt[k] * in[k] * B[i];
         }
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(Shape::threads, 2) scan_back(const __grid_cons
 #pragma unroll
         for (int i = 0; i < S; i += Shape::vector) {
           float x[Shape::vector];
-          read_vector(x, states + (t * (S / Shape::vector) + i / Shape::vector) * (Shape::threads * Shape::vector) +
+          read_vector(x, states + (t * (S / Shape::vector) + i / Shape::vector) * (threads * Shape::vector) +
                              static_cast<int>(threadIdx.x) * Shape::vector);
 #pragma unroll
           for (int v = 0; v < Shape::vector; ++v) before[i + v] = x[v];
@@ -206,10 +206,10 @@ __global__ void __launch_bounds__(Shape::threads, 2) scan_back(const __grid_cons
     write_rows<T, Shape>(u, g.grad_u, p.b, p.first, p.count, step, s.steps);
     write_rows<float, Shape>(delta, g.grad_delta, p.b, p.first, p.count, step, s.steps);
     float* const to = g.of_series + (std::int64_t{blockIdx.x} * tiles + index) * M::series;
-    for (int i = static_cast<int>(threadIdx.x); i < M::series; i += Shape::threads) {
+    for (int i = static_cast<int>(threadIdx.x); i < M::series; i += threads) {
       float sum = 0;
 #pragma unroll
-      for (int w = 0; w < Shape::threads / 32; ++w) sum += of_series[w * M::series + i];
+      for (int w = 0; w < threads / 32; ++w) sum += of_series[w * M::series + i];
       to[i] = sum;
     }
   }
@@ -275,8 +275,8 @@ void back_on(core::Tensor<const T, 3> u, core::Tensor<const float, 3> delta, cor
     g.tiles_of_segment = static_cast<int>(std::max<std::int64_t>(8, ceil_div(tiles, 65535)));
     g.segments = static_cast<int>(std::max<std::int64_t>(1, ceil_div(tiles, g.tiles_of_segment)));
     const char* what = "selective_scan_backward: scratch";
-    const std::int64_t starts = core::checked_mul(blocks * tiles, Shape::states * Shape::threads, what),
-                       ends = core::checked_mul(blocks * g.segments, Shape::states * Shape::threads, what),
+    const std::int64_t starts = core::checked_mul(blocks * tiles, Shape::states * threads, what),
+                       ends = core::checked_mul(blocks * g.segments, Shape::states * threads, what),
                        parts = core::checked_mul(blocks * tiles, M::series, what),
                        of_A = core::checked_mul(batch * channels * g.segments, n, what);
     const DeviceScratch scratch(op, u.device_id, stream, core::checked_mul(starts + ends + parts + of_A, 4, what));
@@ -284,7 +284,7 @@ void back_on(core::Tensor<const T, 3> u, core::Tensor<const float, 3> delta, cor
     if (blocks && (n || steps)) {
       const auto run = [&](auto* kernel, int rows, int bytes) {
         check_cuda(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");
-        kernel<<<dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(rows)), Shape::threads, bytes, stream>>>(g);
+        kernel<<<dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(rows)), threads, bytes, stream>>>(g);
         check_cuda(op, cudaGetLastError(), "going back");
       };
       run(&keep_states<N, Shape>, g.segments > 1 ? 2 : 1, series_bytes<Shape>);

@@ -69,40 +69,18 @@ __global__ void __launch_bounds__(Layout<States16, Exact>::threads, 1) find_grad
   using L = Layout<States16, Exact>;
   constexpr int eights = L::share / 8;  // of a warp's channels, or other steps
   extern __shared__ __align__(16) char shared[];
-  __shared__ Decays decays[2];
+  __shared__ Decays d;
   __shared__ Sums<L::quarters> sums;
   auto* memory = reinterpret_cast<Bf16*>(shared);
-  const Pair B = pair_at<Exact>(memory, L::series), C = pair_at<Exact>(memory, L::series), square = pair_at<Exact>(memory, L::rows);
+  const Pair B = pair_at<Exact>(memory, L::series), C = pair_at<Exact>(memory, L::series), before = pair_at<Exact>(memory, L::series),
+             after = pair_at<Exact>(memory, L::series), x = pair_at<Exact>(memory, L::rows), dy = pair_at<Exact>(memory, L::rows),
+             square = pair_at<Exact>(memory, L::rows);
   const Scan& s = g.scan;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int c = static_cast<int>(blockIdx.x) % g.chunks, local = static_cast<int>(blockIdx.x) / g.chunks, pair = g.first + local;
   const int b = pair / g.groups, of = pair % g.groups, step = c * chunk;
   const int rows = warp % 4 * 16, quarter = warp / 4, columns = quarter * L::share, of_n = quarter * 64;
   const int row[2] = {rows + lane / 4, rows + lane / 4 + 8}, column = columns + lane % 4 * 2;
-  const auto pair_of = [&](int i, int from, int size) {
-    Bf16* const high = memory + ((g.buffers == 2 ? i % 2 : 0) * 2 * (L::series + L::rows) + from) * L::parts;
-    return Pair{high, high + (Exact ? size : 0)};
-  };
-  const auto before_of = [&](int i) { return pair_of(i, 0, L::series); };
-  const auto after_of = [&](int i) { return pair_of(i, L::series, L::series); };
-  const auto x_of = [&](int i) { return pair_of(i, 2 * L::series, L::rows); };
-  const auto dy_of = [&](int i) { return pair_of(i, 2 * L::series + L::rows, L::rows); };
-  DecayInputs next;  // a head ahead of what is brought
-  if (warp == 0) next.read(s, b, of * s.share, step);
-  const auto bring = [&](int i) {
-    if (const int of_group = i / s.slices, part = i % s.slices, h = of * s.share + of_group; of_group < s.share) {
-      const std::int64_t place = ((std::int64_t{local} * s.share + of_group) * g.chunks + c) * s.slices + part;
-      fetch<slice, pad_p, Exact>(x_of(i), s.x, s.kind, b, h, step, s.steps, part * slice, s.p);
-      fetch<slice, pad_p, Exact>(dy_of(i), g.grad_out, s.kind, b, h, step, s.steps, part * slice, s.p);
-      fetch_states<L, Exact>(before_of(i), g.before, place);
-      fetch_states<L, Exact>(after_of(i), g.after, place);
-      if (warp == 0 && part == 0) {
-        find_decays(s, h, next, decays[of_group % 2]);
-        if (of_group + 1 < s.share) next.read(s, b, h + 1, step);
-      }
-    }
-    commit_copies();
-  };
   fetch<L::states, L::pad_n, Exact>(B, s.B, s.kind, b, of, step, s.steps, 0, s.n);
   fetch<L::states, L::pad_n, Exact>(C, s.C, s.kind, b, of, step, s.steps, 0, s.n);
   commit_copies();
@@ -111,25 +89,30 @@ __global__ void __launch_bounds__(Layout<States16, Exact>::threads, 1) find_grad
   float scores[eights][4] = {}, mixed[eights][4] = {}, of_B[8][4] = {}, of_C[8][4] = {};
 #pragma unroll 2
   for (int k = 0; k < L::states; k += 16) {
-    Fragment<Exact> a;
+    Fragment<Exact> a, z;
     left<Exact>(a, C, L::pad_n, rows, k, lane);
-    add_products<false>(scores, a, B, L::pad_n, columns, k, lane);
+#pragma unroll
+    for (int j = 0; j < eights; j += 2) {
+      right<Exact>(z, B, L::pad_n, columns + j * 8, k, lane);
+      add_both<Exact>(scores, j, a, z);
+    }
   }
-  if (g.buffers == 2) bring(0);
 
 #pragma unroll 1
   for (int of_group = 0; of_group < s.share; ++of_group) {
     const int h = of * s.share + of_group;
-    const Decays& d = decays[of_group % 2];
     float dW[eights][4] = {}, of_row[2] = {}, of_end[2] = {}, of_x[2] = {}, inner = 0;
 #pragma unroll 1
     for (int part = 0; part < s.slices; ++part) {
-      const int visit = of_group * s.slices + part;
-      const Pair before = before_of(visit), after = after_of(visit), x = x_of(visit), dy = dy_of(visit);
-      if (g.buffers == 1) bring(visit);
+      const std::int64_t place = ((std::int64_t{local} * s.share + of_group) * g.chunks + c) * s.slices + part;
+      fetch<slice, pad_p, Exact>(x, s.x, s.kind, b, h, step, s.steps, part * slice, s.p);
+      fetch<slice, pad_p, Exact>(dy, g.grad_out, s.kind, b, h, step, s.steps, part * slice, s.p);
+      fetch_states<L, Exact>(before, g.before, place);
+      fetch_states<L, Exact>(after, g.after, place);
+      if (warp == 0 && part == 0) find_decays(s, b, h, step, d);
+      commit_copies();
       wait_copies();
       __syncthreads();
-      if (g.buffers == 2) bring(visit + 1);
       if (part == 0) {
 #pragma unroll
         for (int j = 0; j < eights; ++j)
@@ -155,14 +138,22 @@ __global__ void __launch_bounds__(Layout<States16, Exact>::threads, 1) find_grad
             right<Exact>(z, x, pad_p, columns + j * 8, k, lane);
             add_both<Exact>(dW, j, a, z);
           }
-        add_products<true>(from_state, a, before, L::pad_n, of_n, k, lane);
+#pragma unroll
+        for (int j = 0; j < 8; j += 2) {
+          right_turned<Exact>(z, before, L::pad_n, of_n + j * 8, k, lane);
+          add_both<Exact>(from_state, j, a, z);
+        }
         left<Exact>(a, x, pad_p, rows, k, lane);
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
           const float by = until[r % 2] * d.dt[row[r % 2]];
           scale<Exact>(a, r, by, by);
         }
-        add_products<true>(of_B, a, after, L::pad_n, of_n, k, lane);
+#pragma unroll
+        for (int j = 0; j < 8; j += 2) {
+          right_turned<Exact>(z, after, L::pad_n, of_n + j * 8, k, lane);
+          add_both<Exact>(of_B, j, a, z);
+        }
       }
 #pragma unroll
       for (int j = 0; j < 8; ++j)
@@ -182,9 +173,13 @@ __global__ void __launch_bounds__(Layout<States16, Exact>::threads, 1) find_grad
       float dx[eights][4] = {};
 #pragma unroll 2
       for (int k = 0; k < L::states; k += 16) {
-        Fragment<Exact> a;
+        Fragment<Exact> a, z;
         left<Exact>(a, B, L::pad_n, rows, k, lane);
-        add_products<false>(dx, a, after, L::pad_n, columns, k, lane);
+#pragma unroll
+        for (int j = 0; j < eights; j += 2) {
+          right<Exact>(z, after, L::pad_n, columns + j * 8, k, lane);
+          add_both<Exact>(dx, j, a, z);
+        }
       }
 #pragma unroll
       for (int j = 0; j < eights; ++j)
@@ -198,9 +193,13 @@ __global__ void __launch_bounds__(Layout<States16, Exact>::threads, 1) find_grad
 #pragma unroll
       for (int k = 0; k < chunk; k += 16)
         if (k >= rows) {
-          Fragment<Exact> a;
+          Fragment<Exact> a, z;
           left_turned<Exact>(a, square, pad_p, rows, k, lane);
-          add_products<true>(dx, a, dy, pad_p, columns, k, lane);
+#pragma unroll
+          for (int j = 0; j < eights; j += 2) {
+            right_turned<Exact>(z, dy, pad_p, columns + j * 8, k, lane);
+            add_both<Exact>(dx, j, a, z);
+          }
         }
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
@@ -257,14 +256,22 @@ __global__ void __launch_bounds__(Layout<States16, Exact>::threads, 1) find_grad
   __syncthreads();
 #pragma unroll
   for (int k = 0; k < chunk; k += 16) {
-    Fragment<Exact> a;
+    Fragment<Exact> a, z;
     if (k <= rows) {
       left<Exact>(a, square, pad_p, rows, k, lane);
-      add_products<true>(of_C, a, B, L::pad_n, of_n, k, lane);
+#pragma unroll
+      for (int j = 0; j < 8; j += 2) {
+        right_turned<Exact>(z, B, L::pad_n, of_n + j * 8, k, lane);
+        add_both<Exact>(of_C, j, a, z);
+      }
     }
     if (k >= rows) {
       left_turned<Exact>(a, square, pad_p, rows, k, lane);
-      add_products<true>(of_B, a, C, L::pad_n, of_n, k, lane);
+#pragma unroll
+      for (int j = 0; j < 8; j += 2) {
+        right_turned<Exact>(z, C, L::pad_n, of_n + j * 8, k, lane);
+        add_both<Exact>(of_B, j, a, z);
+      }
     }
   }
 #pragma unroll

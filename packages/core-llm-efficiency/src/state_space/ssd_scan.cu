@@ -19,6 +19,12 @@ struct Layout {
   static constexpr int bytes(int buffers) { return 2 * (buffers * of_buffer + of_state); }
 };
 
+struct Segments {
+  int count, steps;  // steps: of a segment, a multiple of the chunk
+  float* states;     // [segment][batch][head][channel][state]: what a segment adds, then the state before it
+  float* kept;       // [segment][batch][head]: how much of the state before a segment is left after it
+};
+
 /// With Add a segment only finds what it adds.
 template <int States16, int Groups, bool Exact, bool Add>
 __global__ void __launch_bounds__(128 * Groups, !Exact && States16 <= 8 ? 2 : 1)
@@ -74,9 +80,9 @@ __global__ void __launch_bounds__(128 * Groups, !Exact && States16 <= 8 ? 2 : 1)
   for (int j = 0; j < 2 * halves; ++j)
 #pragma unroll
     for (int i = 0; i < 4; ++i) state[j][i] = 0;
-  if (!Add && segment > 0)
+  if (!Add && segments.count > 1)
     each_state([&](float& x, int p, int n) { x = stored[p * s.n + n]; });
-  else if (segment == 0 && s.initial.data)
+  else if (!Add && s.initial.data)
     each_state([&](float& x, int p, int n) { x = in(s.initial, p, n); });
   float kept = 1;
   if (s.buffers == 2) bring(begin_step);
@@ -215,6 +221,22 @@ __global__ void __launch_bounds__(128 * Groups, !Exact && States16 <= 8 ? 2 : 1)
   }
 }
 
+/// What segments add becomes the state before each of them.
+__global__ void __launch_bounds__(256) pass_segments(const __grid_constant__ Scan s, const Segments segments, std::int64_t all) {
+  const std::int64_t i = blockIdx.x * std::int64_t{256} + threadIdx.x;
+  if (i >= all) return;
+  const std::int64_t n = i % s.n, p = i / s.n % s.p, row = i / s.n / s.p, b = row / s.heads, h = row % s.heads;
+  float x = s.initial.data ? s.initial.data[b * s.initial.batch + h * s.initial.head + p * s.initial.row + n * s.initial.col] : 0.f;
+#pragma unroll 4
+  for (int segment = 0; segment < segments.count; ++segment) {
+    const bool last = segment + 1 == segments.count;
+    const float add = last ? 0.f : segments.states[segment * all + i],
+                kept = last ? 0.f : segments.kept[segment * std::int64_t{s.batch} * s.heads + row];
+    segments.states[segment * all + i] = x;
+    x = kept * x + add;
+  }
+}
+
 template <int States16, int Groups, bool Exact>
 void launch(Scan s, int device, int processors, int room, cudaStream_t stream) {
   using L = Layout<States16, Groups, Exact>;
@@ -240,7 +262,7 @@ void launch(Scan s, int device, int processors, int room, cudaStream_t stream) {
   };
   if (segments.count > 1) {
     scan(&scan_chunks<States16, Groups, Exact, true>, of_segment * (segments.count - 1));
-    pass_segments<<<static_cast<unsigned>(ceil_div(states, 256)), 256, 0, stream>>>(segments, std::int64_t{s.p} * s.n, states);
+    pass_segments<<<static_cast<unsigned>(ceil_div(states, 256)), 256, 0, stream>>>(s, segments, states);
     check_cuda(op, cudaGetLastError(), "passing states");
   }
   scan(&scan_chunks<States16, Groups, Exact, false>, of_segment * segments.count);

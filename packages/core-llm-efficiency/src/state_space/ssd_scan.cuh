@@ -154,27 +154,6 @@ __device__ inline void find_decays(const Scan& s, int b, int h, int step, Decays
   find_decays(s, h, in, d);
 }
 
-/// A sequence in parts, for more thread blocks.
-struct Segments {
-  int count, steps;  // steps: of a segment, a multiple of the chunk
-  float* states;     // [segment][row of states][...]: what a segment adds (the first: its last state), then the state before it
-  float* kept;       // [segment][row]: how much of the state before a segment is left after it
-};
-
-/// What segments add becomes the state before each of them; `size` states a row, `all` of them.
-static __global__ void __launch_bounds__(256) pass_segments(const Segments segments, std::int64_t size, std::int64_t all) {
-  const std::int64_t i = blockIdx.x * std::int64_t{256} + threadIdx.x, rows = all / size;
-  if (i >= all) return;
-  float x = segments.states[i];
-#pragma unroll 4
-  for (int segment = 1; segment < segments.count; ++segment) {
-    const bool last = segment + 1 == segments.count;
-    const float add = last ? 0.f : segments.states[segment * all + i], kept = last ? 0.f : segments.kept[segment * rows + i / size];
-    segments.states[segment * all + i] = x;
-    x = kept * x + add;
-  }
-}
-
 template <class T>
 Steps steps_of(const core::Tensor<T, 4>& x) {
   using Element = std::remove_const_t<T>;

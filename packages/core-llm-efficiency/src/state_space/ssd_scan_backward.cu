@@ -1,6 +1,5 @@
 // The gradients of Mamba-2's scan on CUDA.
 #include <algorithm>
-#include <cstdlib>
 
 #include "ssd_gradients.cuh"
 
@@ -11,11 +10,10 @@ using namespace ssd;
 constexpr const char* op = "ssd_scan_backward";
 
 template <class Kernel, class... Args>
-void launch(Kernel kernel, std::int64_t blocks, dim3 more, int threads, int bytes, cudaStream_t stream, const char* what, Args... args) {
+void launch(Kernel kernel, std::int64_t blocks, int threads, int bytes, cudaStream_t stream, const char* what, Args... args) {
   if (blocks > INT32_MAX) refuse(op, "x", "of fewer batches, heads and steps on CUDA");
   check_cuda(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");
-  kernel<<<dim3(static_cast<unsigned>(blocks), more.x, more.y), static_cast<unsigned>(threads), static_cast<std::size_t>(bytes), stream>>>(
-      args...);
+  kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), static_cast<std::size_t>(bytes), stream>>>(args...);
   check_cuda(op, cudaGetLastError(), what);
 }
 
@@ -27,44 +25,25 @@ void run(Backward g, std::int64_t batch, int device, cudaStream_t stream, Finish
   const Scan& s = g.scan;
   const char* what = "ssd_scan_backward: scratch";
   const std::int64_t pairs = batch * g.groups, places = core::checked_mul(s.share, g.chunks, what),
-                     of_pair = core::checked_mul(places, s.slices * L::of_slice, what),
-                     most = std::int64_t{1} << (std::getenv("CORE_SCAN_WHOLE") ? 30 : 29);
+                     of_pair = core::checked_mul(places, s.slices * L::of_slice, what), most = std::int64_t{1} << 29;
   const std::int64_t at_once =
       std::clamp<std::int64_t>(most / std::max<std::int64_t>(1, of_pair * std::int64_t{sizeof(Element)}), 1, pairs);
   const std::int64_t stored = core::checked_mul(of_pair, at_once * std::int64_t{sizeof(Element)}, what);
-  int processors = 0, room = 0;
-  check_cuda(op, cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "asking for the device");
-  check_cuda(op, cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "asking for the device");
-  g.buffers = L::of_gradients(2) + 8192 <= room ? 2 : 1;
-  if (std::getenv("CORE_SCAN_BUFFERS")) g.buffers = 1;
-  const std::int64_t rows = 2 * at_once * s.share * s.slices;  // of states that are carried at once
-  Segments segments{1, g.chunks * chunk, nullptr, nullptr};
-  if (const std::int64_t count = std::min<std::int64_t>(2 * processors / rows, g.chunks / 8); count > 1) {
-    segments.steps = static_cast<int>(ceil_div(g.chunks, count) * chunk);
-    segments.count = static_cast<int>(ceil_div(g.chunks * chunk, segments.steps));
-  }
-  const std::int64_t of_segments = segments.count > 1 ? core::checked_mul(segments.count * rows, L::of_slice + 1, what) : 0;
-  const std::int64_t floats = of_segments + core::checked_mul(batch * s.heads, g.chunks, what);
+  const std::int64_t floats = core::checked_mul(places, at_once, what) + core::checked_mul(batch * s.heads, g.chunks, what);
   const DeviceScratch scratch(op, device, stream, core::checked_mul(stored, 2, what) + 4 * floats);
   auto* const memory = scratch.template get<char>();
   g.before = memory, g.after = memory + stored;
-  g.of_A = reinterpret_cast<float*>(memory + 2 * stored);
-  segments.states = g.of_A + batch * s.heads * g.chunks, segments.kept = segments.states + segments.count * rows * L::of_slice;
+  g.whole = reinterpret_cast<float*>(memory + 2 * stored), g.of_A = g.whole + places * at_once;
   for (std::int64_t first = 0; first < pairs; first += at_once) {
-    const std::int64_t count = std::min(at_once, pairs - first), blocks = count * s.share * s.slices, all = 2 * blocks * L::of_slice;
+    const std::int64_t count = std::min(at_once, pairs - first), heads = count * s.share, all = heads * s.slices * L::of_slice;
     g.first = static_cast<int>(first);
-    const auto carry = [&](int of, bool adding) {
-      launch(&carry_states<States16, Exact>, blocks, dim3(2, static_cast<unsigned>(of)), L::threads, L::of_states, stream,
-             "carrying states", g, segments, adding);
-    };
-    if (segments.count > 1) {
-      carry(segments.count - 1, true);
-      launch(&pass_segments, ceil_div(all, 256), dim3(1), 256, 0, stream, "passing states", segments, L::of_slice, all);
-    }
-    carry(segments.count, false);
-    if (g.chunks)
-      launch(&find_gradients<States16, Exact>, count * g.chunks, dim3(1), L::threads, L::of_gradients(g.buffers), stream,
-             "finding gradients", g);
+    for (const bool gradient : {false, true})
+      if (g.chunks)
+        launch(&write_states<States16, Exact>, heads * s.slices * g.chunks, L::threads, L::of_states, stream, "writing states", g,
+               gradient);
+    launch(&pass_states<Element, false>, ceil_div(all, 512), 256, 0, stream, "passing states", g, L::states, all);
+    launch(&pass_states<Element, true>, ceil_div(all, 512), 256, 0, stream, "passing gradients", g, L::states, all);
+    if (g.chunks) launch(&find_gradients<States16, Exact>, count * g.chunks, L::threads, L::of_gradients, stream, "finding gradients", g);
   }
   finish(g.of_A);
 }
