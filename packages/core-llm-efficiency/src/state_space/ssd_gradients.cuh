@@ -89,13 +89,9 @@ __global__ void __launch_bounds__(Layout<States16, Exact>::threads, 1) find_grad
   float scores[eights][4] = {}, mixed[eights][4] = {}, of_B[8][4] = {}, of_C[8][4] = {};
 #pragma unroll 2
   for (int k = 0; k < L::states; k += 16) {
-    Fragment<Exact> a, z;
+    Fragment<Exact> a;
     left<Exact>(a, C, L::pad_n, rows, k, lane);
-#pragma unroll
-    for (int j = 0; j < eights; j += 2) {
-      right<Exact>(z, B, L::pad_n, columns + j * 8, k, lane);
-      add_both<Exact>(scores, j, a, z);
-    }
+    add_products<false>(scores, a, B, L::pad_n, columns, k, lane);
   }
 
 #pragma unroll 1
@@ -138,22 +134,14 @@ __global__ void __launch_bounds__(Layout<States16, Exact>::threads, 1) find_grad
             right<Exact>(z, x, pad_p, columns + j * 8, k, lane);
             add_both<Exact>(dW, j, a, z);
           }
-#pragma unroll
-        for (int j = 0; j < 8; j += 2) {
-          right_turned<Exact>(z, before, L::pad_n, of_n + j * 8, k, lane);
-          add_both<Exact>(from_state, j, a, z);
-        }
+        add_products<true>(from_state, a, before, L::pad_n, of_n, k, lane);
         left<Exact>(a, x, pad_p, rows, k, lane);
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
           const float by = until[r % 2] * d.dt[row[r % 2]];
           scale<Exact>(a, r, by, by);
         }
-#pragma unroll
-        for (int j = 0; j < 8; j += 2) {
-          right_turned<Exact>(z, after, L::pad_n, of_n + j * 8, k, lane);
-          add_both<Exact>(of_B, j, a, z);
-        }
+        add_products<true>(of_B, a, after, L::pad_n, of_n, k, lane);
       }
 #pragma unroll
       for (int j = 0; j < 8; ++j)
@@ -173,13 +161,9 @@ __global__ void __launch_bounds__(Layout<States16, Exact>::threads, 1) find_grad
       float dx[eights][4] = {};
 #pragma unroll 2
       for (int k = 0; k < L::states; k += 16) {
-        Fragment<Exact> a, z;
+        Fragment<Exact> a;
         left<Exact>(a, B, L::pad_n, rows, k, lane);
-#pragma unroll
-        for (int j = 0; j < eights; j += 2) {
-          right<Exact>(z, after, L::pad_n, columns + j * 8, k, lane);
-          add_both<Exact>(dx, j, a, z);
-        }
+        add_products<false>(dx, a, after, L::pad_n, columns, k, lane);
       }
 #pragma unroll
       for (int j = 0; j < eights; ++j)
@@ -193,13 +177,9 @@ __global__ void __launch_bounds__(Layout<States16, Exact>::threads, 1) find_grad
 #pragma unroll
       for (int k = 0; k < chunk; k += 16)
         if (k >= rows) {
-          Fragment<Exact> a, z;
+          Fragment<Exact> a;
           left_turned<Exact>(a, square, pad_p, rows, k, lane);
-#pragma unroll
-          for (int j = 0; j < eights; j += 2) {
-            right_turned<Exact>(z, dy, pad_p, columns + j * 8, k, lane);
-            add_both<Exact>(dx, j, a, z);
-          }
+          add_products<true>(dx, a, dy, pad_p, columns, k, lane);
         }
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
@@ -256,22 +236,14 @@ __global__ void __launch_bounds__(Layout<States16, Exact>::threads, 1) find_grad
   __syncthreads();
 #pragma unroll
   for (int k = 0; k < chunk; k += 16) {
-    Fragment<Exact> a, z;
+    Fragment<Exact> a;
     if (k <= rows) {
       left<Exact>(a, square, pad_p, rows, k, lane);
-#pragma unroll
-      for (int j = 0; j < 8; j += 2) {
-        right_turned<Exact>(z, B, L::pad_n, of_n + j * 8, k, lane);
-        add_both<Exact>(of_C, j, a, z);
-      }
+      add_products<true>(of_C, a, B, L::pad_n, of_n, k, lane);
     }
     if (k >= rows) {
       left_turned<Exact>(a, square, pad_p, rows, k, lane);
-#pragma unroll
-      for (int j = 0; j < 8; j += 2) {
-        right_turned<Exact>(z, C, L::pad_n, of_n + j * 8, k, lane);
-        add_both<Exact>(of_B, j, a, z);
-      }
+      add_products<true>(of_B, a, C, L::pad_n, of_n, k, lane);
     }
   }
 #pragma unroll

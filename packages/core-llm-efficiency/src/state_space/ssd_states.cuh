@@ -93,6 +93,20 @@ __device__ inline void add_both(float (&c)[N][4], int j, const Fragment<Exact>& 
   add_product<Exact>(c[j + 1], a, b, 1);
 }
 
+/// c += a times the right operand of all its columns, turned or not.
+template <bool Turned, bool Exact, int N>
+__device__ inline void add_products(float (&c)[N][4], const Fragment<Exact>& a, const Pair& m, int pad, int column, int k, int lane) {
+#pragma unroll
+  for (int j = 0; j < N; j += 2) {
+    Fragment<Exact> z;
+    if constexpr (Turned)
+      right_turned<Exact>(z, m, pad, column + j * 8, k, lane);
+    else
+      right<Exact>(z, m, pad, column + j * 8, k, lane);
+    add_both<Exact>(c, j, a, z);
+  }
+}
+
 /// What a chunk adds to the state, or to the gradient of the state before it.
 template <int States16, bool Exact>
 __global__ void __launch_bounds__(Layout<States16, Exact>::threads) write_states(const __grid_constant__ Backward g, bool gradient) {
@@ -117,7 +131,7 @@ __global__ void __launch_bounds__(Layout<States16, Exact>::threads) write_states
   float sum[8][4] = {};
 #pragma unroll
   for (int k = 0; k < chunk; k += 16) {
-    Fragment<Exact> a, z;
+    Fragment<Exact> a;
     left_turned<Exact>(a, x, pad_p, of_p, k, lane);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -128,11 +142,7 @@ __global__ void __launch_bounds__(Layout<States16, Exact>::threads) write_states
       scale<Exact>(a, 2 * i, by[0], by[1]);
       scale<Exact>(a, 2 * i + 1, by[0], by[1]);
     }
-#pragma unroll
-    for (int j = 0; j < 8; j += 2) {
-      right_turned<Exact>(z, series, L::pad_n, of_n + j * 8, k, lane);
-      add_both<Exact>(sum, j, a, z);
-    }
+    add_products<true>(sum, a, series, L::pad_n, of_n, k, lane);
   }
   const std::int64_t place = std::int64_t{at} * g.chunks + c;
   auto* to = static_cast<typename L::Element*>(gradient ? g.after : g.before) + (place * s.slices + part) * L::of_slice;
