@@ -45,7 +45,7 @@ def rasterize_backward(
     image: Any,  # float32[C,H,W,D]
     alphas: Any,  # float32[C,H,W]
     v_image: Any,  # float32[C,H,W,D]
-    v_alphas: Any,  # float32[C,H,W]
+    v_alphas: Any | None,  # float32[C,H,W]
     workspace: Any | None,  # int32[S]
     deterministic: bool,
     v_means: Any,  # out float32[N,3]
@@ -54,8 +54,8 @@ def rasterize_backward(
     v_covars: Any | None,  # out float32[N,6]
     v_opacities: Any,  # out float32[N]
     v_colors: Any,  # out float32[*,*,D]
-    v_viewmats: Any,  # out float32[C,4,4]
-    v_means2d: Any,  # out float32[C,*,*]
+    v_viewmats: Any | None,  # out float32[C,4,4]
+    v_means2d: Any | None,  # out float32[C,*,*]
 ) -> None:
     """The gradient of rasterize by Gaussians, colours, cameras and projected centres."""
 
