@@ -1,6 +1,6 @@
 """Scans and layers beside mambapy and transformers, one thread, CPU time (pytest -s bench_state_space.py).
 
-transformers computed Mamba-2 on the CPU some 20 times slower until it was rewritten for version 5. `test_hybrid_model`
+transformers computed Mamba-2 on the CPU some 20 times slower until it was rewritten, after 5.10. `test_hybrid_model`
 runs beside any version: `pip install --no-deps --target OLD transformers==4.57.6 "tokenizers<0.23"
 "huggingface_hub<1"`, then `PYTHONPATH=OLD pytest -s bench_state_space.py -k hybrid`.
 """

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from core_llm_efficiency.hybrid import HybridCache, HybridConfig, HybridModel  # noqa: E402
+from core_llm_efficiency.hybrid import HybridCache, HybridConfig, HybridModel, _renamed  # noqa: E402
 
 
 def theirs(kind: str) -> Any:
@@ -85,6 +85,29 @@ def test_steps_reach_the_prompts_state(pair: tuple[Any, Any]) -> None:
     assert steps.nbytes == whole.nbytes > 0
 
 
+NEMOTRON_H_8B = "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-"
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("Mamba2", {}),  # Codestral Mamba 7B
+        ("Bamba", {"attn_layer_indices": [9, 18, 27], "mamba_d_state": 128}),  # Bamba 9B
+        ("NemotronH", {"hybrid_override_pattern": NEMOTRON_H_8B}),
+    ],
+)
+def test_published_sizes_fit(kind: str, more: dict[str, Any]) -> None:
+    """Every parameter of the models of several 10^9 parameters has its place; no memory is taken."""
+    if not hasattr(transformers, f"{kind}Config"):
+        pytest.skip(f"this transformers has no {kind}")
+    config = getattr(transformers, f"{kind}Config")(**more)
+    with torch.device("meta"):
+        model = getattr(transformers, f"{kind}ForCausalLM")(config)
+        ours = HybridModel(HybridConfig.from_transformers(config))
+    there = {_renamed(name, config.model_type): x.shape for name, x in model.state_dict().items()}
+    assert {name: x.shape for name, x in ours.state_dict().items()} == there
+
+
 def test_generation_equals_transformers() -> None:
     model = theirs("bamba")
     made = model.generate(ids(30), max_new_tokens=10, do_sample=False, eos_token_id=None, pad_token_id=0)
@@ -118,6 +141,13 @@ def test_a_fresh_model_learns_and_sparse_attention_goes_in() -> None:
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 0.6 * losses[0]
+
+
+def test_one_token_and_none() -> None:
+    model = HybridModel(HybridConfig(9, 8, "M*-", intermediate_size=8, head_dim=8, mamba_head_dim=8, ssm_state_size=4))
+    assert model(torch.zeros(1, 1, dtype=torch.long)).shape == (1, 1, 9)
+    with pytest.raises(ValueError, match=r"argument 'input_ids' must be \(B, L\) with L >= 1, got shape \(1, 0\)"):
+        model.generate(torch.zeros(1, 0, dtype=torch.long), 2)
 
 
 def test_refusals() -> None:

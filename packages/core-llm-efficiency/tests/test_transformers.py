@@ -80,3 +80,19 @@ def test_gradients_equal_sdpas(model):
         found.append([p.grad.clone() for p in model.parameters()])
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("threshold", [0.1, [0.1, 0.5, 2.0]])
+def test_a_loaded_model_prefills_sparsely_and_decodes(model, tmp_path, threshold):
+    """From `from_pretrained`, with one threshold or one for each head."""
+    densities = []
+    register_transformers(threshold=threshold, block_size=16, dense_up_to=0, densities=densities)
+    model.save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="core_xattention")
+    ids = torch.randint(1, 64, (2, 120))  # 0 would be taken for padding
+    made = loaded.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert made.shape == (2, 124)
+    assert len(densities) == 2  # of the prompt, a layer each; single tokens are decoded densely
+    assert all(0 < x < 1 for x in densities)
+    expected = logits(model, ids, "core_xattention")[:, -1].argmax(-1)
+    assert torch.equal(made[:, 120], expected)

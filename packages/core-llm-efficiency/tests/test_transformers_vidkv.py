@@ -147,6 +147,16 @@ def test_padded_batches(model):
     torch.testing.assert_close(*both(model, call), **close(model))
 
 
+@pytest.mark.parametrize("n", [1, 48, 49])
+def test_short_prompts(model, n):
+    """From a single token on, and where a first run is just complete."""
+
+    def call(cache):
+        return model.generate(prompt(model, 1, n), past_key_values=cache, max_new_tokens=60, do_sample=False)
+
+    assert torch.equal(*both(model, call))
+
+
 @pytest.mark.parametrize("removed", [1, 20, 37, 50, 100])
 @pytest.mark.parametrize("protect", [None, torch.arange(10, 42)])
 def test_crop(model, removed, protect):

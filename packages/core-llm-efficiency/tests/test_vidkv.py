@@ -57,11 +57,13 @@ def test_least_squares_scale():
     np.testing.assert_allclose(core.pack_values(value).scales[:, :, 0], best, rtol=1e-3)
 
 
-@pytest.mark.parametrize(("query_heads", "heads"), [(9, 3), (4, 1), (2, 2), (10, 2)])
+@pytest.mark.parametrize(
+    ("query_heads", "heads", "dim"), [(9, 3, 64), (4, 1, 80), (2, 2, 96), (10, 2, 128), (4, 2, 256)]
+)
 @pytest.mark.parametrize("protect", [0, 32])
-def test_attention_equals_dequantise_then_attend(query_heads, heads, protect):
-    key, value = kv(batch=2, heads=heads, n=173)
-    query = np.random.default_rng(1).standard_normal((2, query_heads, 64)).astype(np.float32)
+def test_attention_equals_dequantise_then_attend(query_heads, heads, dim, protect):
+    key, value = kv(batch=2, heads=heads, n=173, dim=dim)
+    query = np.random.default_rng(1).standard_normal((2, query_heads, dim)).astype(np.float32)
     seen = np.arange(173) >= np.array([[0], [40]])
     keys = core.pack_keys(key[:, :, :160], *core.select_channels(key[:, :, :160]))
     four = core.pack_values(value[:, :, :protect], 4) if protect else None
@@ -69,7 +71,7 @@ def test_attention_equals_dequantise_then_attend(query_heads, heads, protect):
     out = core.packed_attention(query, keys, three, key[:, :, 160:], value[:, :, 160:], protected=four, seen=seen)
     whole_key = np.concatenate([core.unpack_keys(keys), key[:, :, 160:]], 2)
     parts = [*([core.unpack_values(four)] if four else []), core.unpack_values(three), value[:, :, 160:]]
-    want = reference.attention(query, whole_key, np.concatenate(parts, 2), seen, 1 / 8)
+    want = reference.attention(query, whole_key, np.concatenate(parts, 2), seen, dim**-0.5)
     np.testing.assert_allclose(out, want, atol=2e-5)
 
 
@@ -82,6 +84,17 @@ def test_long_caches_are_split_and_merged():
     out = core.packed_attention(query, keys, values, nothing, nothing)
     want = reference.attention(query, core.unpack_keys(keys), core.unpack_values(values), None, 32**-0.5)
     np.testing.assert_allclose(out, want, rtol=1e-4, atol=2e-5)
+
+
+def test_no_token_and_one():
+    nothing = np.zeros((1, 2, 0, 64), np.float32)
+    keys, values = core.pack_keys(nothing, np.arange(64, dtype=np.int32)[None], 32), core.pack_values(nothing)
+    assert core.unpack_keys(keys).shape == core.unpack_values(values).shape == nothing.shape
+    query = np.ones((1, 4, 64), np.float32)
+    assert (core.packed_attention(query, keys, values, nothing, nothing) == np.zeros((1, 4, 64))).all()
+    key, value = kv(n=1)
+    out = core.packed_attention(query, keys, values, key, value)
+    np.testing.assert_allclose(out, value[:, :, 0].repeat(2, 1), rtol=1e-6)
 
 
 def test_bytes_are_those_of_the_format():

@@ -39,13 +39,57 @@ def test_estimate_agrees_with_the_reference(stride, block, causal):
 
 
 @pytest.mark.parametrize("dim", [64, 80, 96, 128, 256])
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize("stride", [4, 8, 16])
+def test_head_dimensions_blocks_and_strides(dim, block, stride):
+    """Two examples, grouped heads of a threshold each, more keys than queries, lengths off the grid."""
+    q, k, v = inputs(batch=2, heads=4, groups=2, n=200, m=330, dim=dim)
+    q *= np.float32((64 / dim) ** 0.5)  # the logits of float32 operands are as large, and as exact, at every dim
+    thresholds = np.array([0.5, 0.8, 0.9, 0.95], np.float32)
+    options = {"threshold": thresholds, "stride": stride, "block_size": block}
+    scores, mask = core.xattn_estimate(q, k, **options)
+    want = reference.antidiagonal_scores(q, k, stride, block, dim**-0.5, True)
+    np.testing.assert_allclose(scores, want, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(mask, reference.select_blocks(scores, thresholds, block, 200, 330, True))
+    exact, _ = reference.block_sparse_attention(q, k, v, mask, block, dim**-0.5, True)
+    np.testing.assert_allclose(core.xattention(q, k, v, **options), exact, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("dim", [64, 80, 96, 128, 256])
 @pytest.mark.parametrize("causal", [True, False])
-def test_threshold_one_is_dense_attention(dim, causal):
+@pytest.mark.parametrize("threshold", [1.0, 2.5])
+def test_threshold_one_or_more_is_dense_attention(dim, causal, threshold):
     q, k, v = inputs(batch=2, heads=3, groups=1, n=200, dim=dim)
-    out = core.xattention(q, k, v, threshold=1.0, block_size=64, is_causal=causal)
+    out = core.xattention(q, k, v, threshold=threshold, block_size=64, is_causal=causal)
     repeated = (torch.from_numpy(x).repeat_interleave(3, 1) for x in (k, v))
     want = F.scaled_dot_product_attention(torch.from_numpy(q), *repeated, is_causal=causal)
     np.testing.assert_allclose(out, want.numpy(), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("limit", [{}, {"dense_up_to": 100}, {"dense_above": 0.0}])
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_no_token_and_one(kind, limit):
+    """No query gives an empty array, no key gives zeros, one key gives its value; and gradients of their shapes."""
+
+    def call(n, m, causal):
+        leaves = [np.ones((2, h, x, 8), np.float32) for h, x in ((4, n), (2, m), (2, m))]
+        leaves[2] *= np.arange(8, dtype=np.float32)
+        if kind == "torch":
+            leaves = [torch.from_numpy(x).requires_grad_() for x in leaves]
+        out = core.xattention(*leaves, is_causal=causal, **limit)
+        if kind == "torch":
+            out.sum().backward()
+            assert all(x.grad is None or x.grad.shape == x.shape for x in leaves)
+        return out.detach().numpy() if kind == "torch" else out
+
+    for n, m, causal in ((0, 0, True), (0, 5, True), (0, 0, False), (0, 5, False)):
+        assert call(n, m, causal).shape == (2, 4, 0, 8)
+    for n in (1, 5):
+        assert (call(n, 0, False) == np.zeros((2, 4, n, 8))).all()
+    for causal in (True, False):
+        np.testing.assert_allclose(call(1, 1, causal), np.broadcast_to(np.arange(8.0), (2, 4, 1, 8)), atol=1e-6)
+    with pytest.raises(ValueError, match="causal"):
+        call(1, 0, True)
 
 
 def test_chunks_of_a_prompt_equal_the_whole():

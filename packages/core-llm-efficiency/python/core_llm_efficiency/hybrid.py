@@ -148,7 +148,7 @@ class HybridCache:
         return sum(x.nbytes for pair in self.layers.values() for x in pair)
 
 
-class Mamba2Mixer(nn.Module):  # type: ignore[misc]
+class Mamba2Mixer(nn.Module):
     """Mamba-2 (arXiv 2405.21060, section 7): projections, causal convolution, scan, gated RMSNorm over groups."""
 
     def __init__(self, config: HybridConfig) -> None:
@@ -194,7 +194,7 @@ class Mamba2Mixer(nn.Module):  # type: ignore[misc]
         return self.out_proj(gated.flatten(2) * self.norm.weight), (kept, state)
 
 
-class Attention(nn.Module):  # type: ignore[misc]
+class Attention(nn.Module):
     """Causal attention with grouped queries; `threshold` below 1: prompts by `xattention`."""
 
     def __init__(self, config: HybridConfig, threshold: float) -> None:
@@ -237,7 +237,7 @@ class Attention(nn.Module):  # type: ignore[misc]
         return self.q_proj, self.k_proj, self.v_proj
 
 
-class MLP(nn.Module):  # type: ignore[misc]
+class MLP(nn.Module):
     """Squared ReLU, or SwiGLU, between two projections."""
 
     def __init__(self, config: HybridConfig) -> None:
@@ -254,7 +254,7 @@ class MLP(nn.Module):  # type: ignore[misc]
         return self.down_proj(up), None
 
 
-class Layer(nn.Module):  # type: ignore[misc]
+class Layer(nn.Module):
     """x + mixer(RMSNorm(x))."""
 
     def __init__(self, config: HybridConfig, letter: str, threshold: float) -> None:
@@ -268,7 +268,7 @@ class Layer(nn.Module):  # type: ignore[misc]
             self.mixer = MLP(config)
 
 
-class HybridModel(nn.Module):  # type: ignore[misc]
+class HybridModel(nn.Module):
     """The language model. Its parameters are named as in transformers' Nemotron-H.
 
     threshold: below 1, attention over prompts reads the blocks that `xattention` chooses at this threshold.
@@ -302,7 +302,12 @@ class HybridModel(nn.Module):  # type: ignore[misc]
         return made
 
     def forward(self, input_ids: Tensor, cache: HybridCache | None = None) -> Tensor:
-        """Logits (B, L, vocab) of input_ids (B, L), L >= 1, which follow what `cache` holds; it then holds them too."""
+        """Logits (B, L, vocab) of input_ids (B, L), which follow what `cache` holds; it then holds them too.
+
+        Raises ValueError unless L >= 1.
+        """
+        if input_ids.ndim != 2 or input_ids.shape[1] == 0:
+            raise ValueError(f"argument 'input_ids' must be (B, L) with L >= 1, got shape {tuple(input_ids.shape)}")
         x, place = self.embeddings(input_ids), 0 if cache is None else cache.length
         for i, layer in enumerate(self.layers):
             more, kept = layer.mixer(layer.norm(x), None if cache is None else cache.layers.get(i), place)
@@ -314,7 +319,7 @@ class HybridModel(nn.Module):  # type: ignore[misc]
         logits: Tensor = self.lm_head(self.norm_f(x))
         return logits
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]
+    @torch.no_grad()
     def generate(self, input_ids: Tensor, max_new_tokens: int, temperature: float = 0.0) -> Tensor:
         """input_ids (B, L) continued by max_new_tokens tokens: the likeliest, or drawn at `temperature` by torch's
         generator."""

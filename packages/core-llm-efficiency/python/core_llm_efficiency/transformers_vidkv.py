@@ -118,7 +118,7 @@ class _State:
         return out
 
 
-class _Packed(torch.Tensor):  # type: ignore[misc]
+class _Packed(torch.Tensor):
     """Keys or values that are unpacked when an operator other than this package's attention reads them."""
 
     state: _State
@@ -144,7 +144,7 @@ class _Packed(torch.Tensor):  # type: ignore[misc]
         return func(*args, **kwargs)
 
 
-class VidKVLayer(DynamicLayer):  # type: ignore[misc]
+class VidKVLayer(DynamicLayer):
     """One layer of a `VidKVCache`; arguments as there."""
 
     is_initialized: bool
@@ -276,7 +276,7 @@ class VidKVLayer(DynamicLayer):  # type: ignore[misc]
             self.state = self.state.batch(lambda x: x[indices])
 
 
-class VidKVCache(Cache):  # type: ignore[misc]
+class VidKVCache(Cache):
     """A cache of 1.x bits an element for `model.generate(..., past_key_values=VidKVCache(model.config))`.
 
     bits: of keys, in [1, 2]; values have three levels. group: tokens that share a scale, 32, 64 or 128. The last

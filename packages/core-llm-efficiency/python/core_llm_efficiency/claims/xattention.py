@@ -87,8 +87,10 @@ ROWS = {
 MAIN = f"threshold {THRESHOLD}"
 
 
-def likelihoods(tasks: dict[str, tuple[Any, int]], block: int = 128) -> dict[str, dict[str, tuple[Any, float]]]:
-    """By task and row of ROWS, the negative log-likelihoods of a task's tokens in SmolLM2-135M and the mean density.
+def likelihoods(
+    tasks: dict[str, tuple[Any, int]], block: int = 128, rows: dict[str, Row] = ROWS
+) -> dict[str, dict[str, tuple[Any, float]]]:
+    """By task and row, the negative log-likelihoods of a task's tokens in SmolLM2-135M and the mean density.
 
     tasks: token ids (N,), and the position of the first one scored.
     """
@@ -119,9 +121,9 @@ def likelihoods(tasks: dict[str, tuple[Any, int]], block: int = 128) -> dict[str
     model.set_attn_implementation("core_claim")
     results: dict[str, dict[str, tuple[Any, float]]] = {task: {} for task in tasks}
     with rich.progress.Progress() as progress, torch.no_grad():
-        bar = progress.add_task("prompts", total=len(tasks) * len(ROWS))
+        bar = progress.add_task("prompts", total=len(tasks) * len(rows))
         for task, (ids, first) in tasks.items():
-            for name, row in ROWS.items():
+            for name, row in rows.items():
                 now.update(row=row, densities=[], rng=np.random.default_rng(0))
                 logits = model(ids[None], use_cache=False, logits_to_keep=len(ids) - first + 1).logits[0, :-1]
                 lost = torch.nn.functional.cross_entropy(logits, ids[first:], reduction="none").numpy()
