@@ -64,12 +64,32 @@ bool merge(const Group& atoms, const Mat& to_cell, std::size_t size, const Vec& 
   }
   return true;
 }
+
+/// Of a lattice's equal reduced bases the one that pymatgen's Lattice.get_niggli_reduced_lattice takes: the first that is
+/// right-handed in the given basis. Tolerances along the axes make it decide which atoms coincide.
+Mat chosen(const Mat& lattice, const Mat& reduced) {
+  constexpr double tolerance = 1e-5, degree = 1;
+  Mat first = reduced;
+  bool any = false;
+  Bases()(lattice, lengths(reduced), angles(reduced), tolerance * std::cbrt(std::abs(determinant(lattice))), degree,
+          [&](const auto& a, const auto& b, const auto& c) {
+            const bool proper = determinant(real({a.index, b.index, c.index})) > 0;
+            if (proper || !any) first = {a.cartesian, b.cartesian, c.cartesian};
+            any = true;
+            return proper;
+          });
+  if (determinant(first) < 0)
+    for (Vec& row : first)
+      for (double& x : row) x = -x;
+  return first;
+}
 }  // namespace
 
 bool reduce(Cell& cell) {
   Mat basis;
   Whole transform;
   if (!niggli_reduced(cell.lattice, basis, transform)) return false;
+  basis = chosen(cell.lattice, basis);
   const Mat into = times(cell.lattice, inverse(basis));
   for (Vec& f : cell.f) {
     f = times(f, into);

@@ -13,7 +13,7 @@ struct Cell {
   std::size_t size() const { return z.size(); }
 };
 
-/// Puts the cell into its Niggli basis; false if it cannot be reduced.
+/// Puts the cell into its Niggli basis, of equal ones pymatgen's; false if it cannot be reduced.
 bool reduce(Cell& cell);
 /// The primitive cell if translations map all atoms on atoms of their element within `tolerance` angstroms on each axis,
 /// merged atoms at their mean and elements in alphabetic order; else the cell as it is. False as in `reduce`.

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <limits>
 #include <numbers>
+#include <tuple>
+#include <vector>
 
 #include "../checks.hpp"
 
@@ -40,6 +42,12 @@ inline Whole times(const Whole& a, const Whole& b) {
   for (std::size_t i = 0; i < 3; ++i)
     for (std::size_t j = 0; j < 3; ++j)
       for (std::size_t k = 0; k < 3; ++k) out[i][j] += a[i][k] * b[k][j];
+  return out;
+}
+inline Mat real(const Whole& w) {
+  Mat out{};
+  for (std::size_t i = 0; i < 3; ++i)
+    for (std::size_t j = 0; j < 3; ++j) out[i][j] = static_cast<double>(w[i][j]);
   return out;
 }
 /// The inverse; its columns are the reciprocal vectors without 2 pi.
@@ -145,5 +153,61 @@ struct Triangle {
       }
     });
   }
+};
+
+/// The bases of a lattice that have given lengths and angles (degrees), in the order in which pymatgen's
+/// Lattice.find_all_mappings meets them: vectors by octants around the origin, in each by descending indices.
+class Bases {
+ public:
+  struct Vector {
+    std::array<std::int64_t, 3> index;
+    Vec cartesian;
+    double length;
+    int octant;
+  };
+
+  /// Calls visit(a, b, c) for each basis of whole volume until it gives true. `length`: relative tolerance; `degree`: of angles.
+  template <class Visit>
+  void operator()(const Mat& lattice, const Vec& abc, const Vec& angle, double length, double degree, Visit&& visit) {
+    constexpr double most_effort = 1e8, slack = 1e-12;
+    const double radius = std::max({abc[0], abc[1], abc[2]}) * (1 + length);
+    const Triangle triangle(lattice);
+    if (triangle.effort(radius) > most_effort) return;  // a cell a thousand times as long as wide has no partner of this radius
+    for (auto& list : vectors_) list.clear();
+    triangle.points({0, 0, 0}, radius, std::numeric_limits<std::int64_t>::min(),
+                    [&](std::int64_t a, std::int64_t b, std::int64_t c, double square) {
+                      if (a == 0 && b == 0 && c == 0) return;
+                      const double size = std::sqrt(square);
+                      const Vec at = times(Vec{static_cast<double>(a), static_cast<double>(b), static_cast<double>(c)}, lattice);
+                      const int octant = (at[0] >= -border) * 4 + (at[1] >= -border) * 2 + (at[2] >= -border);
+                      for (std::size_t i = 0; i < 3; ++i)
+                        if (size / abc[i] < 1 + length && size / abc[i] > 1 / (1 + length))
+                          vectors_[i].push_back({{a, b, c}, at, size, octant});
+                    });
+    for (auto& list : vectors_)
+      std::sort(list.begin(), list.end(),
+                [](const Vector& a, const Vector& b) { return std::tie(a.octant, b.index) < std::tie(b.octant, a.index); });
+    Vec low{}, high{};
+    for (std::size_t i = 0; i < 3; ++i) {
+      low[i] = std::cos(std::min(angle[i] + degree, 180.0) / degrees) - slack;
+      high[i] = std::cos(std::max(angle[i] - degree, 0.0) / degrees) + slack;
+    }
+    const auto agree = [&](const Vector& x, const Vector& y, std::size_t i) {
+      const double cosine = dot(x.cartesian, y.cartesian) / (x.length * y.length);
+      return cosine >= low[i] && cosine <= high[i];
+    };
+    for (const auto& a : vectors_[0])
+      for (const auto& b : vectors_[1]) {
+        if (!agree(a, b, 2)) continue;
+        for (const auto& c : vectors_[2])
+          if (agree(a, c, 1) && agree(b, c, 0) && std::abs(std::abs(determinant(real({a.index, b.index, c.index}))) - 1) < 0.5 &&
+              visit(a, b, c))
+            return;
+      }
+  }
+
+ private:
+  static constexpr double border = 1e-8;  // angstroms
+  std::vector<Vector> vectors_[3];
 };
 }  // namespace core_3d_molecule

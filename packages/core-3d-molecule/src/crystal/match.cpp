@@ -60,13 +60,6 @@ Mat from_parameters(const Vec& abc, const Vec& angle) {
       {{abc[0], 0, 0}, {abc[1] * cg, abc[1] * sg, 0}, {abc[2] * cb, abc[2] * x, abc[2] * std::sqrt(std::max(1 - cb * cb - x * x, 0.0))}}};
 }
 
-Mat real(const Whole& w) {
-  Mat out{};
-  for (std::size_t i = 0; i < 3; ++i)
-    for (std::size_t j = 0; j < 3; ++j) out[i][j] = static_cast<double>(w[i][j]);
-  return out;
-}
-
 class Matcher {
  public:
   explicit Matcher(const Tolerance& t) : t_(t) {}
@@ -104,52 +97,16 @@ class Matcher {
     return best;
   }
 
-  struct Candidate {
-    std::array<int64_t, 3> index;
-    Vec vector;
-    double length;
-  };
-
   /// All bases of the first lattice whose lengths and angles are the second's.
   void lattices() {
-    const Vec abc = lengths(second_->lattice), angle2 = angles(second_->lattice);
-    const double radius = std::max({abc[0], abc[1], abc[2]}) * (1 + t_.length);
-    for (auto& list : vectors_) list.clear();
-    const Triangle triangle(first_->lattice);
-    constexpr double most_effort = 1e8;
-    if (triangle.effort(radius) > most_effort) return;  // a cell a thousand times as long as wide has no partner of this radius
-    triangle.points({0, 0, 0}, radius, std::numeric_limits<int64_t>::min(), [&](int64_t a, int64_t b, int64_t c, double square) {
-      if (a == 0 && b == 0 && c == 0) return;
-      const double length = std::sqrt(square);
-      for (std::size_t i = 0; i < 3; ++i)
-        if (length / abc[i] < 1 + t_.length && length / abc[i] > 1 / (1 + t_.length))
-          vectors_[i].push_back(
-              {{a, b, c}, times(Vec{static_cast<double>(a), static_cast<double>(b), static_cast<double>(c)}, first_->lattice), length});
+    const Vec abc = lengths(second_->lattice), angle = angles(second_->lattice);
+    bases_(first_->lattice, abc, angle, t_.length, t_.angle, [&](const auto& a, const auto& b, const auto& c) {
+      const Vec abc1{a.length, b.length, c.length}, angle1 = angles({a.cartesian, b.cartesian, c.cartesian});
+      Vec abc_mean{}, angle_mean{};
+      for (std::size_t i = 0; i < 3; ++i) abc_mean[i] = (abc1[i] + abc[i]) / 2, angle_mean[i] = (angle1[i] + angle[i]) / 2;
+      atoms(inverse(real({a.index, b.index, c.index})), from_parameters(abc_mean, angle_mean));
+      return best_.rms < 1e-5;
     });
-    Vec low{}, high{};
-    for (std::size_t i = 0; i < 3; ++i) {
-      low[i] = std::cos(std::min(angle2[i] + t_.angle, 180.0) / degrees) - 1e-12;
-      high[i] = std::cos(std::max(angle2[i] - t_.angle, 0.0) / degrees) + 1e-12;
-    }
-    const auto agree = [&](const Candidate& x, const Candidate& y, std::size_t i) {
-      const double cosine = dot(x.vector, y.vector) / (x.length * y.length);
-      return cosine >= low[i] && cosine <= high[i];
-    };
-    for (const auto& a : vectors_[0])
-      for (const auto& b : vectors_[1]) {
-        if (!agree(a, b, 2)) continue;
-        for (const auto& c : vectors_[2]) {
-          if (!agree(a, c, 1) || !agree(b, c, 0)) continue;
-          const Whole scale{a.index, b.index, c.index};
-          if (std::abs(std::abs(determinant(real(scale))) - 1) > 0.5) continue;
-          const Mat aligned{a.vector, b.vector, c.vector};
-          const Vec abc1{a.length, b.length, c.length}, angle1 = angles(aligned);
-          Vec abc_mean{}, angle_mean{};
-          for (std::size_t i = 0; i < 3; ++i) abc_mean[i] = (abc1[i] + abc[i]) / 2, angle_mean[i] = (angle1[i] + angle2[i]) / 2;
-          atoms(inverse(real(scale)), from_parameters(abc_mean, angle_mean));
-          if (best_.rms < 1e-5) return;
-        }
-      }
   }
 
   /// All translations, for one basis of the first lattice.
@@ -264,7 +221,7 @@ class Matcher {
   const Cell *first_ = nullptr, *second_ = nullptr;
   std::size_t anchor_ = 0;
   std::vector<std::size_t> starts_;
-  std::vector<Candidate> vectors_[3];
+  Bases bases_;
   std::vector<Vec> from_, to_, images_, vector_, cartesian_, inside_;
   std::vector<double> square_;
   Mat basis_{}, into_basis_{};
