@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,20 @@ def nearest(rows: NDArray[Any], book: NDArray[Any]) -> NDArray[np.int64]:
     for at in range(0, len(rows), _BLOCK):
         codes[at : at + _BLOCK] = (half - rows[at : at + _BLOCK] @ book.T).argmin(1)
     return codes
+
+
+def distinct(parts: Iterable[NDArray[Any]], most: int) -> NDArray[Any] | None:
+    """The different ones among rows that come in parts; None once there are more than `most`."""
+    found: NDArray[Any] | None = None
+    for rows in parts:
+        found = np.unique(rows if found is None else np.concatenate([found, rows]), axis=0)
+        if len(found) > most:
+            return None
+    return found
+
+
+def _parts(rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    return (rows[at : at + _BLOCK] for at in range(0, max(len(rows), 1), _BLOCK))
 
 
 def kmeans(rows: NDArray[Any], size: int, iterations: int = 10, seed: int = 0) -> NDArray[np.float32]:
@@ -35,10 +50,8 @@ def kmeans(rows: NDArray[Any], size: int, iterations: int = 10, seed: int = 0) -
     everything = rows
     if len(rows) > _SAMPLE:
         rows = rows[rng.choice(len(rows), _SAMPLE, replace=False)]
-    if len(np.unique(rows, axis=0)) <= size:
-        different: NDArray[np.float32] = np.unique(everything, axis=0)
-        if len(different) <= size:
-            return different
+    if distinct(_parts(rows), size) is not None and (different := distinct(_parts(everything), size)) is not None:
+        return different
     book = rows[rng.choice(len(rows), size, replace=False)]
     for _ in range(iterations):
         codes = nearest(rows, book)

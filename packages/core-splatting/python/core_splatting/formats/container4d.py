@@ -3,7 +3,7 @@ visibility as bits.
 
 Little-endian: header; for each group of coefficients its place and its book (float16); then blocks of Gaussians, each
 geometry, codes of each group and masks of each key frame, bit-packed. A block's place follows from the header, so that
-blocks are read and written one at a time.
+blocks are read and written one at a time, from a `Source4D`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 from core_registry import files
 from numpy.typing import NDArray
 
-from ..vector_quantisation import kmeans, nearest
+from ..vector_quantisation import distinct, kmeans, nearest
 from .gaussians import FormatError
 
 MAGIC, VERSION, BLOCK = b"CORE4DGS", 1, 1 << 14
@@ -29,6 +29,8 @@ _MAX_GAUSSIANS, _MAX_FRAMES, _MAX_ENTRIES = 1 << 26, 1 << 16, 1 << 16
 _COEFFICIENTS = sorted({16 * times + degree**2 for times in (0, 1, 2) for degree in (1, 2, 3, 4)})
 _FIELDS = (("means", 4), ("log_scales", 4), ("quats_left", 4), ("quats_right", 4), ("logit_opacities", 1))
 _FLOATS = sum(width for _, width in _FIELDS)
+_ENDS = np.cumsum([width for _, width in _FIELDS])[:-1]
+_SAMPLE = 1 << 16  # Gaussians whose harmonics the books are made from
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,60 +79,99 @@ class Gaussians4D:
     def __len__(self) -> int:
         return len(self.means)
 
+    def __getitem__(self, rows: slice) -> Gaussians4D:
+        """Those of a slice, which are not copied."""
+        named = {k: getattr(self, k)[rows] for k in (*dict(_FIELDS), "sh")}
+        return dataclasses.replace(self, **named, masks=self.masks[:, rows])
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Source4D:
-    """An open container: `blocks()` yields its Gaussians in parts of at most 16,384."""
+    """4D Gaussians that come in parts: `blocks()` yields them, `count` in all, alike on every call."""
 
-    path: Path
     count: int
+    coefficients: int
     key_times: NDArray[Any]
     duration: float
-    books: list[tuple[int, NDArray[np.float32]]]
-    coefficients: int
-    offset: int
-
-    def blocks(self) -> Iterator[Gaussians4D]:
-        """The parts, in order."""
-        frames = len(self.key_times)
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            for at in range(0, self.count, BLOCK):
-                n = min(BLOCK, self.count - at)
-                data = np.frombuffer(file.read(_block_bytes(n, frames, self.books)), np.uint8)
-                if len(data) < _block_bytes(n, frames, self.books):
-                    raise FormatError(self.path, f"Gaussian {at}", "expected a whole block, the file ends")
-                geometry = data[: n * 4 * _FLOATS].view("<f4").astype(np.float32).reshape(n, _FLOATS)
-                place = n * 4 * _FLOATS
-                columns = np.split(geometry, np.cumsum([w for _, w in _FIELDS])[:-1], 1)
-                sh = np.empty((n, self.coefficients, 3), np.float32)
-                for first, book in self.books:
-                    bits = _bits(len(book))
-                    size = (n * bits + 7) // 8
-                    codes = _unpack(data[place : place + size], n, bits)
-                    if n and codes.max() >= len(book):
-                        raise FormatError(
-                            self.path, f"block at Gaussian {at}", f"expected codes below {len(book)}, got {codes.max()}"
-                        )
-                    width = book.shape[1] // 3
-                    sh[:, first : first + width] = book[codes].reshape(n, width, 3)
-                    place += size
-                rows = data[place:].reshape(frames, (n + 7) // 8)
-                masks = np.unpackbits(rows, axis=1, count=n, bitorder="little").astype(bool)
-                named = {k: np.ascontiguousarray(c) for (k, _), c in zip(_FIELDS, columns, strict=True)}
-                yield Gaussians4D(**named, sh=sh, masks=masks, key_times=self.key_times, duration=self.duration)
+    blocks: Callable[[], Iterator[Gaussians4D]]
 
     def read(self) -> Gaussians4D:
         """All of them."""
-        parts = list(self.blocks())
-        if not parts:
-            shapes = {k: np.empty((0, w), np.float32) for k, w in _FIELDS}
-            none = np.empty((len(self.key_times), 0), bool)
-            sh = np.empty((0, self.coefficients, 3), np.float32)
-            return Gaussians4D(**shapes, sh=sh, masks=none, key_times=self.key_times, duration=self.duration)
-        named = {k: np.concatenate([getattr(p, k) for p in parts]) for k in (*dict(_FIELDS), "sh")}
-        masks = np.concatenate([p.masks for p in parts], 1)
-        return Gaussians4D(**named, masks=masks, key_times=self.key_times, duration=self.duration)
+        out = self.empty(self.count)
+        at = 0
+        for part in self.blocks():
+            for name in (*dict(_FIELDS), "sh"):
+                getattr(out, name)[at : at + len(part)] = getattr(part, name)
+            out.masks[:, at : at + len(part)] = part.masks
+            at += len(part)
+        return out
+
+    def empty(self, count: int) -> Gaussians4D:
+        """Uninitialised arrays of `count` Gaussians with the same key frames and coefficients."""
+        named = {k: np.empty((count, w), np.float32) for k, w in _FIELDS}
+        sh, masks = np.empty((count, self.coefficients, 3), np.float32), np.empty((len(self.key_times), count), bool)
+        return Gaussians4D(**named, sh=sh, masks=masks, key_times=self.key_times, duration=self.duration)
+
+    @staticmethod
+    def of(gaussians: Gaussians4D) -> Source4D:
+        """The parts of arrays."""
+        g, count = gaussians, len(gaussians)
+        return Source4D(
+            count, g.sh.shape[1], g.key_times, g.duration, lambda: (g[at : at + BLOCK] for at in range(0, count, BLOCK))
+        )
+
+    def _blocks_of(self, size: int) -> Iterator[Gaussians4D]:
+        """The parts, joined and cut so that all but the last hold `size`."""
+        held, filled, given = self.empty(size), 0, 0
+        for part in self.blocks():
+            given += len(part)
+            at = 0
+            while at < len(part):
+                n = min(size - filled, len(part) - at)
+                for name in (*dict(_FIELDS), "sh"):
+                    getattr(held, name)[filled : filled + n] = getattr(part, name)[at : at + n]
+                held.masks[:, filled : filled + n] = part.masks[:, at : at + n]
+                filled, at = filled + n, at + n
+                if filled == size:
+                    yield held
+                    filled = 0
+        if filled:
+            yield held[:filled]
+        if given != self.count:
+            raise ValueError(f"write_4d: argument 'gaussians' must give {self.count} Gaussians, gave {given}")
+
+
+def _decoded(
+    path: Path, source: Source4D, books: list[tuple[int, NDArray[np.float32]]], offset: int
+) -> Iterator[Gaussians4D]:
+    """The Gaussians of an open container's blocks, which begin at `offset`."""
+    frames = len(source.key_times)
+    with path.open("rb") as file:
+        file.seek(offset)
+        for at in range(0, source.count, BLOCK):
+            n = min(BLOCK, source.count - at)
+            data = np.frombuffer(file.read(_block_bytes(n, frames, books)), np.uint8)
+            if len(data) < _block_bytes(n, frames, books):
+                raise FormatError(path, f"Gaussian {at}", "expected a whole block, the file ends")
+            out = source.empty(n)
+            geometry = data[: n * 4 * _FLOATS].view("<f4").reshape(n, _FLOATS)
+            place = n * 4 * _FLOATS
+            for (name, _), column in zip(_FIELDS, np.split(geometry, _ENDS, 1), strict=True):
+                getattr(out, name)[:] = column
+            for first, book in books:
+                bits = _bits(len(book))
+                size = (n * bits + 7) // 8
+                codes = _unpack(data[place : place + size], n, bits)
+                if n and codes.max() >= len(book):
+                    raise FormatError(
+                        path, f"block at Gaussian {at}", f"expected codes below {len(book)}, got {codes.max()}"
+                    )
+                width = book.shape[1] // 3
+                out.sh[:, first : first + width] = book[codes].reshape(n, width, 3)
+                place += size
+            rows = data[place:].reshape(frames, (n + 7) // 8)
+            out.masks[:] = np.unpackbits(rows, axis=1, count=n, bitorder="little")
+            yield out
 
 
 def _rising(times: NDArray[Any]) -> bool:
@@ -156,53 +197,71 @@ def _unpack(data: NDArray[np.uint8], count: int, bits: int) -> NDArray[np.int64]
     return codes
 
 
-def harmonics_books(sh: NDArray[Any], entries: int = 4096, seed: int = 0) -> list[tuple[int, NDArray[np.float32]]]:
+def harmonics_books(
+    sh: NDArray[Any] | Source4D, entries: int = 4096, seed: int = 0
+) -> list[tuple[int, NDArray[np.float32]]]:
     """Books of k-means centres for harmonics (N, K, 3), each with the first of its coefficients: (entries, 3 x width).
 
     The constant coefficient has a book of its own, so have the others of each term of the series in time. A book has at
     most `entries` and at most a quarter as many as there are Gaussians; those of the other coefficients together take
     at most a sixteenth of the geometry's bytes, where that leaves them 32 entries. Values are those of float16.
+    The centres are those of at most 65,536 Gaussians, chosen at random.
     """
-    count, coefficients = sh.shape[:2]
+
+    def parts() -> Iterator[NDArray[Any]]:
+        if isinstance(sh, Source4D):
+            yield from (block.sh for block in sh.blocks())
+        else:
+            yield from (sh[at : at + BLOCK] for at in range(0, len(sh), BLOCK))
+
+    count, coefficients = (sh.count, sh.coefficients) if isinstance(sh, Source4D) else sh.shape[:2]
     if not count:
         return []
+    chosen = np.arange(count)
+    if count > _SAMPLE:
+        chosen = np.sort(np.random.default_rng(seed).choice(count, _SAMPLE, replace=False))
+    sample, at = [], 0
+    for part in parts():
+        sample.append(part[chosen[slice(*np.searchsorted(chosen, [at, at + len(part)]))] - at])
+        at += len(part)
+    rows = np.concatenate(sample)
     starts = [first for first in (0, 1, *range(16, coefficients, 16)) if first < coefficients]
     books = []
     for first, last in zip(starts, [*starts[1:], coefficients], strict=True):
         fitting = count * 4 * _FLOATS // 16 // (6 * (last - first)) // max(len(starts) - 1, 1)
         most = max(min(entries, count // 4, max(fitting, 32) if first else entries), 1)
-        book = kmeans(sh[:, first:last].reshape(count, -1), most, seed=seed)
+        book = distinct((part[:, first:last].reshape(len(part), -1) for part in parts()), most)
+        if book is None:
+            book = kmeans(rows[:, first:last].reshape(len(rows), -1), most, seed=seed)
         books.append((first, book.astype(np.float16).astype(np.float32)))
     return books
 
 
-def write_4d(path: str | os.PathLike[str], gaussians: Gaussians4D, entries: int = 4096, seed: int = 0) -> None:
+def write_4d(
+    path: str | os.PathLike[str], gaussians: Gaussians4D | Source4D, entries: int = 4096, seed: int = 0
+) -> None:
     """Writes a container with the books of `harmonics_books`, under a temporary name that is then changed.
 
+    A `Source4D` is gone through several times, and no more than a block of it and the sample for the books is held.
     Raises ValueError for coefficients that are not finite or beyond float16, and for a number of entries out of range.
     """
-    path, g = Path(path), gaussians
+    path, source = Path(path), gaussians if isinstance(gaussians, Source4D) else Source4D.of(gaussians)
     if not 1 <= entries <= _MAX_ENTRIES:
         raise ValueError(f"write_4d: argument 'entries' must be 1 to {_MAX_ENTRIES}, got {entries}")
-    if not (np.abs(g.sh) < 6e4).all():
+    if not all((np.abs(block.sh) < 6e4).all() for block in source.blocks()):
         raise ValueError(f"{path}: argument 'sh' must be finite and below 60,000")
-    coefficients = g.sh.shape[1]
-    books = harmonics_books(g.sh, entries, seed)
+    books = harmonics_books(source, entries, seed)
     with files.replace(path) as temporary, temporary.open("wb") as file:
-        file.write(
-            _HEADER.pack(MAGIC, VERSION, len(books), len(g), len(g.key_times), coefficients, g.duration)
-            + g.key_times.astype("<f4").tobytes()
-        )
+        head = (len(books), source.count, len(source.key_times), source.coefficients, source.duration)
+        file.write(_HEADER.pack(MAGIC, VERSION, *head) + source.key_times.astype("<f4").tobytes())
         for first, book in books:
             file.write(_GROUP.pack(first, book.shape[1] // 3, len(book)) + book.astype("<f2").tobytes())
-        for at in range(0, len(g), BLOCK):
-            part = slice(at, at + BLOCK)
-            geometry = np.concatenate([getattr(g, name)[part] for name, _ in _FIELDS], 1)
-            file.write(geometry.astype("<f4").tobytes())
+        for block in source._blocks_of(BLOCK):
+            file.write(np.concatenate([getattr(block, name) for name, _ in _FIELDS], 1).astype("<f4").tobytes())
             for first, book in books:
-                rows = g.sh[part, first : first + book.shape[1] // 3].reshape(len(geometry), -1)
+                rows = block.sh[:, first : first + book.shape[1] // 3].reshape(len(block), -1)
                 file.write(_pack(nearest(rows, book), _bits(len(book))))
-            file.write(np.packbits(g.masks[:, part], axis=1, bitorder="little").tobytes())
+            file.write(np.packbits(block.masks, axis=1, bitorder="little").tobytes())
 
 
 def open_4d(path: str | os.PathLike[str]) -> Source4D:
@@ -251,4 +310,5 @@ def open_4d(path: str | os.PathLike[str]) -> Source4D:
     need = offset + whole * _block_bytes(BLOCK, frames, books) + (_block_bytes(rest, frames, books) if rest else 0)
     if need != size:
         raise FormatError(path, "header, count", f"expected a file of {need} bytes, got {size}")
-    return Source4D(path, count, key_times, duration, books, coefficients, offset)
+    source = Source4D(count, coefficients, key_times, duration, lambda: _decoded(path, source, books, offset))
+    return source

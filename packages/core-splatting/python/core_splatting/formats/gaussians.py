@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -121,9 +122,11 @@ class Source:
 
     def read(self) -> Gaussians:
         """All of them."""
+        parts = self.chunks(CHUNK)
+        first = list(itertools.islice(parts, 1))  # before there is room for all: a file may say more than it holds
         out = Gaussians.empty(self.count, self.sh_degree)
         at = 0
-        for part in self.chunks(CHUNK):
+        for part in itertools.chain(first, parts):
             for field in dataclasses.fields(out):
                 getattr(out, field.name)[at : at + len(part)] = getattr(part, field.name)
             at += len(part)

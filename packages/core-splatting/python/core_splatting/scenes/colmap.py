@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import array
+import contextlib
+import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -19,43 +24,46 @@ _MODELS = {
 }
 _NAMES = {name: model for model, (name, _, _) in _MODELS.items()}
 
+_LONGEST = 1 << 24  # letters of a line
+
 Camera = tuple[Array, int, int, tuple[float, float, float, float]]
+Model = tuple[dict[int, Camera], list[tuple[str, int, tuple[float, ...]]], Array, Array]
 
 
 class _Reader:
-    """A binary file that is read in order; what lies beyond its end is a SceneError."""
+    """A binary file that is read in order, a record at a time; what lies beyond its end is a SceneError."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.data, self.at = path, path.read_bytes(), 0
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path, self._file, self._size, self.at = path, file, path.stat().st_size, 0
 
-    def take(self, form: str) -> tuple[float, ...]:
-        size = struct.calcsize(form)
-        if self.at + size > len(self.data):
-            raise SceneError(self.path, f"byte {self.at}", f"expected {size} more bytes, the file has {len(self.data)}")
-        self.at += size
-        return struct.unpack_from(form, self.data, self.at - size)
+    def take(self, form: str) -> tuple[Any, ...]:
+        return struct.unpack(form, self._file.read(self._need(struct.calcsize(form))))
 
     def count(self, least: int) -> int:
         """A number of records of at least `least` bytes."""
         (n,) = self.take("<Q")
-        if n * least > len(self.data) - self.at:
+        if n * least > self._size - self.at:
             raise SceneError(
-                self.path, f"byte {self.at - 8}", f"expected at most {len(self.data) // least} records, got {n}"
+                self.path, f"byte {self.at - 8}", f"expected at most {self._size // least} records, got {n}"
             )
         return int(n)
 
     def skip(self, size: int) -> None:
-        if size > len(self.data) - self.at:
-            raise SceneError(self.path, f"byte {self.at}", f"expected {size} more bytes, the file has {len(self.data)}")
-        self.at += size
+        self._file.seek(self._need(size), os.SEEK_CUR)
 
     def name(self) -> str:
-        end = self.data.find(b"\0", self.at, self.at + 4096)
-        if end < 0:
+        text, zero, _ = self._file.read(4096).partition(b"\0")
+        if not zero:
             raise SceneError(self.path, f"byte {self.at}", "expected a name that ends in 0 within 4096 bytes")
-        name = self.data[self.at : end].decode("utf-8", "replace")
-        self.at = end + 1
-        return name
+        self.at += len(text) + 1
+        self._file.seek(self.at)
+        return text.decode("utf-8", "replace")
+
+    def _need(self, size: int) -> int:
+        if size > self._size - self.at:
+            raise SceneError(self.path, f"byte {self.at}", f"expected {size} more bytes, the file has {self._size}")
+        self.at += size
+        return size
 
 
 def _camera(path: Path, where: str, model: int, width: int, height: int, params: tuple[float, ...]) -> Camera:
@@ -82,37 +90,50 @@ def rotation(quat: tuple[float, ...] | list[float]) -> Array:
     ])  # fmt: skip
 
 
-def _read_binary(folder: Path) -> tuple[dict[int, Camera], list[tuple[str, int, tuple[float, ...]]], Array, Array]:
+def _read_binary(folder: Path) -> Model:
     cameras: dict[int, Camera] = {}
-    file = _Reader(folder / "cameras.bin")
-    for _ in range(file.count(24)):
-        where = f"byte {file.at}"
-        number, model, width, height = file.take("<iiQQ")
-        if model not in _MODELS:
-            raise _unknown(file.path, where, f"model {model}")
-        params = file.take(f"<{_MODELS[int(model)][1]}d")
-        cameras[int(number)] = _camera(file.path, where, int(model), int(width), int(height), params)
+    with _opened(folder / "cameras.bin") as file:
+        for _ in range(file.count(24)):
+            where = f"byte {file.at}"
+            number, model, width, height = file.take("<iiQQ")
+            if model not in _MODELS:
+                raise _unknown(file.path, where, f"model {model}")
+            params = file.take(f"<{_MODELS[model][1]}d")
+            cameras[number] = _camera(file.path, where, model, width, height, params)
     images = []
-    file = _Reader(folder / "images.bin")
-    for _ in range(file.count(73)):
-        _, *pose, camera = file.take("<i7di")
-        name = file.name()
-        file.skip(24 * file.count(24))
-        images.append((name, int(camera), tuple(pose)))
-    file = _Reader(folder / "points3D.bin")
-    starts = np.empty(file.count(51), np.int64)  # records vary in length: only where they start is found in turn
-    for i in range(len(starts)):
-        starts[i] = file.at
-        file.skip(43)
-        file.skip(8 * file.count(8))
-    data = np.frombuffer(file.data, np.uint8)
-    points = np.ascontiguousarray(data[starts[:, None] + np.arange(8, 32)]).view("<f8").reshape(-1, 3)
-    return cameras, images, points, data[starts[:, None] + np.arange(32, 35)]
+    with _opened(folder / "images.bin") as file:
+        for _ in range(file.count(73)):
+            _, *pose, camera = file.take("<i7di")
+            name = file.name()
+            file.skip(24 * file.count(24))
+            images.append((name, camera, tuple(pose)))
+    points, colors = array.array("d"), bytearray()
+    with _opened(folder / "points3D.bin") as file:
+        for _ in range(file.count(51)):
+            _, x, y, z, r, g, b, _ = file.take("<Q3d3Bd")
+            points.extend((x, y, z))
+            colors.extend((r, g, b))
+            file.skip(8 * file.count(8))
+    return cameras, images, np.frombuffer(points).reshape(-1, 3), np.frombuffer(colors, np.uint8).reshape(-1, 3)
 
 
-def _lines(path: Path) -> list[tuple[str, list[str]]]:
-    text = path.read_text("utf-8", "replace").splitlines()
-    return [(f"line {i}", line.split()) for i, line in enumerate(text, 1) if not line.startswith("#")]
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[_Reader]:
+    with path.open("rb") as file:
+        yield _Reader(path, file)
+
+
+def _lines(path: Path, each: int = 1) -> Iterator[tuple[str, list[str]]]:
+    """Where it stands, and the words, of each line, or of each second one, that is no comment."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        at = 0
+        for number, line in enumerate(iter(lambda: file.readline(_LONGEST), ""), 1):
+            if len(line) == _LONGEST:
+                raise SceneError(path, f"line {number}", f"expected less than {_LONGEST} letters")
+            if not line.startswith("#"):
+                if at % each == 0:
+                    yield f"line {number}", line.split()
+                at += 1
 
 
 def _numbers(path: Path, where: str, words: list[str], count: int) -> tuple[float, ...]:
@@ -125,7 +146,14 @@ def _numbers(path: Path, where: str, words: list[str], count: int) -> tuple[floa
     return values
 
 
-def _read_text(folder: Path) -> tuple[dict[int, Camera], list[tuple[str, int, tuple[float, ...]]], Array, Array]:
+def _integers(path: Path, where: str, words: list[str]) -> list[int]:
+    try:
+        return [int(w) for w in words]
+    except ValueError:
+        raise SceneError(path, where, f"expected whole numbers, got {' '.join(words)[:80]!r}") from None
+
+
+def _read_text(folder: Path) -> Model:
     cameras: dict[int, Camera] = {}
     path = folder / "cameras.txt"
     for where, words in _lines(path):
@@ -134,21 +162,23 @@ def _read_text(folder: Path) -> tuple[dict[int, Camera], list[tuple[str, int, tu
         if len(words) < 4 or words[1] not in _NAMES:
             raise _unknown(path, where, words[1] if len(words) > 1 else "nothing")
         model = _NAMES[words[1]]
-        number, width, height = (int(v) for v in _numbers(path, where, [words[0], *words[2:4]], 3))
+        number, width, height = _integers(path, where, [words[0], *words[2:4]])
         cameras[number] = _camera(
             path, where, model, width, height, _numbers(path, where, words[4:], _MODELS[model][1])
         )
     images = []
     path = folder / "images.txt"
-    for where, words in _lines(path)[::2]:  # the other lines are the 2D points
+    for where, words in _lines(path, 2):  # the other lines are the 2D points
         if not words:
             continue
-        _, *pose, camera = _numbers(path, where, words, 9)
-        images.append((" ".join(words[9:]), int(camera), tuple(pose)))
+        _, *pose = _numbers(path, where, words, 8)
+        (camera,) = _integers(path, where, words[8:9] or ["nothing"])
+        images.append((" ".join(words[9:]), camera, tuple(pose)))
     path = folder / "points3D.txt"
-    rows = [_numbers(path, where, words[1:], 6) for where, words in _lines(path) if words]
-    table = np.array(rows).reshape(-1, 6)
-    return cameras, images, table[:, :3], table[:, 3:].clip(0, 255).astype(np.uint8)
+    rows = (_numbers(path, where, words[1:], 6) for where, words in _lines(path) if words)
+    table = np.fromiter(rows, np.dtype((np.float64, 6)))
+    colors = np.nan_to_num(table[:, 3:], copy=False).clip(0, 255, out=table[:, 3:])
+    return cameras, images, table[:, :3], colors.astype(np.uint8)
 
 
 def load_colmap(folder: Path, images: Path | None = None) -> Scene:
@@ -175,4 +205,6 @@ def load_colmap(folder: Path, images: Path | None = None) -> Scene:
     if not views:
         raise SceneError(model, "images", "expected at least one, got none")
     kept = np.isfinite(points).all(1)
-    return Scene(views, points[kept].astype(np.float64), colors[kept] / 255)
+    if not kept.all():
+        points, colors = points[kept], colors[kept]
+    return Scene(views, points, colors / 255)

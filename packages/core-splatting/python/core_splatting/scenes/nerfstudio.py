@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .views import Scene, SceneError, View
+from .views import Scene, SceneError, View, open_image
 
 _FILE_LIMIT = 1 << 28
+_LARGEST = 1e12  # number that may stand in the file
 
 
 def _number(
@@ -18,7 +20,7 @@ def _number(
 ) -> float:
     for name in names:
         value = frame.get(name, shared.get(name))
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGEST:
             return float(value)
         if value is not None:
             raise SceneError(path, where, f"expected a finite number '{name}', got {value!r}")
@@ -49,23 +51,21 @@ def load_nerfstudio(path: Path) -> Scene:
             raise SceneError(path, where, f"expected a string 'file_path', got {name!r}")
         image = path.parent / name
         if not image.suffix:
-            image = image.with_suffix(".png")
-        if not image.is_file():
+            image = path.parent / f"{name}.png"
+        if not os.path.isfile(image):  # noqa: PTH113 - no error for a name that no file can have
             missing.append(name)
             continue
         matrix = np.asarray(frame.get("transform_matrix"), np.float64) if _is_matrix(frame) else np.empty(0)
-        if matrix.shape not in ((4, 4), (3, 4)) or not np.isfinite(matrix).all():
+        if matrix.shape not in ((4, 4), (3, 4)):
             raise SceneError(path, where, "expected 'transform_matrix' of 4 x 4 finite numbers")
-        if abs(abs(np.linalg.det(matrix[:3, :3])) - 1) > 0.05:
+        if not abs(abs(np.linalg.det(matrix[:3, :3])) - 1) < 0.05:
             raise SceneError(path, where, "expected 'transform_matrix' to begin with a rotation")
         if "w" not in shared and "w" not in frame:
-            from PIL import Image
-
-            with Image.open(image) as opened:
+            with open_image(image) as opened:
                 frame = frame | {"w": opened.width, "h": opened.height}
         width, height = (_number(path, where, frame, shared, k) for k in ("w", "h"))
-        fallback = 0.5 * width / np.tan(0.5 * _number(path, where, frame, shared, "camera_angle_x", default=0.8))
-        fx = _number(path, where, frame, shared, "fl_x", default=fallback)
+        angle = _number(path, where, frame, shared, "camera_angle_x", default=0.8)
+        fx = _number(path, where, frame, shared, "fl_x", default=0.5 * width / np.tan(0.5 * angle or np.nan))
         fy = _number(path, where, frame, shared, "fl_y", default=fx)
         cx = _number(path, where, frame, shared, "cx", default=width / 2)
         cy = _number(path, where, frame, shared, "cy", default=height / 2)
@@ -93,5 +93,6 @@ def load_nerfstudio(path: Path) -> Scene:
 def _is_matrix(frame: dict[str, Any]) -> bool:
     rows = frame.get("transform_matrix")
     return isinstance(rows, list) and all(
-        isinstance(row, list) and len(row) == 4 and all(isinstance(v, (int, float)) for v in row) for row in rows
+        isinstance(row, list) and len(row) == 4 and all(isinstance(v, (int, float)) and abs(v) < _LARGEST for v in row)
+        for row in rows
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,18 @@ class SceneError(ValueError):
 
     def __init__(self, path: Path, where: str, problem: str) -> None:
         super().__init__(f"{path}: {where}: {problem}")
+
+
+@contextlib.contextmanager
+def open_image(path: Path, pixels: Array | None = None) -> Iterator[Any]:
+    """A photograph as Pillow's image, or one of `pixels`; SceneError for what Pillow cannot read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) if pixels is None else Image.fromarray(pixels) as opened:
+            yield opened
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as e:
+        raise SceneError(path, "image", f"expected one that Pillow reads: {e}") from None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,20 +57,14 @@ class View:
         The sides are divided by `downscale`, each new pixel the mean of those it covers; the distortion is taken out
         by bilinear interpolation, and what the photograph does not show becomes its nearest pixel.
         """
-        from PIL import Image, UnidentifiedImageError
-
-        try:
-            with Image.open(self.path) if self.pixels is None else Image.fromarray(self.pixels) as opened:
-                if opened.size != (self.width, self.height):
-                    raise SceneError(
-                        self.path,
-                        "size",
-                        f"expected {self.width} x {self.height} pixels, got {opened.width} x {opened.height}",
-                    )
-                small = opened.convert("RGB").reduce(downscale) if downscale > 1 else opened.convert("RGB")
-                image = np.asarray(small, np.float32) / 255
-        except (UnidentifiedImageError, OSError) as e:
-            raise SceneError(self.path, "image", f"expected one that Pillow reads: {e}") from None
+        with open_image(self.path, self.pixels) as opened:
+            found = opened.size
+            small = opened.convert("RGB").reduce(downscale) if downscale > 1 else opened.convert("RGB")
+            image = np.asarray(small, np.float32) / 255
+        if found != (self.width, self.height):
+            raise SceneError(
+                self.path, "size", f"expected {self.width} x {self.height} pixels, got {found[0]} x {found[1]}"
+            )
         K = self.K / np.array([[downscale], [downscale], [1]])
         return (undistort(image, K, self.distortion) if any(self.distortion) else image), K
 
