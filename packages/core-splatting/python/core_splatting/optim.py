@@ -10,7 +10,7 @@ import torch
 from . import _core_splatting as _C
 
 
-class SelectiveAdam(torch.optim.Optimizer):  # type: ignore[misc]
+class SelectiveAdam(torch.optim.Optimizer):
     """Adam (arXiv 1412.6980) that at each step moves the visible Gaussians alone, in one pass over memory.
 
     The optimiser of Taming 3DGS (arXiv 2406.15643) and gsplat, but with Adam's correction for the first steps: a

@@ -116,7 +116,7 @@ class Trainer:
             return torch.rand(3, generator=self.generator).to(self.device)
         return torch.ones(3, device=self.device) if self.config.background == "white" else None
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]
+    @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Mean PSNR (dB) and SSIM over the views that were held out; NaN without any."""
         white = torch.ones(3, device=self.device) if self.config.background == "white" else None
