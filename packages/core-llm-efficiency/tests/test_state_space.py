@@ -111,6 +111,18 @@ def test_refusals() -> None:
         selective_scan_fn(**scan_inputs() | {"delta": np.zeros((2, 20, 69), "f")})
 
 
+@pytest.mark.parametrize(("name", "good"), [("D", (4,)), ("z", (2, 140, 4, 9)), ("dt_bias", (4,))])
+def test_refusals_of_what_would_be_broadcast(name: str, good: tuple[int, ...]) -> None:
+    chunked, scan = ssd_inputs(), scan_inputs()
+    other = {"D": "D", "z": "z", "dt_bias": "delta_bias"}[name]
+    mamba_chunk_scan_combined(**chunked, **{name: np.ones(good, "f")})
+    for shape in ((1,), (3,), (2, 140, 4, 1), (2, 20, 1)):
+        with pytest.raises(ValueError, match=f"argument '{name}' must be float32 of shape"):
+            mamba_chunk_scan_combined(**chunked, **{name: np.ones(shape, "f")})
+        with pytest.raises(ValueError, match=f"argument '{other}' must be float32 of shape"):
+            selective_scan_fn(**scan, **{other: np.ones(shape, "f")})
+
+
 def autograd(function: Any, args: dict[str, Any], **more: Any) -> tuple[Any, list[Any]]:
     import torch
 

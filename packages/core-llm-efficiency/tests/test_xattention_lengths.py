@@ -88,6 +88,17 @@ def test_dense_where_sparse_would_not_pay(kind, n, m, causal, limit):
     assert density < 1
 
 
+@pytest.mark.parametrize("limit", [{}, {"dense_up_to": 200}, {"dense_above": 0.0}])
+def test_narrower_floats_are_widened_however_it_attends(limit):
+    torch = pytest.importorskip("torch")
+    q, k, v = (torch.from_numpy(x).bfloat16() for x in inputs(200))
+    out = core.xattention(q, k, v, block_size=32, threshold=0.3, **limit)
+    assert out.dtype == torch.float32
+    assert torch.equal(out, core.xattention(q.float(), k.float(), v.float(), block_size=32, threshold=0.3, **limit))
+    with pytest.raises(TypeError, match="argument 'key' must be float32, got float64"):
+        core.xattention(q, k.double(), v, block_size=32, **limit)
+
+
 def test_covering_thresholds_by_hand():
     exact = np.array([[[[6.0, 1, 2, 1], [1, 1, 1, 1]]]])
     scores = np.array([[[[5.0, 3, 2, 0], [4, 3, 2, 1]]]])

@@ -3,7 +3,7 @@
 The layout of Nemotron-H, on which Cosmos-Reason1 stands (arXiv 2503.15558): every layer is one mixer behind an RMSNorm,
 with one residual; squared ReLU in the MLPs; no positional embedding. The layers are written as a pattern of M
 (Mamba-2), * (attention) and - (MLP). Weights come from transformers' Mamba-2, Bamba and Nemotron-H models. float32, on
-the CPU.
+the CPU and on CUDA.
 """
 
 from __future__ import annotations

@@ -40,8 +40,13 @@ def _silu(x: Any) -> Any:
     return _functional().silu(x) if is_torch(x) else x / (1 + np.exp(-x))
 
 
-def _optional(x: Any, name: str, like: Any) -> Any:
-    return None if x is None else as_array(x, "float32", name, like)
+def _shaped(x: Any, name: str, like: Any, *shapes: Any) -> Any:
+    """x, refused unless it is of one of the shapes: of another, it might be broadcast."""
+    x = as_array(x, "float32", name, like)
+    if tuple(x.shape) not in shapes:
+        wanted = " or ".join(str(tuple(y)) for y in shapes)
+        raise ValueError(f"argument '{name}' must be float32 of shape {wanted}, got shape {tuple(x.shape)}")
+    return x
 
 
 def _rounded(out: Any, like: Any) -> Any:
@@ -78,19 +83,19 @@ def selective_scan_fn(
     delta, A = as_array(delta, "float32", "delta", u), as_array(A, "float32", "A", u)
     B, C = _with_group(B, "B", u, dtype), _with_group(C, "C", u, dtype)
     if delta_bias is not None:
-        delta = delta + as_array(delta_bias, "float32", "delta_bias", u)[:, None]
+        delta = delta + _shaped(delta_bias, "delta_bias", u, A.shape[:1])[:, None]
     if delta_softplus:
         delta = _softplus(delta)
-    initial_state = _optional(initial_state, "initial_state", u)
+    initial_state = None if initial_state is None else as_array(initial_state, "float32", "initial_state", u)
     if is_torch(u):
         out, last = _torch_scans().selective_scan(u, delta, A, B, C, initial_state)
     else:
         out, last = empty(u.shape, "float32", u), empty((*u.shape[:2], A.shape[-1]), "float32", u)
         _C.selective_scan(u, delta, A, B, C, initial_state, out, last)
     if D is not None:
-        out = out + as_array(D, "float32", "D", u)[:, None] * u
+        out = out + _shaped(D, "D", u, u.shape[1:2])[:, None] * u
     if z is not None:
-        out = out * _silu(as_array(z, "float32", "z", u))
+        out = out * _silu(_shaped(z, "z", u, u.shape))
     out = _rounded(out, u)
     return (out, last) if return_last_state else out
 
@@ -125,12 +130,12 @@ def mamba_chunk_scan_combined(
     dt, A = as_array(dt, "float32", "dt", x), as_array(A, "float32", "A", x)
     B, C = as_array(B, dtype, "B", x), as_array(C, dtype, "C", x)
     if dt_bias is not None:
-        dt = dt + as_array(dt_bias, "float32", "dt_bias", x)
+        dt = dt + _shaped(dt_bias, "dt_bias", x, A.shape)
     if dt_softplus:
         dt = _softplus(dt)
     if tuple(dt_limit) != (0.0, float("inf")):
         dt = dt.clip(*dt_limit)
-    initial_states = _optional(initial_states, "initial_states", x)
+    initial_states = None if initial_states is None else as_array(initial_states, "float32", "initial_states", x)
     seq_idx = None if seq_idx is None else as_array(seq_idx, "int32", "seq_idx", x)
     if is_torch(x):
         out, last = _torch_scans().ssd_scan(x, dt, A, B, C, initial_states, seq_idx)
@@ -139,9 +144,9 @@ def mamba_chunk_scan_combined(
         last = empty((x.shape[0], *x.shape[2:], B.shape[-1]), "float32", x)
         _C.ssd_scan(x, dt, A, B, C, initial_states, seq_idx, out, last)
     if D is not None:
-        D = as_array(D, "float32", "D", x)
+        D = _shaped(D, "D", x, x.shape[2:3], x.shape[2:])
         out = out + (D[:, None] if len(D.shape) == 1 else D) * x
     if z is not None:
-        out = out * _silu(as_array(z, "float32", "z", x))
+        out = out * _silu(_shaped(z, "z", x, x.shape))
     out = _rounded(out, x)
     return (out, last) if return_final_states else out

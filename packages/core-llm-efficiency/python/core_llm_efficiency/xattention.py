@@ -1,11 +1,12 @@
 """XAttention (arXiv 2503.16428): block-sparse prefill attention whose blocks are found by antidiagonal sums.
 
 Shapes as in torch's scaled_dot_product_attention: query (B, H, N, D), key (B, G, M, D), value (B, G, M, E), all
-float32 on the CPU and all bfloat16 or float16 on CUDA (there D, E <= 256), H a multiple of G (grouped queries arrive
-un-repeated: head h reads h // (H // G)). With `is_causal` the queries are the last N of M positions, so N <= M
-(chunked prefill; torch aligns to the left instead). numpy in gives numpy out, torch gives torch. NaN and infinite
-inputs give NaN in the scores and in the query blocks that read them, and such a query block keeps all its blocks.
-torch tensors get gradients through the chosen blocks; the choice itself has none.
+float32 on the CPU (narrower floats are widened, the result is float32) and all bfloat16 or float16 on CUDA (there D, E
+<= 256), H a multiple of G (grouped queries arrive un-repeated: head h reads h // (H // G)). With `is_causal` the
+queries are the last N of M positions, so N <= M (chunked prefill; torch aligns to the left instead). numpy in gives
+numpy out, torch gives torch. NaN and infinite inputs give NaN in the scores and in the query blocks that read them,
+and such a query block keeps all its blocks. torch tensors get gradients through the chosen blocks; the choice itself
+has none.
 """
 
 from __future__ import annotations
@@ -171,6 +172,9 @@ def block_density(mask: Any, *, q_len: int, k_len: int, block_size: int = 128, i
 def _dense(query: Any, key: Any, value: Any, block_size: int, is_causal: bool, scale: float | None) -> Any:
     """Attention over all blocks: torch's, where it aligns queries and keys as this module does, else this module's."""
     if is_torch(query):
+        if not _on_gpu(query):
+            key, value = _operand(key, "key", query), _operand(value, "value", query)
+            query = _operand(query, "query", query)
         # a short prompt takes some 35 us, so what is no error costs no check
         try:
             _, heads, n, _ = query.shape
