@@ -57,10 +57,53 @@ def test_render_4d(tmp_path: Path) -> None:
         render(tmp_path / "none.4dgs", tmp_path / "x.png", None, 1, 8, 8, 1)
 
 
+class Browser:
+    """A client of viser's page: the Gaussians and the slider that it was sent last."""
+
+    def __init__(self, viser: Any, port: int) -> None:
+        from websockets.sync.client import connect
+
+        page = f"ws://127.0.0.1:{port}"
+        self.socket = connect(page, subprotocols=[f"viser-v{viser.__version__}"], max_size=None)
+        camera = {"wxyz": [1, 0, 0, 0], "position": [0, 0, -3], "look_at": [0, 0, 0], "up_direction": [0, -1, 0]}
+        self.send("ViewerCameraMessage", **camera, fov=1, near=0.1, far=9, image_height=48, image_width=64)
+        self.slider: Any = None
+
+    def send(self, kind: str, **values: Any) -> None:
+        import msgspec
+
+        self.socket.send(msgspec.msgpack.encode({"type": kind} | values))
+
+    def splats(self) -> tuple[Any, Any, Any]:
+        """Centres, upper triangles of covariances and RGBA of the next Gaussians that come."""
+        import msgspec
+        import zstandard
+
+        while True:
+            data = self.socket.recv(timeout=60)
+            end = 16 + int.from_bytes(data[8:16], "little")
+            about = msgspec.msgpack.decode(zstandard.decompress(data[16:end]))
+            lengths = [(n + 7) // 8 * 8 for n in about["binaryBufferLengths"]]
+            messages = {m["type"]: m for m in about["messages"]}
+            self.slider = messages.get("GuiSliderMessage", self.slider)
+            if "GaussianSplatsMessage" in messages:
+                i = messages["GaussianSplatsMessage"]["props"]["buffer"]["__binary_index"]
+                begin = (end + 7) // 8 * 8 + sum(lengths[:i])
+                rows = np.frombuffer(data[begin : begin + about["binaryBufferLengths"][i]], np.uint32).reshape(-1, 8)
+                return rows[:, :3].view(np.float32), rows[:, 4:7].view(np.float16), rows[:, 7:].view(np.uint8)
+
+
+def are_shown(splats: tuple[Any, Any, Any], centres: Any, covars: Any, colors: Any, opacities: Any) -> None:
+    np.testing.assert_array_equal(splats[0], centres)
+    np.testing.assert_allclose(splats[1], covars.reshape(-1, 9)[:, [0, 1, 2, 4, 5, 8]], rtol=1e-3, atol=1e-4)
+    rgba = np.concatenate([colors.clip(0, 1), opacities[:, None]], 1)
+    np.testing.assert_allclose(splats[2] / 255, rgba, atol=1.01 / 255)
+
+
 @pytest.mark.parametrize("kind", ["3D", "4D"])
 def test_view(kind: str) -> None:
-    """The page is served, and the Gaussians are in it."""
-    pytest.importorskip("viser")
+    """The page is served, a client is sent the Gaussians, and those of the time that its slider stands at."""
+    viser = pytest.importorskip("viser", minversion="1.1")  # the form of its messages
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -76,5 +119,18 @@ def test_view(kind: str) -> None:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=10) as page:
             assert b"<html" in page.read().lower()
+        browser = Browser(viser, port)
+        first = browser.splats()
+        if kind == "3D":
+            are_shown(first, shown.means, covariances(shown), shown.colors, shown.opacities)
+            assert browser.slider is None
+        else:
+            are_shown(first, *shown.at(0.0))
+            assert (browser.slider["props"]["min"], browser.slider["props"]["max"]) == (0.0, 1.0)
+            browser.send("GuiUpdateMessage", uuid=browser.slider["uuid"], updates={"value": 0.5})
+            later = browser.splats()
+            are_shown(later, *shown.at(0.5))
+            assert len(later[0]) != len(first[0])
+        browser.socket.close()
     finally:
         server.stop()
