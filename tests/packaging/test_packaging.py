@@ -34,11 +34,14 @@ def other_pythons() -> list[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_alone(name: str, wheels: dict[str, Path], environment: Callable[..., Any]) -> None:
-    """One package's wheel and the registry's, in an empty environment: every operator runs with numpy."""
+    """One package's wheel and the registry's, in an empty environment: every operator runs with numpy, and so does the
+    first example of the package's README (a rendered picture, for one)."""
     env = environment(name)
     env.install(wheels["core_registry"], wheels[name])
     ran = env.run(env.python, HERE / "run_operators.py", name)
     assert f"ran {name}." in ran
+    readme = (ROOT / "packages" / name.replace("_", "-") / "README.md").read_text()
+    env.run(env.python, "-c", readme.split("```python\n")[1].split("```")[0])
     assert f"{name}." in env.run("core", "list")
     env.run("core", "doctor")
 

@@ -1,5 +1,8 @@
 """The rasteriser against its float64 reference, degenerate Gaussians, and the properties that any renderer has."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -183,3 +186,31 @@ def test_only_the_float64_arrays_are_refused_by_name() -> None:
     a = small()
     with pytest.raises(TypeError, match="'scales'"):
         facade(a | {"scales": a["scales"].astype(np.float64)})
+
+
+_DIGESTS = """
+import hashlib, numpy as np
+from core_splatting import _core_splatting as _C
+from core_splatting.cases import scene_backward, weighed_pixels
+h = hashlib.sha256()
+for channels in (3, 33):
+    a = scene_backward(np.random.default_rng(0), N=30000, W=250, H=130, C=2, D=channels, focal=250.0)
+    _C.rasterize_backward(*a.values())
+    for k in ("image", "alphas", *(k for k in a if k.startswith("v_"))):
+        h.update(b"" if a[k] is None else a[k].tobytes())
+a = weighed_pixels(np.random.default_rng(0), 30000, 250, 130, focal=250.0)
+_C.contributions(*a.values())
+print(h.hexdigest(), hashlib.sha256(a["out"].tobytes()).hexdigest())
+"""
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    """With enough Gaussians that every stage is divided among them."""
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", _DIGESTS], env={**os.environ, "CORE_NUM_THREADS": n}, capture_output=True, text=True,
+            check=True,
+        ).stdout
+        for n in ("1", "2", "5")
+    }  # fmt: skip
+    assert len(digests) == 1

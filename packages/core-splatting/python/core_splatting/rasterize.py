@@ -277,6 +277,8 @@ def _with_depth(
 ) -> tuple[Any, Any]:
     """`colors` and `backgrounds` with the depth in the camera as last channel, or as the only one."""
     cameras, count = viewmats.shape[0] // scenes, means.shape[0] // scenes
+    if is_torch(means) and viewmats.requires_grad:  # a product with NaN is NaN, though nobody sees the Gaussian
+        means = means.where(means.isfinite(), 0)
     rows = viewmats[:, 2].reshape((scenes, cameras, 4))
     depths = rows[..., :3] @ means.reshape((scenes, count, 3)).swapaxes(1, 2) + rows[..., 3:]
     depths = depths.reshape((scenes * cameras, count, 1))

@@ -174,6 +174,9 @@ def _harmonics_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 def _harmonics_backward(ctx: Any, v_out: Tensor) -> tuple[Tensor | None, ...]:
     degree, time_degree, as_color, scenes = ctx.scalars
     dirs, coeffs, viewmats, phases, masks = ctx.saved_tensors
+    if v_out.is_cuda:  # what is not rendered adds nothing, be its place NaN or the camera's own
+        seen = (v_out != 0).any(-1)
+        masks = seen if masks is None else masks & seen
     v_dirs, v_coeffs, v_viewmats, v_phases = spherical_harmonics_backward(
         degree, time_degree, dirs, coeffs, viewmats, phases, masks, as_color, scenes, v_out
     )

@@ -92,6 +92,10 @@ void spherical_harmonics_backward_of_scene(std::int64_t degree, std::int64_t tim
     std::fill(of_centre.begin(), of_centre.end(), 0.0);
     core::parallel_for(blocks, 1, [&](std::int64_t first, std::int64_t last) {
       for (std::int64_t n = first * per_block; n < std::min(last * per_block, count); ++n) {
+        // What is not rendered adds nothing, be its place NaN or the camera's own.
+        bool seen = false;
+        for (std::int64_t d = 0; d < v_out.shape[2]; ++d) seen |= v_out(c, n, d) != 0.f;
+        if (!seen) continue;
         float v_place[3];
         harmonics_backward(in, centre, v_out, v_coeffs, c, n, v_place, v_phases(n));
         for (int k = 0; k < 3; ++k) {

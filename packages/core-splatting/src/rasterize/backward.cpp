@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <atomic>
 #include <limits>
-#include <memory>
 
 #include "../scenes.hpp"
 #include "tiles.hpp"
@@ -56,16 +55,15 @@ std::vector<float> sums_of_splats(Pass& pass, Sought kind) {
   const auto stride = static_cast<std::size_t>(moments + channels);
   const std::size_t splats = pass.projected->splats.size(), most = std::max<std::size_t>(pair_floats / stride, 1);
   std::vector<float> sums(static_cast<std::size_t>(core::checked_mul(splats, stride, "rasterize_backward: scratch")));
-  std::unique_ptr<float[]> pairs;
-  std::size_t room = 0;
+  Untouched<float> pairs;
   const auto& begin = pass.bins->begin;
   for (std::size_t tile = 0, stop; tile < tiles; tile = stop) {
     for (stop = tile + 1; stop < tiles && begin[stop + 1] - begin[tile] <= most;) ++stop;
     const std::size_t count = begin[stop] - begin[tile];
     if (count == 0) continue;
-    if (count > room) pairs = std::make_unique_for_overwrite<float[]>((room = count) * stride);
+    if (count * stride > pairs.size()) pairs = Untouched<float>(count * stride);
     pass.first_pair = begin[tile];
-    pass.pairs = pairs.get();
+    pass.pairs = pairs.data();
     std::atomic<std::size_t> next{tile};
     core::parallel_for(core::num_threads(), 1, [&](std::int64_t, std::int64_t) {
       std::vector<float> scratch(static_cast<std::size_t>(channels) * (tile_size * tile_size + tile_size + 1));
@@ -79,7 +77,7 @@ std::vector<float> sums_of_splats(Pass& pass, Sought kind) {
       for (std::size_t t = tile; t < stop; ++t) {
         const auto end = list + begin[t + 1];
         for (auto i = std::lower_bound(list + begin[t], end, static_cast<std::uint32_t>(first)); i != end && *i < last; ++i) {
-          const float* const from = pairs.get() + static_cast<std::size_t>(i - list - begin[tile]) * stride;
+          const float* const from = pairs.data() + static_cast<std::size_t>(i - list - begin[tile]) * stride;
           float* const to = sums.data() + *i * stride;
           for (std::size_t k = 0; k < stride; ++k) to[k] += from[k];
         }
@@ -89,18 +87,19 @@ std::vector<float> sums_of_splats(Pass& pass, Sought kind) {
   return sums;
 }
 
+/// Clears rows, which the last axis but one counts, or the only one.
 template <int N>
-void clear(const core::Tensor<float, N>& t) {
-  if constexpr (N == 1) {
-    for (std::int64_t i = 0; i < t.shape[0]; ++i) t(i) = 0.f;
-  } else if constexpr (N == 2) {
+void clear(const core::Tensor<float, N>& t, std::int64_t first, std::int64_t last) {
+  if constexpr (N == 3)
     for (std::int64_t i = 0; i < t.shape[0]; ++i)
-      for (std::int64_t j = 0; j < t.shape[1]; ++j) t(i, j) = 0.f;
-  } else {
-    for (std::int64_t i = 0; i < t.shape[0]; ++i)
-      for (std::int64_t j = 0; j < t.shape[1]; ++j)
-        for (std::int64_t k = 0; k < t.shape[2]; ++k) t(i, j, k) = 0.f;
-  }
+      clear(core::Tensor<float, 2>{&t(i, 0, 0), {t.shape[1], t.shape[2]}, {t.stride[1], t.stride[2]}}, first, last);
+  else
+    for (std::int64_t i = first; i < last; ++i) {
+      if constexpr (N == 1)
+        t(i) = 0.f;
+      else
+        for (std::int64_t j = 0; j < t.shape[1]; ++j) t(i, j) = 0.f;
+    }
 }
 
 /// Of one scene.
@@ -116,16 +115,19 @@ void rasterize_backward_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scale
                     {near_plane, far_plane, radius_clip, eps2d, max_alpha, antialiased, camera_model}, alphas.shape[1], alphas.shape[2]);
   const Gaussians gaussians = check_gaussians(op, means, quats, scales, covars, opacities);
   check_gradients(op, gaussians, colors, v_quats, v_scales, v_covars, v_colors, v_means2d);
-  for (const MaybeOut<2>& out : {v_quats, v_scales, v_covars})
-    if (out) clear(*out);
-  for (const MaybeOut<3>& out : {v_viewmats, v_means2d})
-    if (out) clear(*out);
-  clear(v_means), clear(v_opacities), clear(v_colors);
+  core::parallel_for(means.shape[0], 4096, [&](std::int64_t first, std::int64_t last) {
+    for (const MaybeOut<2>& out : {MaybeOut<2>(v_means), v_quats, v_scales, v_covars})
+      if (out) clear(*out, first, last);
+    for (const MaybeOut<3>& out : {MaybeOut<3>(v_colors), v_means2d})
+      if (out) clear(*out, first, last);
+    clear(v_opacities, first, last);
+  });
+  if (v_viewmats) clear(*v_viewmats, 0, 4);
   for (std::int64_t c = 0; c < cameras; ++c) {
     const Camera cam = load_camera(op, viewmats, Ks, c);
     if (o.tiles_x * o.tiles_y == 0) continue;
     const Projected projected = project_sorted(cam, o, gaussians);
-    const Bins bins = bin(projected.splats, o);
+    const Bins bins = bin(projected, o);
     const std::int64_t color_set = colors.shape[0] == 1 ? 0 : c;
     Pass pass{&projected, &bins, o, c, color_set, colors, image, v_image, alphas, v_alphas.value_or(In<3>{}), 0, nullptr};
     const std::vector<float> sums = sums_of_splats(pass, v_means2d && v_means2d->shape[2] == 4 ? Sought::absolute : Sought::derivatives);
@@ -176,7 +178,7 @@ void contributions_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, Ma
   const std::int64_t cameras = viewmats.shape[0], count = means.shape[0];
   const Options o = check_options(op, cameras, count, 1, scalars, pixels.shape[1], pixels.shape[2]);
   const Gaussians gaussians = check_gaussians(op, means, quats, scales, covars, opacities);
-  clear(out);
+  clear(out, 0, cameras);
   const float nothing = 0.f;
   const core::Tensor<const float, 3> black{&nothing, {1, count, 1}, {}};
   const core::Tensor<const float, 4> weighed{
@@ -185,7 +187,7 @@ void contributions_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, Ma
     const Camera cam = load_camera(op, viewmats, Ks, c);
     if (o.tiles_x * o.tiles_y == 0) continue;
     const Projected projected = project_sorted(cam, o, gaussians);
-    const Bins bins = bin(projected.splats, o);
+    const Bins bins = bin(projected, o);
     Pass pass{&projected, &bins, o, c, 0, black, {}, weighed, {}, {}, 0, nullptr};
     const std::vector<float> sums = sums_of_splats(pass, Sought::weights);
     for (std::size_t i = 0; i < projected.index.size(); ++i) out(c, projected.index[i]) = sums[i * (moments + 1) + moments];

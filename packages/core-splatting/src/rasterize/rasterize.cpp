@@ -8,7 +8,6 @@
 #include <atomic>
 #include <bit>
 #include <limits>
-#include <memory>
 #include <utility>
 #include <vector>
 
@@ -24,8 +23,8 @@ struct Key {
 };
 
 /// Stable, by the bits of positive floats, eleven at a time.
-void sort_by_depth(std::vector<Key>& keys) {
-  std::vector<Key> other(keys.size());
+void sort_by_depth(Untouched<Key>& keys) {
+  Untouched<Key> other(keys.size());
   std::vector<std::uint32_t> at(3 * 2048);
   for (const Key k : keys)
     for (int pass = 0; pass < 3; ++pass) ++at[static_cast<std::size_t>(pass) * 2048 + (k.depth >> (11 * pass) & 2047)];
@@ -42,9 +41,8 @@ void sort_by_depth(std::vector<Key>& keys) {
 
 Projected project_sorted(const Camera& cam, const Options& o, const Gaussians& gaussians) {
   const std::int64_t n = gaussians.means.shape[0];
-  // Left uninitialised, so that the threads and not the caller touch their pages first.
-  const auto all = std::make_unique_for_overwrite<Splat[]>(static_cast<std::size_t>(n));
-  const auto depths = std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(n));
+  Untouched<Splat> all(static_cast<std::size_t>(n));
+  Untouched<float> depths(static_cast<std::size_t>(n));
   core::parallel_for(n, 1024, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
       Splat& s = all[static_cast<std::size_t>(i)];
@@ -53,12 +51,13 @@ Projected project_sorted(const Camera& cam, const Options& o, const Gaussians& g
       depths[static_cast<std::size_t>(i)] = visible ? depth : 0.f;
     }
   });
-  std::vector<Key> keys;
+  Untouched<Key> keys;
   keys.reserve(static_cast<std::size_t>(n));
   for (std::uint32_t i = 0; i < n; ++i)
     if (depths[i] > 0) keys.push_back({std::bit_cast<std::uint32_t>(depths[i]), i});
   sort_by_depth(keys);
-  Projected p{std::vector<Splat>(keys.size()), std::vector<std::uint32_t>(keys.size())};
+  Projected p;
+  p.splats.resize(keys.size()), p.index.resize(keys.size());
   core::parallel_for(static_cast<std::int64_t>(keys.size()), 4096, [&](std::int64_t begin, std::int64_t end) {
     for (auto i = static_cast<std::size_t>(begin); i < static_cast<std::size_t>(end); ++i) {
       p.index[i] = keys[i].index;
@@ -68,7 +67,8 @@ Projected project_sorted(const Camera& cam, const Options& o, const Gaussians& g
   return p;
 }
 
-Bins bin(const std::vector<Splat>& splats, const Options& o) {
+Bins bin(const Projected& projected, const Options& o) {
+  const auto& splats = projected.splats;
   struct Row {
     std::uint16_t first, last;
   };
@@ -167,7 +167,7 @@ void rasterize_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeI
     const Camera cam = load_camera("rasterize", viewmats, Ks, c);
     if (tiles == 0) continue;
     const Projected projected = project_sorted(cam, o, gaussians);
-    const Bins bins = bin(projected.splats, o);
+    const Bins bins = bin(projected, o);
     Frame frame{&projected, &bins,      o, c, colors.shape[0] == 1 ? 0 : c, colors, backgrounds ? &*backgrounds : nullptr,
                 out_colors, out_alphas, 0, 0};
     do {

@@ -1,21 +1,38 @@
 // What the forward and the backward pass on the CPU share: projected Gaussians in depth order, the lists of the tiles.
 #pragma once
-#include <bit>
+#include <memory>
 #include <vector>
 
 #include "project.hpp"
 
 namespace core_splatting {
 
+/// An allocator that leaves elements uninitialised, so that the threads and not the caller touch their pages first.
+template <class T>
+struct LeftAlone : std::allocator<T> {
+  template <class U>
+  struct rebind {
+    using other = LeftAlone<U>;
+  };
+  template <class U>
+  void construct(U* at) noexcept {
+    ::new (static_cast<void*>(at)) U;
+  }
+};
+
+template <class T>
+using Untouched = std::vector<T, LeftAlone<T>>;
+
 /// The visible Gaussians of one camera in depth order.
 struct Projected {
-  std::vector<Splat> splats;
-  std::vector<std::uint32_t> index;  // which Gaussian
+  Untouched<Splat> splats;
+  Untouched<std::uint32_t> index;  // which Gaussian
 };
 
 /// The splats of each tile, front to back: those of tile t are list[begin[t]] .. list[begin[t + 1]].
 struct Bins {
-  std::vector<std::uint32_t> begin, list;
+  std::vector<std::uint32_t> begin;
+  Untouched<std::uint32_t> list;
 };
 
 /// Throws ValueError, in the name of the operator `op`, if the camera is not finite or has no positive focal length.
@@ -23,6 +40,6 @@ Camera load_camera(const char* op, const core::Tensor<const float, 3>& viewmats,
 
 Projected project_sorted(const Camera& cam, const Options& o, const Gaussians& gaussians);
 
-Bins bin(const std::vector<Splat>& splats, const Options& o);
+Bins bin(const Projected& projected, const Options& o);
 
 }  // namespace core_splatting
