@@ -45,10 +45,6 @@ inline constexpr auto ops = core::op_set(
         {"x[T,D]", "tokens[A]", "offsets[O]", "gates[T,E]", "up[E,H,D]", "up_bias[E,H]", "down[E,D,H]", "down_bias[E,D]", "activation",
          "hidden[P,H]", "out[T,D]"},
         {.paper = "2503.14487", .ns_per_element = 20}),
-    core::op<"expert_activation_backward", &expert_activation_backward>(
-        "The activation of expert_ffn again, its derivative, and what the gates' derivatives need, in one pass.",
-        {"dvalues[N,H]", "hidden[N,H]", "gates[N]", "activation", "values[N,H]", "dhidden[N,H]", "dgates[N]"},
-        {.paper = "2503.14487", .ns_per_element = 1}),
     core::op<"expert_ffn_backward", &expert_ffn_backward CORE_IF_CUDA(&expert_ffn_backward_bf16)>(
         "The derivatives of expert_ffn.",
         {"dout[T,D]", "x[T,D]", "tokens[A]", "offsets[O]", "gates[T,E]", "up[E,H,D]", "down[E,D,H]", "down_bias[E,D]", "hidden[P,H]",

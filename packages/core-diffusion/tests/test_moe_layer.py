@@ -178,7 +178,7 @@ def test_layer_loss():
         layer("race")(x, target)
 
 
-@pytest.mark.parametrize("router", ["race", "diffmoe"])
+@pytest.mark.parametrize("router", ROUTERS)
 def test_no_graph_break(router):
     moe, x = layer(router, top_k=2), batch()
     twin = copy.deepcopy(moe)
@@ -194,7 +194,7 @@ def test_no_graph_break(router):
                 (out.hidden_states.square().sum() + out.router_loss).backward()
             for (name, p), q in zip(moe.named_parameters(), twin.parameters(), strict=True):
                 torch.testing.assert_close(q.grad, p.grad, msg=name)
-            torch.testing.assert_close(twin.threshold, moe.threshold)
+            torch.testing.assert_close(dict(twin.named_buffers()), dict(moe.named_buffers()))
         with torch.compiler.set_stance("fail_on_recompile"):
             assert compiled(batch(3)).hidden_states.shape == (3, 8, 8)
         moe.load_state_dict(twin.state_dict())
@@ -240,30 +240,76 @@ def test_refusals():
             distributed_topk_mask(*args)
 
 
-def _select(rank, scores, ks, file, results):
+def _over_processes(work, *args):
+    """The results of work(rank, *args) in two processes of one gloo group, by rank."""
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    processes = [context.Process(target=_in_group, args=(rank, results, work, args)) for rank in range(2)]
+    for p in processes:
+        p.start()
+    found = dict(results.get(timeout=120) for _ in processes)
+    for p in processes:
+        p.join(60)
+    return found
+
+
+def _in_group(rank, results, work, args):
     torch.set_num_threads(1)
+    file, *rest = args
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    mine = torch.from_numpy(scores[rank])
-    results.put((rank, [tuple(t.numpy() for t in distributed_topk_mask(mine, k)) for k in ks]))
+    results.put((rank, work(rank, *rest)))
     torch.distributed.destroy_process_group()
 
 
-def test_race_over_processes(tmp_path):
+def _select(rank, scores, ks):
+    mine = torch.from_numpy(scores[rank])
+    return [tuple(t.numpy() for t in distributed_topk_mask(mine, k)) for k in ks]
+
+
+def test_selection_over_processes(tmp_path):
     rng = np.random.default_rng(0)
     scores = rng.choice(np.float32([-np.inf, -3e38, -1, -0.0, 0, 1e-40, 0.5, 2, np.inf]), (2, 40))
     scores[:, 20:] = rng.standard_normal((2, 20))
     ks = (1, 2, 17, 40, 79, 80)
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    processes = [
-        context.Process(target=_select, args=(rank, scores, ks, tmp_path / "store", results)) for rank in range(2)
-    ]
-    for p in processes:
-        p.start()
-    found = dict(results.get(timeout=60) for _ in processes)
-    for p in processes:
-        p.join(60)
+    found = _over_processes(_select, tmp_path / "store", scores, ks)
     for i, k in enumerate(ks):
         mask, kth = topk_mask(torch.from_numpy(scores.reshape(-1)), k)
         np.testing.assert_array_equal(np.concatenate([found[0][i][0], found[1][i][0]]), mask.numpy())
         assert found[0][i][1] == found[1][i][1] == kth.item()
+
+
+def _train_layer(rank, router):
+    moe = layer(router, group=torch.distributed.group.WORLD).train()
+    x = batch(4)[2 * rank : 2 * rank + 2] * (1 + 3 * rank)
+    out = moe(x)
+    out.hidden_states.sum().backward()
+    scores = moe.gate(moe.trunk(x)).detach() if router == "race" else moe.capacity(x).detach().sigmoid()
+    tensors = (
+        out.mask,
+        out.hidden_states.detach(),
+        moe.threshold,
+        moe.up.grad,
+        scores,
+        by_formula(moe, x, out.mask).detach(),
+    )
+    return [t.numpy() for t in tensors]
+
+
+def test_race_over_processes(tmp_path):
+    found = _over_processes(_train_layer, tmp_path / "store", "race")
+    mask, scores = (np.stack([found[rank][i] for rank in range(2)]) for i in (0, 4))
+    want, kth = topk_mask(torch.from_numpy(scores.reshape(-1)), 32)
+    np.testing.assert_array_equal(mask.reshape(-1), want.numpy())
+    assert mask[0].sum() < mask[1].sum()  # one race, in which the second process has the larger scores
+    for out in found.values():
+        assert out[2] == pytest.approx(kth.item())
+        np.testing.assert_allclose(out[1].reshape(-1, 8), out[5], rtol=1e-5, atol=1e-5)
+        assert np.isfinite(out[3]).all()
+
+
+def test_diffmoe_averages_thresholds_over_processes(tmp_path):
+    found = _over_processes(_train_layer, tmp_path / "store", "diffmoe")
+    kth = [np.sort(found[rank][4].reshape(-1, 4), axis=0)[-4] for rank in range(2)]
+    for out in found.values():
+        np.testing.assert_allclose(out[2], (kth[0] + kth[1]) / 2, rtol=1e-6)
+        np.testing.assert_array_equal(out[0].reshape(-1, 4).sum(0), 4)

@@ -50,14 +50,6 @@ CORE_EXPORT void expert_ffn_backward(core::Tensor<const float, 2> dout, core::Te
                                      core::Tensor<float, 3> dup, std::optional<core::Tensor<float, 2>> dup_bias,
                                      core::Tensor<float, 3> ddown, std::optional<core::Tensor<float, 2>> ddown_bias);
 
-/// The step of expert_ffn's backward pass between its products, on one expert's rows. hidden[N,H]: before the
-/// activation; dvalues[N,H]: the gradient of the values behind it, without the weights gates[N]. values = act(hidden),
-/// dhidden = gates dvalues act'(hidden), dgates[N]: row by row the sum of dvalues values. Throws ValueError: an unknown
-/// activation.
-CORE_EXPORT void expert_activation_backward(core::Tensor<const float, 2> dvalues, core::Tensor<const float, 2> hidden,
-                                            core::Tensor<const float, 1> gates, const char* activation, core::Tensor<float, 2> values,
-                                            core::Tensor<float, 2> dhidden, core::Tensor<float, 1> dgates);
-
 /// Rows of `hidden` for A pairs on CUDA, where each expert's rows fill whole tiles of 128.
 inline std::int64_t padded_rows(std::int64_t pairs, std::int64_t experts) { return (pairs / 128 + experts) * 128; }
 

@@ -119,17 +119,6 @@ def expert_ffn(
 ) -> None:
     """The weighted sum of the feed-forward networks of each token's experts."""
 
-def expert_activation_backward(
-    dvalues: Any,  # float32[N,H]
-    hidden: Any,  # float32[N,H]
-    gates: Any,  # float32[N]
-    activation: str,
-    values: Any,  # out float32[N,H]
-    dhidden: Any,  # out float32[N,H]
-    dgates: Any,  # out float32[N]
-) -> None:
-    """The activation of expert_ffn again, its derivative, and what the gates' derivatives need, in one pass."""
-
 def expert_ffn_backward(
     dout: Any,  # float32[T,D]
     x: Any,  # float32[T,D]

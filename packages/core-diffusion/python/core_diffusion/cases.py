@@ -251,22 +251,6 @@ def reference_experts(args: Args) -> Args:
     return {"hidden": hidden, "out": out}
 
 
-def make_activation(rng: np.random.Generator, N: int, H: int) -> Args:
-    """Gradients, values before the activation and weights, of the normal law."""
-    draws = {name: rng.standard_normal(shape, np.float32) for name, shape in (("dvalues", (N, H)), ("hidden", (N, H)))}
-    outputs = {name: np.zeros(shape, np.float32) for name, shape in (("values", (N, H)), ("dhidden", (N, H)))}
-    gates = {"gates": rng.standard_normal(N, np.float32), "activation": "silu" if N % 2 else "gelu_tanh"}
-    return draws | gates | outputs | {"dgates": np.zeros(N, np.float32)}
-
-
-def reference_activation(args: Args) -> Args:
-    """Value and derivative as their formulas."""
-    a = float64(args)
-    values, slope = reference_moe.activation(a["activation"], a["hidden"])
-    dhidden = a["gates"][:, None] * a["dvalues"] * slope
-    return {"values": values, "dhidden": dhidden, "dgates": (a["dvalues"] * values).sum(1)}
-
-
 def make_experts_backward(rng: np.random.Generator, T: int, D: int, E: int, H: int) -> Args:
     """The arguments of the forward pass, its stored values, and a random gradient."""
     a = make_experts(rng, T, D, E, H)
@@ -391,15 +375,6 @@ cases = [
         tolerance={"hidden": (1e-5, 1e-5), "out": (1e-5, 1e-5)},
         vary={"T": (0, 20), "D": (0, 20), "E": (0, 4), "H": (0, 20)},
         work=work_experts,
-    ),
-    Case(
-        op="core_diffusion.expert_activation_backward",
-        sizes={"tiny": {"N": 3, "H": 21}, "bench": {"N": 256, "H": 1536}},
-        make=make_activation,
-        reference=reference_activation,
-        tolerance={"values": (1e-5, 1e-6), "dhidden": (1e-5, 1e-5), "dgates": (1e-4, 1e-4)},
-        vary={"N": (0, 6), "H": (0, 40)},
-        work=lambda args: (args["hidden"].nbytes * 4, 20.0 * args["hidden"].size),
     ),
     Case(
         op="core_diffusion.expert_ffn_backward",

@@ -45,9 +45,13 @@ def topk_mask(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 # ---- experts ------------------------------------------------------------------------------------------------
-# On Hopper in bfloat16 the products are ours, all experts at once, and the host waits for nothing. Elsewhere they are
-# torch's, expert after expert over gathered rows: its matrix library wins over our own tile on CPUs by 1.2 to 1.4.
-# Around them nothing is materialised but the values before the activation.
+# On Hopper in bfloat16 the products are ours, all experts at once, and the host waits for nothing; on CPUs in float32
+# they are ours too. Elsewhere they are torch's, expert after expert over gathered rows. Around them nothing is
+# materialised but the values before the activation.
+
+
+def _ours(x: Tensor, up: Tensor) -> bool:
+    return _grouped(x, up) or (x.device.type == "cpu" and x.dtype == torch.float32)
 
 
 def _grouped(x: Tensor, up: Tensor) -> bool:
@@ -68,10 +72,6 @@ def _act(x: Tensor, activation: str, out: Tensor) -> Tensor:
 
 def _act_backward(grad: Tensor, x: Tensor, gate: Tensor, activation: str, values: Tensor, out: Tensor) -> Tensor:
     """Writes act(x) and gate grad act'(x); returns the rows' sums of grad act(x)."""
-    if x.device.type == "cpu" and x.dtype == torch.float32:
-        shares = x.new_empty(len(x))
-        _C.expert_activation_backward(grad, x, gate, activation, values, out, shares)
-        return shares
     shares = torch.linalg.vecdot(grad, _act(x, activation, values))
     torch.mul(grad, gate[:, None], out=out)
     if activation == "silu":
@@ -121,8 +121,9 @@ def _experts(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     out, offsets, tokens, hidden = _fake_experts(x, mask, gates, up, up_bias, down, down_bias, activation, pairs, keep)
     _C.moe_route(mask, offsets, tokens)
-    if _grouped(x, up):
-        x, gates, up, up_bias, down, down_bias = _contiguous(x, gates, up, up_bias, down, down_bias)
+    if _ours(x, up):
+        if _grouped(x, up):
+            x, gates, up, up_bias, down, down_bias = _contiguous(x, gates, up, up_bias, down, down_bias)
         stored = hidden if keep else None
         _C.expert_ffn(x, tokens, offsets, gates, up, up_bias, down, down_bias, activation, stored, out)
         return out, offsets, tokens, hidden
@@ -176,8 +177,9 @@ def _gradients(
 ) -> list[Tensor]:
     outputs = _fake_gradients(grad, x, gates, up, down, down_bias, offsets, tokens, hidden, activation, biased)
     dx, dgates, dup, dup_bias, ddown, ddown_bias = outputs
-    if _grouped(x, up):
-        grad, x, gates, up, down, down_bias = _contiguous(grad, x, gates, up, down, down_bias)
+    if _ours(x, up):
+        if _grouped(x, up):
+            grad, x, gates, up, down, down_bias = _contiguous(grad, x, gates, up, down, down_bias)
         of_up, of_down = (dup_bias, ddown_bias) if biased else (None, None)
         inputs = (grad, x, tokens, offsets, gates, up, down, down_bias, hidden)
         _C.expert_ffn_backward(*inputs, activation, dx, dgates, dup, of_up, ddown, of_down)
