@@ -56,7 +56,9 @@ def test_claim_from_training_to_verdict(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     pytest.importorskip("smact")
     from core_3d_molecule import crystal_files
+    from core_3d_molecule.claims import runs
     from core_3d_molecule.claims import uni3dar_crystals as claims
+    from core_3d_molecule.claims.uni3dar_runs import save
 
     pytest.importorskip("ase")
     crystal_files.write(tmp_path / "one.cif", perovskites(6))
@@ -72,7 +74,7 @@ def test_claim_from_training_to_verdict(tmp_path, monkeypatch):
         )
 
     with monkeypatch.context() as patch:
-        patch.setattr(claims.importlib.util, "find_spec", lambda name: None)
+        patch.setattr(runs, "installed", lambda module: False)
         with pytest.raises(ModuleNotFoundError, match="call again"):
             run()
     drawn = sorted(tmp_path.glob("*.npz"))
@@ -81,13 +83,13 @@ def test_claim_from_training_to_verdict(tmp_path, monkeypatch):
     ]  # fmt: skip
     written = [path.stat().st_mtime_ns for path in drawn]
     samples = perovskites(3)
-    claims.save(drawn[0], samples, np.ones(3))  # as if they had been drawn
+    save(drawn[0], samples, np.ones(3))  # as if they had been drawn
     found = run()
     assert written[1:] == [path.stat().st_mtime_ns for path in drawn[1:]]
     assert found.holds
     assert found.measured["unranked: composition_validity"][0] == found.measured["finished"][0] == 1
     assert found.plot.stat().st_size > 1000
-    claims.save(
+    save(
         drawn[0],
         Crystals(samples.numbers * 0 + 8, samples.fractional, samples.lattices / 9, samples.offsets),
         np.ones(3),

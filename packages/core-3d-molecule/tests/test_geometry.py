@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from core_3d_molecule import gaussian_mmd, kabsch_rmsd
+from core_3d_molecule import Structures, gaussian_mmd, kabsch_rmsd, principal_frames
 from core_3d_molecule.reference import geometry as reference
 
 RNG = np.random.default_rng(0)
@@ -34,6 +34,25 @@ def test_flat_and_straight() -> None:
     for axes in ([1, 1, 0], [1, 0, 0]):
         a, b = RNG.normal(size=(2, 7, 3)) * axes
         assert abs(kabsch_rmsd(a, b, [0, 7])[0] - reference.kabsch_rmsd(a, b)) < 1e-12
+
+
+def test_principal_frames() -> None:
+    sizes = [1, 2, 3, 9, 20]
+    parts = [RNG.normal(size=(n, 3)) * [3, 2, 1] for n in sizes]
+    numbers = [np.full(n, 6) for n in sizes]
+    one, other = (principal_frames(Structures.from_list(numbers, p)) for p in (parts, [turned(p) for p in parts]))
+    cut = one.offsets[3]  # three points or fewer lie in a plane, whose sides are alike
+    np.testing.assert_allclose(one.positions[cut:], other.positions[cut:], atol=1e-9)
+    given = Structures.from_list(numbers, parts)
+    assert kabsch_rmsd(given.positions, one.positions, one.offsets).max() < 1e-12
+    for _, at in one:
+        spread = at.T @ at
+        assert np.abs(at.mean(0)).max() < 1e-12
+        assert np.abs(spread - np.diag(np.diag(spread))).max() < 1e-9
+        assert (np.diff(np.diag(spread)) < 1e-9).all()
+    assert len(principal_frames(Structures.from_list([], []))) == 0
+    with pytest.raises(ValueError, match="structure 1 has none"):
+        principal_frames(Structures.from_list([[1], []], [[[0.0, 0, 0]], np.empty((0, 3))]))
 
 
 def test_mmd() -> None:

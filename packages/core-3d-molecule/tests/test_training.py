@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 from core_3d_molecule import data  # noqa: E402
-from core_3d_molecule.claims.runs import Record, train  # noqa: E402
+from core_3d_molecule.claims.runs import Record, UnfinishedError, train  # noqa: E402
 from core_3d_molecule.octree import Augmentation  # noqa: E402
 from core_3d_molecule.structures import Structures  # noqa: E402
 from core_3d_molecule.training import Optimisation, Trainer  # noqa: E402
@@ -94,6 +94,26 @@ def test_record_and_resumed_run(tmp_path):
     again = once(40)
     assert again.step == 40
     assert torch.equal(again.model.weight, trainer.model.weight)
+
+
+def test_a_call_that_is_over_in_time_goes_on_exactly(tmp_path):
+    def trainer():
+        torch.manual_seed(0)
+        return quadratic(Optimisation(steps=9, lr=0.1))
+
+    checkpoint, record = tmp_path / "p.safetensors", tmp_path / "p.json"
+    for done in range(1, 9):  # a step a call
+        part = trainer()
+        with pytest.raises(UnfinishedError, match="call again"):
+            train(part, checkpoint, Record(record, seconds=0), "square")
+        assert part.step == done
+    part, whole = trainer(), trainer()
+    train(part, checkpoint, Record(record, seconds=0), "square")  # the last step ends it
+    list(whole.run(9))
+    assert part.done
+    assert torch.equal(part.model.weight, whole.model.weight)
+    assert torch.equal(part.average["weight"], whole.average["weight"])
+    assert len(json.loads(record.read_text())["curves"]["square"]) == 9
 
 
 def test_room_is_filled():

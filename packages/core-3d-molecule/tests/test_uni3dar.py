@@ -217,6 +217,32 @@ def test_sampling_is_deterministic():
     assert len(sampler.sample(0).rows) == 0
 
 
+def test_temperatures_by_level():
+    """0 takes the likeliest at that level alone, and a sampler that is retuned draws as a new one."""
+    model = seeded()
+    sampler = Sampler(model, Settings(tree=(0.0, 2.0), max_tokens=300), batch=12)
+    sampler.record = []
+    found = sampler.sample(12, seed=4)
+    greedy = {1: set(), 2: set(), 3: set()}
+    for row, begin, end in zip(found.rows, found.offsets[:-1], found.offsets[1:], strict=True):
+        levels, _, _ = unfold(found.tokens[begin:end], found.bins[begin:end])
+        for step, level in enumerate(levels):
+            if level > 0:
+                rows, logits = sampler.record[step]
+                tree = logits["tree"][int((rows == row).nonzero()[0, 0])]
+                greedy[level].add(int(tree.argmax()) == found.tokens[begin + step] - TREE - 1)
+    assert greedy[1] == {True}
+    assert False in greedy[2] | greedy[3]
+    sampler.record = None
+    sampler.retune(tree=0.7, atom=1.0, xyz=0.0)
+    again, new = (s.sample(12, seed=4) for s in (sampler, Sampler(model, sampler.settings, batch=12)))
+    np.testing.assert_array_equal(again.tokens, new.tokens)
+    assert not np.array_equal(again.tokens, found.tokens)
+    for tree in ((), (0.5, -1.0), float("nan")):
+        with pytest.raises(ValueError, match="'tree' must be 0 or above"):
+            Settings(tree=tree)
+
+
 def test_learns_by_heart():
     """Two molecules, no augmentation: the loss of a molecule falls to ln 2, not below, and samples are those two."""
     given = structures([3, 4])

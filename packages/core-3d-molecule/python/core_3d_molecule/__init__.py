@@ -17,7 +17,7 @@ from .crystals import (
     structure_validity,
 )
 from .evaluate import evaluate, evaluate_crystals
-from .geometry import chains, gaussian_mmd, geometry_mmd, kabsch_rmsd
+from .geometry import chains, gaussian_mmd, geometry_mmd, kabsch_rmsd, principal_frames
 from .octree import Augmentation, OctreeTokenizer, Packed, Tokens
 from .relational import relational_attention
 from .report import Report
@@ -51,6 +51,7 @@ __all__ = [
     "match_crystals",
     "neighbor_list",
     "niggli_reduce",
+    "principal_frames",
     "pxrd_patterns",
     "relational_attention",
     "structure_validity",

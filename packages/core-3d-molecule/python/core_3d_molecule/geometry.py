@@ -31,6 +31,28 @@ def kabsch_rmsd(positions: Any, targets: Any, offsets: Any) -> Any:
     return out
 
 
+def principal_frames(structures: Structures) -> Structures:
+    """The structures (numpy) about their means, their principal axes along x, y and z, the longest first.
+
+    Along x and y the third moment is not negative, and nothing is mirrored: whatever the orientation of a molecule was,
+    the result is the same, but for those whose symmetry leaves axes or signs open.
+    """
+    offsets = np.asarray(structures.offsets)
+    begins, counts = offsets[:-1], np.diff(offsets)
+    if (counts < 1).any():
+        raise ValueError(f"argument 'structures' must have an atom each, structure {np.argmin(counts)} has none")
+    owner = np.repeat(np.arange(len(counts)), counts)
+    at = np.asarray(structures.positions, np.float64)
+    if len(counts):
+        at = at - (np.add.reduceat(at, begins) / counts[:, None])[owner]
+        axes = np.linalg.eigh(np.add.reduceat(at[:, :, None] * at[:, None], begins))[1][:, :, ::-1]
+        at = np.einsum("ai,aij->aj", at, axes[owner])
+        signs = np.where(np.add.reduceat(at**3, begins) < 0, -1.0, 1.0)
+        signs[:, 2] = np.linalg.det(axes) * signs[:, 0] * signs[:, 1]
+        at *= np.rint(signs)[owner]
+    return Structures(structures.numbers, at, offsets)
+
+
 def gaussian_mmd(x: Any, y: Any) -> float:
     """The maximum mean discrepancy of two sets of numbers, as JODO (arXiv 2305.12347) compares geometries.
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import time
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from ..bonded import Bonded
 from ..bonds import edm_stability
 from ..evaluate import evaluate
 from ..structures import Structures
-from .runs import Record, train
+from . import runs
 
 ADAM = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-5}
 TEST_BARS = {"atoms": 0.9999, "bonds": 0.999, "rmsd": 0.01, "stability": 0.01}
@@ -28,31 +27,33 @@ def generate(
     seed: int,
     out: Path,
     *,
-    minutes: tuple[float, float] = (4.0, 4.0),
+    minutes: tuple[float, float] = (6.0, 12.0),
     steps: int = 1_000_000,
     count: int = 10_000,
     batch: int = 512,
-    lr: tuple[float, float] = (1e-3, 3e-4),
-    compiled: tuple[bool, bool] = (True, True),
-    weights: tuple[float, float, float] = (1.0, 1.0, 10.0),
-    sampling: tuple[tuple[int, float], ...] = ((100, 0.95),),
+    lr: tuple[float, float] = (2e-3, 4e-4),
+    compiled: tuple[bool, bool] = (False, True),
+    weights: tuple[float, float, float] = (10.0, 10.0, 30.0),
+    sampling: tuple[tuple[int, float], ...] = ((250, 0.95), (100, 0.95), (500, 0.95), (250, 0.9), (250, 0.85)),
     small: bool = False,
     device: str = "cuda",
     limit: int | None = None,
+    seconds: float = math.inf,
 ) -> Claim:
     """Trains UAE-3D on EDM's training molecules of QM9 (or `limit` of all), UDM-3D on its latents; draws `count`.
 
     minutes, lr, compiled: of the autoencoder and of the transformer; their schedules end after so much time or `steps`.
     weights: in the autoencoder's loss, of positions, of distances and of those between bonded atoms. sampling: numbers
-    of steps and temperatures, the first the claim's. `small` makes both tiny. `out` keeps checkpoints, samples and a
-    record: a run that was cut off goes on, and samples of a machine without RDKit are scored, by calling again with the
-    same arguments, on one that has it; until then ModuleNotFoundError is raised at the end.
+    of steps and temperatures, the first the claim's. `small` makes both tiny. `out`, `seconds`: as for
+    `uni3dar_qm9.generate`.
     """
-    record = Record(out / "udm3d-qm9.json")
+    record = runs.Record(out / "udm3d-qm9.json", seconds)
     files = {setting: out / f"udm3d-qm9-{setting[0]}-{setting[1]:g}.npz" for setting in sampling}
     qm9 = data.qm9(limit)
     split = data.edm_split() if limit is None else (np.arange(len(qm9)),) * 3
     if not all(path.exists() for path in files.values()):
+        import torch
+
         tiny = {"hidden": 16, "edge": 8, "heads": 2, "latent": 4}, {"latent": 4, "layers": 2, "width": 32, "heads": 2}
         schedules = [
             {"steps": steps, "minutes": most, "lr": high, "last_lr": high * 1e-3, "warmup": min(500, steps // 5),
@@ -60,8 +61,13 @@ def generate(
             for most, high, ema in zip(minutes, lr, (0.999, 0.9995), strict=True)
         ]  # fmt: skip
         sets = qm9.select(split[0]), qm9.select(split[2])
-        _make(record, sets, tiny if small else ({}, {}), schedules, batch, compiled, weights, count, files, device)
-    rdkit, found = importlib.util.find_spec("rdkit") is not None, record.values
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")  # tf32 would show in the coordinates
+        try:
+            _make(record, sets, tiny if small else ({}, {}), schedules, batch, compiled, weights, count, files, device)
+        finally:
+            torch.set_float32_matmul_precision(precision)
+    rdkit, found = runs.installed("rdkit"), record.values
     test = found["reconstruction"]
     measured: dict[str, tuple[float, float]] = {
         "GPU minutes, autoencoder": (found["autoencoder"]["minutes"], 0.0),
@@ -77,13 +83,12 @@ def generate(
     drawn = {setting: evaluate(load_bonded(path), rdkit=rdkit).unranked for setting, path in files.items()}
     for (number, temperature), scores in drawn.items():
         what = f"drawn in {number} steps at {temperature:g}"
-        measured[f"{what}: milliseconds a molecule"] = (found[_key(number, temperature)]["ms_a_molecule"], 0.0)
+        measured[f"{what}: milliseconds a molecule"] = (found[_key(number, temperature)]["ms_a_sample"], 0.0)
         for name, rate in scores.items():
             measured[f"{what}: {name.replace('_', ' ')}"] = (rate.value, rate.half)
-    scores, speed = drawn[sampling[0]], found[_key(*sampling[0])]["ms_a_molecule"]
+    scores, speed = drawn[sampling[0]], found[_key(*sampling[0])]["ms_a_sample"]
     record.put(measured=measured)
-    if not rdkit:
-        raise ModuleNotFoundError(f"validity needs RDKit; everything else is in {record.path}: call again where it is")
+    record.has("rdkit", "validity")
     return Claim(
         paper="2503.15567",
         claim="One latent space for atoms, bonds and coordinates reconstructs molecules almost exactly, and "
@@ -112,7 +117,7 @@ def _key(steps: int, temperature: float) -> str:
 
 
 def _make(
-    record: Record,
+    record: runs.Record,
     sets: tuple[Structures, Structures],
     shapes: tuple[dict[str, int], dict[str, int]],
     schedules: list[dict[str, Any]],
@@ -129,42 +134,37 @@ def _make(
     from ..udm3d import Dataset, dit, make_autoencoder_trainer, make_diffusion_trainer, vae
 
     cuda = device == "cuda"
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")  # tf32 would show in the coordinates
     config, most = vae.Config(dropout=0.0, **shapes[0]), 29
     dataset, held = (Dataset.of(given, config.elements, most, device) for given in sets)
     coder = make_autoencoder_trainer(
         dataset, config, Optimisation(**schedules[0]), batch=batch, compiled=compiled[0] and cuda,
         weights=vae.Weights(position=weights[0], distance=weights[1], bonded=weights[2]),
     )  # fmt: skip
-    record.put(
-        device=torch.cuda.get_device_name() if cuda else "cpu", torch=torch.__version__, batch=batch,
-        schedules=schedules, weights=weights,
-    )  # fmt: skip
-    train(coder, record.path.with_name("uae3d-qm9.safetensors"), record, "autoencoder")
-    model = coder.model
-    model.load_state_dict(coder.averaged())
-    model.eval()
-    record.put(reconstruction=reconstruction(model, held, sets[1]))
+    record.put(**runs.head(coder, batch=batch, schedules=schedules, weights=weights))
+    runs.train(coder, record.path.with_name("uae3d-qm9.safetensors"), record, "autoencoder")
+    model = runs.averaged(coder)
+    if "reconstruction" not in record.values:
+        record.put(reconstruction=reconstruction(model, held, sets[1]))
     diffusion = make_diffusion_trainer(
         dataset, model, dit.Config(**shapes[1]), Optimisation(**schedules[1]), batch=batch,
         compiled=compiled[1] and cuda,
     )  # fmt: skip
-    train(diffusion, record.path.with_suffix(".safetensors"), record, "transformer")
-    whole = diffusion.model
+    runs.train(diffusion, record.path.with_suffix(".safetensors"), record, "transformer")
+    whole = diffusion.model  # itself: a copy would not be compiled
     whole.load_state_dict(diffusion.averaged())
     whole.eval()
     for (steps, temperature), path in files.items():
+        if path.exists():
+            continue
+        record.check()
         settings = {"batch": 512, "steps": steps, "temperature": temperature}
         with torch.autocast(device, torch.bfloat16, enabled=cuda):
             whole.sample(min(512, count), seed=schedules[1]["seed"] + 1, **settings)
-            start = time.monotonic()  # samples are on the host when they are given back
-            drawn = whole.sample(count, seed=schedules[1]["seed"], **settings)
-        seconds = time.monotonic() - start
-        times = {"seconds": seconds, "ms_a_molecule": 1e3 * seconds / count, "batch": 512}
-        record.put(**{_key(steps, temperature): times})
+            drawn = runs.timed(
+                record, _key(steps, temperature), count,
+                lambda settings=settings: whole.sample(count, seed=schedules[1]["seed"], **settings), batch=512,
+            )  # fmt: skip
         save_bonded(path, drawn)
-    torch.set_float32_matmul_precision(precision)
 
 
 def reconstruction(model: Any, held: Any, structures: Structures) -> dict[str, float]:

@@ -71,7 +71,7 @@ class CrystalSampler(Sampler):
     ) -> None:
         """count: the temperature of counts."""
         super().__init__(model, settings, batch=batch, dtype=dtype, graphs=graphs)
-        self.count = count
+        self._count = torch.tensor(count, dtype=torch.float32, device=self.device)
         self._state |= {
             "total": self._zeros(batch), "tree": self._zeros(batch), "drawn": self._zeros(batch),
             "level": self._zeros(batch, 2), "before": self._zeros(batch, 2),
@@ -144,7 +144,7 @@ class CrystalSampler(Sampler):
             impossible = self._children > most[:, None]
             impossible |= (level == 1)[:, None] & last & (self._children != atoms[:, None])
             chosen_tree = self._draw(
-                tree_logits.float().masked_fill(impossible, -torch.inf), self.settings.tree, noise[0]
+                tree_logits.float().masked_fill(impossible, -torch.inf), self._tree_temperatures(level), noise[0]
             )
             children = self._children[chosen_tree]
             count_logits = torch.where(
@@ -154,7 +154,7 @@ class CrystalSampler(Sampler):
             low = torch.where(last[:, 0], atoms, children)[:, None]
             high = torch.where(level == 1, children, most)[:, None]
             impossible = (self._counts < torch.minimum(low, high)) | (self._counts > high)
-            count = self._draw(count_logits.float().masked_fill(impossible, -torch.inf), self.count, noise[5])
+            count = self._draw(count_logits.float().masked_fill(impossible, -torch.inf), self._count, noise[5])
             blocked = self._kinds[lattice.long()]
             if constrained:
                 blocked = blocked | (~lattice[:, None] & (s["left"] <= 0))

@@ -17,17 +17,20 @@ from ..structures import Structures
 from .model import TREE_CLASSES, AtomHead, Config, Uni3DAR
 
 _BUCKET = 64
+_COLDEST = 1e-7
+"""Instead of temperature 0: what is likelier by a millionth is taken, whatever the noise."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """How tokens are drawn; the defaults are the paper's for QM9 (drugs: 0.65, 0.3, 0.3).
 
-    `tree`, `atom` and `xyz` are temperatures, 0 takes the likeliest; `top_p` keeps the likeliest that add up to it.
-    `max_tokens` ends a molecule unfinished; `compact` gathers the unfinished ones once their share falls to it.
+    `tree`, `atom` and `xyz` are temperatures, 0 takes the likeliest; `tree` may be one for each level, the finest
+    first, of which the last holds for all coarser ones. `top_p` keeps the likeliest that add up to it. `max_tokens`
+    ends a molecule unfinished; `compact` gathers the unfinished ones once their share falls to it.
     """
 
-    tree: float = 0.9
+    tree: float | tuple[float, ...] = 0.9
     atom: float = 0.3
     xyz: float = 0.3
     top_p: float = 1.0
@@ -36,8 +39,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("tree", "atom", "xyz"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"Settings: argument '{name}' must be 0 or above, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not np.size(value) or not all(0 <= one < math.inf for one in np.ravel(value)):
+                raise ValueError(f"Settings: argument '{name}' must be 0 or above, got {value}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"Settings: argument 'top_p' must be in (0, 1], got {self.top_p}")
         if self.max_tokens < 2:
@@ -120,6 +124,8 @@ class Sampler:
             "noise": self._zeros(batch, sum(noise), dtype=torch.float32),
         }  # fmt: skip
         self._noise = noise
+        self._temperatures = self._zeros(c.merge_level + 3, dtype=torch.float32)
+        self._set_temperatures()
         self._step = self._zeros(1)
         self.record: list[tuple[Tensor, dict[str, Tensor]]] | None = None
 
@@ -127,6 +133,22 @@ class Sampler:
     def _check(config: Config) -> None:
         if config.max_num_atom or config.trees > 1:
             raise ValueError("Sampler: argument 'model' must be a model of molecules, got one with counts or two trees")
+
+    def retune(self, *, tree: float | tuple[float, ...], atom: float, xyz: float) -> None:
+        """Draws at other temperatures from now on, in the graphs that were captured, too."""
+        self.settings = dataclasses.replace(self.settings, tree=tree, atom=atom, xyz=xyz)
+        self._set_temperatures()
+
+    def _set_temperatures(self) -> None:
+        """Of types, coordinates and the nodes of levels 0 (never drawn) and above, in this order."""
+        s, levels = self.settings, np.arange(self.model.config.merge_level + 1)
+        tree = np.ravel(s.tree)
+        values = [s.atom, s.xyz, *tree[np.clip(levels - 1, 0, len(tree) - 1)]]
+        self._temperatures.copy_(torch.tensor(values, dtype=torch.float32))
+
+    def _tree_temperatures(self, level: Tensor) -> Tensor:
+        """(B, 1) of the nodes of levels (B,)."""
+        return self._temperatures[2 + level.clamp(min=0), None]
 
     def _zeros(self, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self.device)
@@ -244,7 +266,7 @@ class Sampler:
             x = self._hidden(self.model.embed(tokens, levels, None, None, None), positions, length)
             heads, noise = self.model.heads[0], s["noise"].split(self._noise, 1)
             tree_logits = heads.tree(x)
-            chosen_tree = self._draw(tree_logits, self.settings.tree, noise[0])
+            chosen_tree = self._draw(tree_logits, self._tree_temperatures(level), noise[0])
             blocked = s["left"] <= 0 if constrained else None
             atom_logits, chosen = self._draw_atom(heads.atom, x, noise[1:5], blocked)
         if self.record is not None:
@@ -294,8 +316,7 @@ class Sampler:
         def choose(part: int, logits: Tensor) -> Tensor:
             if part == 0 and blocked is not None:
                 logits = logits.masked_fill(blocked, -torch.inf)
-            temperature = self.settings.atom if part == 0 else self.settings.xyz
-            chosen.append(self._draw(logits, temperature, noise[part]))
+            chosen.append(self._draw(logits, self._temperatures[min(part, 1)], noise[part]))
             return chosen[-1]
 
         logits = head(x, choose)
@@ -335,12 +356,9 @@ class Sampler:
         s["head"].add_(live.long())
         s["done"].logical_or_(s["head"] >= s["tail"])
 
-    def _draw(self, logits: Tensor, temperature: float, noise: Tensor) -> Tensor:
-        """Indices (B,) drawn from softmax(logits / temperature), by exponential noise of rate 1."""
-        logits = logits.float()
-        if temperature == 0:
-            return logits.argmax(-1)
-        logits = logits / temperature
+    def _draw(self, logits: Tensor, temperature: Tensor, noise: Tensor) -> Tensor:
+        """Indices (B,) drawn from softmax(logits / temperature), () or (B, 1), by exponential noise of rate 1."""
+        logits = logits.float() / temperature.clamp(min=_COLDEST)
         if self.settings.top_p < 1:
             ordered, index = logits.softmax(-1).sort(-1, descending=True)
             out = ordered.cumsum(-1) - ordered >= self.settings.top_p
