@@ -2,11 +2,11 @@
 
 python benchmarks/bench_rasterize_cpu.py [--opensplat FOLDER] [--seconds 2]
 
-Scenes: `cases.scene` of 10,000 and 100,000 Gaussians, and, where $CORE_SPLAT_DATA has it, the scan biker.spz (152,746)
-from the front. Wall time, the shortest of as many calls as fit into the seconds, with one thread and with two; torch is
-imported and multiplies a matrix between the calls, so that its threads are awake. At 10,000 Gaussians beside
-`rasterize_torch` with as many threads, and beside OpenSplat's rasteriser (one thread, without its projection), built by
-torch from a checkout of OpenSplat that is given. Exits 1 if a picture differs from theirs.
+Scenes: `cases.scene` of 10,000 and 100,000 Gaussians, and, where $CORE_SPLAT_DATA has it, the scan
+biker.compressed.ply (152,746) from the front. Wall time, the shortest of as many calls as fit into the seconds, with
+one thread and with two; torch is imported and multiplies a matrix between the calls, so that its threads are awake. At
+10,000 Gaussians beside `rasterize_torch` with as many threads, and beside OpenSplat's rasteriser (one thread, without
+its projection), built by torch from a checkout of OpenSplat that is given. Exits 1 if a picture differs from theirs.
 """
 
 from __future__ import annotations
@@ -68,6 +68,21 @@ def biker(path: pathlib.Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def scenes() -> dict[str, dict[str, Any]]:
+    """The operator's arguments for each scene, over black; the pictures are rendered."""
+    from core_splatting import _core_splatting as _C
+    from core_splatting.cases import scene
+
+    scan = pathlib.Path(os.environ.get("CORE_SPLAT_DATA", "/nonexistent")) / "biker.compressed.ply"
+    found = {f"{n:,}": scene(np.random.default_rng(0), n, SIDE, SIDE) for n in (10_000, 100_000)}
+    if scan.exists():
+        found["biker"] = biker(scan)
+    for args in found.values():
+        args["backgrounds"] = None
+        _C.rasterize(*args.values())
+    return found
+
+
 def gradient_of(args: dict[str, Any]) -> dict[str, Any]:
     """The gradient's arguments for the picture in `args`."""
     from core_splatting.cases import scene_backward
@@ -115,17 +130,11 @@ def measure(threads: int, seconds: float, folder: pathlib.Path | None) -> list[d
     """The rows of this process, whose number of threads is set by the environment."""
     import torch
     from core_splatting import _core_splatting as _C
-    from core_splatting.cases import scene
     from core_splatting.reference.rasterize import rasterize_torch
 
     torch.set_num_threads(threads)
     rows = []
-    scan = pathlib.Path(os.environ.get("CORE_SPLAT_DATA", "/nonexistent")) / "biker.spz"
-    scenes = {f"{n:,}": scene(np.random.default_rng(0), n, SIDE, SIDE) for n in (10_000, 100_000)}
-    if scan.exists():
-        scenes["biker"] = biker(scan)
-    for name, args in scenes.items():
-        args["backgrounds"] = None
+    for name, args in scenes().items():
         row: dict[str, Any] = {"scene": name, "threads": threads}
         row["forward_ms"] = fastest(lambda args=args: _C.rasterize(*args.values()), seconds)
         given = gradient_of(args)
