@@ -18,7 +18,6 @@ using products::multiply;
 using products::round_up;
 using products::row_step;
 using products::Scratch;
-using products::Target;
 using std::int64_t;
 
 constexpr int lanes = 16;
@@ -168,9 +167,9 @@ template <class T>
 void huge_pages([[maybe_unused]] const T& tensor, [[maybe_unused]] int64_t elements) {
 #if defined(MADV_HUGEPAGE)
   constexpr std::uintptr_t page = 4096, least = 4 << 20;
-  const auto begin = (reinterpret_cast<std::uintptr_t>(tensor.data) + page - 1) / page * page;
-  const auto end = reinterpret_cast<std::uintptr_t>(tensor.data + elements) / page * page;
-  if (tensor.contiguous() && end > begin + least) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  char* const data = reinterpret_cast<char*>(tensor.data);
+  const std::uintptr_t skip = -reinterpret_cast<std::uintptr_t>(data) % page, bytes = static_cast<std::uintptr_t>(elements) * sizeof(float);
+  if (tensor.contiguous() && bytes >= least) madvise(data + skip, (bytes - skip) / page * page, MADV_HUGEPAGE);
 #endif
 }
 
