@@ -161,10 +161,11 @@ def _plot(found: dict[str, dict[str, tuple[Any, float]]], out: Path) -> Path:
     figure, axes = plt.subplots(1, len(found), figsize=(6.5 * len(found), 5), layout="constrained", squeeze=False)
     for axis, (task, of) in zip(axes[0], found.items(), strict=True):
         for i, (name, (lost, bits)) in enumerate(of.items()):
-            axis.plot(bits, float(lost.mean()), "o" if i % 2 else "s", color=f"C{i % 10}", label=name)
+            axis.plot(bits, float(lost.mean()), "osD"[i % 3], color=f"C{i % 10}", label=name)
         axis.axhline(float(of["full precision"][0].mean()), color="#999", lw=1)
         axis.set(xscale="log", xlabel="bits an element, all of them", ylabel="loss", title=task)
         axis.set_xticks([2, 4, 8, 16, 32], ["2", "4", "8", "16", "32"])
+        axis.minorticks_off()
     axes[0, -1].legend(fontsize=7)
     with replace(out / "vidkv.png") as path:
         figure.savefig(path, dpi=90)
