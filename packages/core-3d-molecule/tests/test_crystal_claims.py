@@ -79,7 +79,7 @@ def test_claim_from_training_to_verdict(tmp_path, monkeypatch):
             run()
     drawn = sorted(tmp_path.glob("*.npz"))
     assert [path.name for path in drawn] == [
-        "uni3dar-crystals-0.9-0.3-0.3.npz", "uni3dar-crystals-1-0.9-0.9.npz", "uni3dar-crystals-half.npz",
+        "uni3dar-crystals-0.5-0.5-0.3.npz", "uni3dar-crystals-0.9-0.3-0.3.npz", "uni3dar-crystals-half.npz",
     ]  # fmt: skip
     written = [path.stat().st_mtime_ns for path in drawn]
     samples = perovskites(3)

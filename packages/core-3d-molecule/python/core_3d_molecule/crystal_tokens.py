@@ -48,15 +48,12 @@ class CrystalTokenizer:
     octree: OctreeTokenizer = dataclasses.field(default_factory=lambda: OctreeTokenizer.preset("crystal"))
     niggli: bool = True
 
-    def tokenize(
-        self, crystals: Crystals, *, augment: Augmentation | None = None, shift: float = 0.5, seed: int = 0
-    ) -> Tokens:
+    def tokenize(self, crystals: Crystals, *, augment: Augmentation | None = None, seed: int = 0) -> Tokens:
         """Tokens with 2 B streams: the corners of crystal b in stream 2 b, its atoms in 2 b + 1.
 
-        `tokens.atoms` are rows 0..8 B + A of the corners and atoms, crystal by crystal. With `augment`, atoms are also
-        moved in their cell, with the probability `shift`, by one random fraction on all three axes. The paper turns
-        crystals with probability 0.5: Augmentation(rotate=0.5). Raises ValueError as OctreeTokenizer.tokenize does, for
-        more than 128 atoms, and for a cell that the cube cannot hold.
+        `tokens.atoms` are rows 0..8 B + A of the corners and atoms, crystal by crystal. The paper turns crystals with
+        probability 0.5: Augmentation(rotate=0.5). Raises ValueError as OctreeTokenizer.tokenize does, for more than 128
+        atoms, and for a cell that the cube cannot hold.
         """
         if self.niggli:
             crystals = niggli_reduce(crystals)
@@ -69,7 +66,7 @@ class CrystalTokenizer:
         fractional = np.asarray(crystals.fractional)
         if augment is not None:
             rng = np.random.default_rng(seed)
-            moves = rng.random(len(crystals)) * (rng.random(len(crystals)) < shift)
+            moves = rng.random(len(crystals)) * (rng.random(len(crystals)) < augment.slide)
             fractional = fractional + np.repeat(moves, counts)[:, None]
         points, numbers, offsets = _points(crystals, fractional % 1.0)
         if augment is not None:

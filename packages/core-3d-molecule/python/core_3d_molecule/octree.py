@@ -65,12 +65,14 @@ class Packed:
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
     """How training structures are varied: with the probability `rotate` turned at random, shifted by a normal number of
-    `noise` angstroms and up to `shift` cells on each axis, and up to the share `drop` of the finest nodes left out."""
+    `noise` angstroms and up to `shift` cells on each axis, and up to the share `drop` of the finest nodes left out.
+    With the probability `slide`, a crystal's atoms are moved in their cell by one random fraction on all three axes."""
 
     rotate: float = 1.0
     noise: float = 0.12
     shift: int = 1
     drop: float = 0.1
+    slide: float = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
