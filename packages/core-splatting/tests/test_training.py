@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from core_splatting import formats
 from core_splatting.viewing import Orbit, covariances, render, render_gaussians
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("scipy")
+Rotation = pytest.importorskip("scipy.spatial.transform").Rotation
 Image = pytest.importorskip("PIL.Image")
 from core_splatting.scenes import load_scene  # noqa: E402
 from core_splatting.training import Config, Trainer  # noqa: E402
@@ -182,6 +184,82 @@ def test_jobs(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
             tmp_path, tmp_path / "b.ply", steps=5, downscale=1, strategy="default", most=10, sh_degree=0,
             absgrad=False, duration=0.0, batch=1, hold_out=0, device="cpu", checkpoint=None, resume=False, seed=0,
         )  # fmt: skip
+
+
+def colmap(photographs: Path, folder: Path, binary: bool) -> Path:
+    """The photographs of a transforms.json as a COLMAP model without points."""
+    views = load_scene(photographs).views
+    shutil.copytree(photographs, folder / "images")
+    model = folder / "sparse" / "0"
+    model.mkdir(parents=True)
+    rows = []
+    for i, view in enumerate(views, 1):
+        x, y, z, w = Rotation.from_matrix(view.viewmat[:3, :3]).as_quat().tolist()
+        rows.append((i, w, x, y, z, *view.viewmat[:3, 3].tolist(), 1, view.path.name))
+    if binary:
+        (model / "cameras.bin").write_bytes(struct.pack("<QiiQQ3d", 1, 1, 0, SIZE, SIZE, 60, SIZE / 2, SIZE / 2))
+        records = [struct.pack("<i7di", *row[:-1]) + row[-1].encode() + bytes(9) for row in rows]
+        (model / "images.bin").write_bytes(struct.pack("<Q", len(rows)) + b"".join(records))
+        (model / "points3D.bin").write_bytes(bytes(8))
+    else:
+        (model / "cameras.txt").write_text(f"1 SIMPLE_PINHOLE {SIZE} {SIZE} 60 {SIZE / 2} {SIZE / 2}\n")
+        (model / "images.txt").write_text("".join(" ".join(map(str, row)) + "\n\n" for row in rows))
+        (model / "points3D.txt").write_text("")
+    return folder
+
+
+def few_steps(scene: Path, out: Path, **changes: Any) -> None:
+    options = {"checkpoint": None, "resume": False, "hold_out": 6, "steps": 5} | changes
+    train(
+        scene, out, downscale=1, strategy="default", most=10**6, sh_degree=0, absgrad=False, duration=0.0, batch=1,
+        device="cpu", seed=0, **options,
+    )  # fmt: skip
+
+
+def test_jobs_on_each_kind_of_scene(photographs: Path, tmp_path: Path) -> None:
+    """The same photographs as transforms.json and as COLMAP's two kinds of files give the same Gaussians."""
+    few_steps(photographs, tmp_path / "json.ply")
+    for kind in ("bin", "txt"):
+        few_steps(colmap(photographs, tmp_path / kind, kind == "bin"), tmp_path / f"{kind}.ply")
+        np.testing.assert_allclose(
+            formats.read(tmp_path / f"{kind}.ply").means, formats.read(tmp_path / "json.ply").means, atol=1e-3
+        )
+        assert len(formats.read(tmp_path / f"{kind}.ply")) == 10_000
+
+
+def test_what_is_wrong_with_a_scene_is_said(photographs: Path, tmp_path: Path) -> None:
+    scene, out = colmap(photographs, tmp_path / "scene", True), tmp_path / "a.ply"
+    Image.new("RGB", (5, 5)).save(scene / "images" / "03.png")
+    with pytest.raises(SystemExit, match=r"core: .*03\.png: size: expected 48 x 48 pixels, got 5 x 5"):
+        few_steps(scene, out)
+    (scene / "images" / "03.png").unlink()
+    with pytest.raises(SystemExit, match=r"core: .*03\.png: image: .*No such file"):
+        few_steps(scene, out)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match=r"core: .*empty: folder: expected cameras\.bin"):
+        few_steps(tmp_path / "empty", out)
+    assert not out.exists()
+
+
+def test_what_is_wrong_with_a_checkpoint_is_said(photographs: Path, tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    check = tmp_path / "a.safetensors"
+    t = trainer(photographs, 60)
+    list(t.run(2))
+    t.save(check)
+    with safetensors.safe_open(check, "pt") as file:
+        about, tensors = json.loads(file.metadata()["core"]), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    for change in ({"config": None}, {"step": "one"}, {"step": -1}, {"step": 61}, {"step": None}):
+        safetensors.save_file(tensors, check, {"core": json.dumps(about | change)})
+        with pytest.raises(ValueError, match=r"a\.safetensors: expected .*" + next(iter(change))):
+            trainer(photographs, 60).load(check)
+    for name, value in (
+        ("generator", torch.zeros(3, dtype=torch.uint8)), ("generator", torch.zeros(5056)), ("order", torch.ones(3)),
+        ("order", torch.tensor([99])), ("model.means", torch.zeros(400, 2)), ("adam.means.exp_avg", torch.zeros(7, 3)),
+    ):  # fmt: skip
+        safetensors.save_file(tensors | {name: value}, check, {"core": json.dumps(about)})
+        with pytest.raises(ValueError, match=r"a\.safetensors: expected .*" + name.split(".")[-1]):
+            trainer(photographs, 60).load(check)
 
 
 def test_bad_settings() -> None:

@@ -164,14 +164,10 @@ class Trainer:
         other = {k: v for k, v in about["config"].items() if mine.get(k) != v}
         if other:
             raise ValueError(f"{path}: expected a run with this configuration, it had {other}")
-        missing = {"order", "generator", *(f"model.{n}" for n in self.kind.names)} - tensors.keys()
-        if missing:
-            raise ValueError(f"{path}: expected the tensor '{min(missing)}'")
+        if not 0 <= about["step"] <= self.config.steps:
+            raise ValueError(f"{path}: expected 'step' to be 0 to {self.config.steps}, got {about['step']}")
+        self._check(path, tensors)
         values = {n: tensors[f"model.{n}"].to(self.device) for n in self.kind.names}
-        shapes = {n: (len(values["means"]), *p.shape[1:]) for n, p in self.model.parameters.items()}
-        for name, shape in shapes.items():
-            if tuple(values[name].shape) != tuple(shape) or values[name].dtype != torch.float32:
-                raise ValueError(f"{path}: expected '{name}' to be float32 of shape {shape}, got {values[name].shape}")
         self.model = self.kind(values, self.config, self.extent)
         for name, parameter in self.model.parameters.items():
             prefix = f"adam.{name}."
@@ -181,8 +177,31 @@ class Trainer:
         self.strategy.state = {
             k.removeprefix("strategy."): v.to(self.device) for k, v in tensors.items() if k.startswith("strategy.")
         }
-        self.order, self.step = tensors["order"], int(about["step"])
+        self.order, self.step = tensors["order"], about["step"]
         self.generator.set_state(tensors["generator"])
+
+    def _check(self, path: Path, tensors: dict[str, Tensor]) -> None:
+        """Raises ValueError unless the tensors are those of this trainer, of any number of Gaussians."""
+        count, order = (len(tensors[n]) if n in tensors and tensors[n].ndim else 0 for n in ("model.means", "order"))
+        wanted = {f"model.{n}": ((count, *p.shape[1:]), torch.float32) for n, p in self.model.parameters.items()}
+        for name, parameter in self.model.parameters.items():
+            if any(k.startswith(f"adam.{name}.") for k in tensors):
+                moments = ((count, *parameter.shape[1:]), torch.float32)
+                wanted |= {f"adam.{name}.exp_avg": moments, f"adam.{name}.exp_avg_sq": moments}
+                wanted[f"adam.{name}.steps"] = ((count,), torch.int32)
+        if any(k.startswith("strategy.") for k in tensors):
+            wanted |= {f"strategy.{k}": ((count,), torch.float32) for k in ("gradient", "seen")}
+        wanted["order"] = ((order,), torch.int64)
+        wanted["generator"] = (tuple(self.generator.get_state().shape), torch.uint8)
+        for name, (shape, dtype) in wanted.items():
+            found = tensors.get(name)
+            if found is None or found.dtype != dtype or tuple(found.shape) != shape:
+                got = "none" if found is None else f"{found.dtype} of shape {tuple(found.shape)}"
+                raise ValueError(f"{path}: expected the tensor '{name}', {dtype} of shape {shape}, got {got}")
+        if tensors.keys() - wanted.keys():
+            raise ValueError(f"{path}: expected no tensor '{min(tensors.keys() - wanted.keys())}'")
+        if not ((tensors["order"] >= 0) & (tensors["order"] < len(self.pictures))).all():
+            raise ValueError(f"{path}: expected 'order' to name some of {len(self.pictures)} pictures")
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -197,4 +216,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{path}: expected a checkpoint of the trainer: {e}") from None
     if not isinstance(about, dict) or about.get("format") != _FORMAT:
         raise ValueError(f"{path}: expected a checkpoint of the trainer ('{_FORMAT}'), got {about!r}")
+    for name, kind in (("config", dict), ("step", int)):
+        if type(about.get(name)) is not kind:
+            raise ValueError(f"{path}: expected '{name}' to be {kind.__name__}, got {about.get(name)!r}")
     return about, tensors
