@@ -77,3 +77,33 @@ def test_with_backward() -> None:
     assert torch.equal(x.grad, 2 * x.detach())
     assert torch.autograd.gradcheck(square, x)
     torch.library.opcheck(square, (x,))
+
+
+def test_eager(twice: Any) -> None:
+    def product(x: Any, y: Any) -> Any:
+        assert x.is_cpu
+        assert not x.is_neg()
+        return x * y
+
+    times = torchlib.define(
+        "test_registry",
+        "times(Tensor x, Tensor y) -> Tensor",
+        product,
+        lambda x, y: torch.empty_like(x),
+        backward=lambda ctx, gradient: (gradient * ctx.saved_tensors[1], gradient * ctx.saved_tensors[0]),
+        setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+    )
+    call = torchlib.eager(times)
+    x = torch.arange(3.0, dtype=torch.float64, requires_grad=True)
+    y = torch.tensor([2.0, 3.0, 5.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(call, (x, y))
+    assert torch.equal(torch.compile(call, fullgraph=True, backend="aot_eager")(x, y), x * y)
+    assert call(x.to("meta"), y.to("meta")).is_meta
+    negative = torch.complex(x, y).detach().conj().imag
+    assert negative.is_neg()
+    assert torch.equal(call(negative, y), negative * y)
+    with torch.profiler.profile() as profile:
+        call(x, y)
+    assert "test_registry::times" in {event.name for event in profile.events()}
+    with pytest.raises(NotImplementedError, match="twice: argument 'x' requires grad, but the operator"):
+        torchlib.eager(twice)(x, None, 2.0)

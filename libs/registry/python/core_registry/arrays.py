@@ -33,8 +33,6 @@ def as_array(x: Any, dtype: str, name: str, like: object = None) -> Any:
     that is one. Arrays of another dtype are refused, unless the conversion keeps every value (int32 to int64,
     float32 to float64). Raises TypeError that names the argument `name`.
     """
-    import numpy as np
-
     if is_torch(x):
         torch = sys.modules["torch"]
         wanted = getattr(torch, dtype)
@@ -43,6 +41,8 @@ def as_array(x: Any, dtype: str, name: str, like: object = None) -> Any:
         if torch.promote_types(x.dtype, wanted) == wanted and x.dtype != torch.bool:
             return x.to(wanted)
         raise TypeError(f"argument '{name}' must be {dtype}, got {str(x.dtype).removeprefix('torch.')}")
+    import numpy as np
+
     if hasattr(x, "__dlpack__") and not isinstance(x, (np.ndarray, np.generic)):
         return x
     array = np.asarray(x)

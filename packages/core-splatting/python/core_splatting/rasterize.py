@@ -210,7 +210,7 @@ def _render(
     scalars = [named[k] for k in ("near_plane", "far_plane", "radius_clip", "eps2d", "max_alpha", "antialiased")]
     scalars += [named["camera_model"], scenes]
     if is_torch(means):
-        from .torch_ops import rasterize
+        from .torch_ops import eager_rasterize
 
         torch, means2d = sys.modules["torch"], None
         if meta and torch.is_grad_enabled():
@@ -220,7 +220,7 @@ def _render(
         keep = torch.is_grad_enabled() and any(
             x is not None and x.requires_grad for x in (*shape, colors, viewmats, backgrounds, means2d)
         )
-        out, alphas, _ = rasterize(
+        out, alphas, _ = eager_rasterize(
             *shape, colors, viewmats, Ks, backgrounds, means2d, width, height, *scalars, absgrad, keep
         )  # fmt: skip
     else:

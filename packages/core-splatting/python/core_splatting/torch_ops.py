@@ -88,6 +88,7 @@ rasterize_backward = torchlib.define("core_splatting", _BACKWARD_SCHEMA, _backwa
 """Gradients of a loss by means, quats, scales, covars (empty where not given), opacities, colors, viewmats (empty if
 not `by_viewmats`), and by the projected centres: (C, N / scenes, columns), with 4 columns also the sums of the absolute
 values, empty if `columns` is 0."""
+_eager_backward = torchlib.eager(rasterize_backward)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -107,7 +108,7 @@ def _backward(ctx: Any, v_image: Tensor | None, v_alphas: Tensor | None, _: None
         v_image = torch.zeros_like(image)
     v_backgrounds = ((1 - alphas) * v_image).sum((1, 2)) if ctx.needs_input_grad[8] else None
     by_means2d, absolute = ctx.needs_input_grad[9], ctx.absgrad is not None
-    gradients = rasterize_backward(
+    gradients = _eager_backward(
         *inputs, *ctx.scalars, image, alphas, v_image, v_alphas, workspace if alphas.is_cuda else None,
         torch.are_deterministic_algorithms_enabled(), ctx.needs_input_grad[6], 4 if absolute else 2 * by_means2d,
     )  # fmt: skip
@@ -123,6 +124,7 @@ rasterize = torchlib.define("core_splatting", _SCHEMA, _impl, _fake, _backward, 
 be (N, D). `means2d` (C, N / scenes, 2), or of as many numbers, is not read; its gradient is that by the projected
 centres, and `absgrad` sets its attribute of this name. The third result is what CUDA keeps for the backward pass with
 `keep`, and empty without."""
+eager_rasterize = torchlib.eager(rasterize)
 
 _HARMONICS = (
     "int degree, int time_degree, Tensor dirs, Tensor coeffs, Tensor? viewmats, Tensor? phases, Tensor? masks, "
