@@ -1,6 +1,6 @@
 """The experiment of FlashVDM runs from mesh files to figures, files and a picture; here on boxes, hardly trained."""
 
-import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -13,34 +13,46 @@ from core_diffusion.claims import flashvdm  # noqa: E402
 from core_diffusion.meshes import load_mesh, save_mesh  # noqa: E402
 
 
-def test_the_experiment(tmp_path, monkeypatch):
+@pytest.fixture
+def boxes(tmp_path, monkeypatch):
+    """Eight files of boxes in place of pybullet's meshes."""
     rng, files = np.random.default_rng(0), []
     for i in range(8):
         box = trimesh.creation.box(rng.uniform(0.3, 1, 3))
         files.append(tmp_path / f"{i}.obj")
         save_mesh(files[-1], box.vertices, box.faces)
-    small = dataclasses.replace(
-        flashvdm.CPU,
-        held_out=2,
-        rows=512,
-        resolution=32,
-        coarsest=16,
-        shares=(2,),
-        model={"latent_channels": 4, "width": 32, "heads": 2, "layers": 1, "mlp_ratio": 1},
-        stages=(
-            flashvdm.Stage(16, 256, {"steps": 40, "batch_size": 6, "learning_rate": 3e-3, "ema_decay": 0.9}),
-            flashvdm.Stage(32, 512, {"steps": 15, "batch_size": 4, "learning_rate": 1e-3, "ema_decay": 0.9}),
-        ),
-    )
-    monkeypatch.setattr(flashvdm, "CPU", small)
     monkeypatch.setattr(flashvdm, "mesh_files", lambda: files)
-    result = flashvdm.claim("cpu", 0, tmp_path / "out")
+
+
+def test_the_experiment(boxes, tmp_path):
+    result = flashvdm.claim("tiny", 0, tmp_path / "out")
     assert result.plot is not None
     assert result.plot.stat().st_size > 0
     measured = result.measured
     assert 0.3 < measured["IoU, dense"][0] <= 1
     assert measured["IoU, hierarchy"][0] == pytest.approx(measured["IoU, dense"][0], abs=0.02)
+    assert measured["steps, 16 latent vectors"] == (40, 0)
+    told = json.loads((tmp_path / "out" / "2503.16302.json").read_text())
+    assert {row["what"]: (row["value"], row["spread"]) for row in told["rows"]} == measured
+    assert [bar["bar"] for bar in told["bars"]] == [0.001, 0.95, 8, 1.3, 45]
+    assert all(bar["met"] == ((bar["value"] <= bar["bar"]) == bar["most"]) for bar in told["bars"])
+    assert result.holds == all(bar["met"] for bar in told["bars"])
     vertices, _ = load_mesh(tmp_path / "out" / "2503.16302-0.glb")
     assert np.isfinite(vertices).all()
-    again = flashvdm.claim("cpu", 0, tmp_path / "out").measured  # from the finished training
+    again = flashvdm.claim("tiny", 0, tmp_path / "out").measured  # from the finished training
     assert again["IoU, dense"] == measured["IoU, dense"]
+
+
+def test_what_is_not_measured_meets_no_bar():
+    shown, way = flashvdm.bars(flashvdm.GPU, {"IoU, dense": (0.99, 0.0)})
+    assert [bar.met for bar in shown] == [False, True, False, False, False]
+    assert way == "hierarchy"
+    measured = {"IoU, dense": (0.99, 0.0), "IoU, hierarchy": (0.99, 0.0)}
+    for way, seconds, overlap in (("1024 keys", 0.5, 0.985), ("512 keys", 0.4, 0.981), ("256 keys", 0.1, 0.9)):
+        measured |= {f"{way}, s at {r}": (seconds, 0.0) for r in (256, 512)} | {f"IoU, {way}": (overlap, 0.0)}
+    measured |= {"dense, s at 256": (8.0, 0.0), "hierarchy, s at 256": (0.6, 0.0)}
+    measured["dense with the usual MLP, s at 512"] = 20.0, 0.0
+    shown, way = flashvdm.bars(flashvdm.GPU, measured)
+    assert way == "512 keys"
+    assert [bar.value for bar in shown] == pytest.approx([0, 0.99, 8 / 0.6, 0.6 / 0.4, 20 / 0.4])
+    assert all(bar.met for bar in shown)

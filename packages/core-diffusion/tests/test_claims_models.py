@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ for needed in ("accelerate", "diffusers", "matplotlib", "PIL"):
     pytest.importorskip(needed)
 
 from core_diffusion import jobs_models, recipes  # noqa: E402
-from core_diffusion.claims import coarse_to_fine, experts, seeds, token_set  # noqa: E402
+from core_diffusion.claims import coarse_to_fine, experts, seeds, set_diffusion, token_set  # noqa: E402
 from core_diffusion.images import ImageSet  # noqa: E402
 
 
@@ -52,6 +55,42 @@ def test_token_set_run(small: ImageSet, tmp_path: Path) -> None:
     assert found["violated sums, fixed sum"] == 0
     assert found["violated sums, rounded"] > 0
     assert (tmp_path / "fixed-sum.png").exists()
+
+
+def test_the_benchmark_writes_as_it_goes(small: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that breaks off in the second seed leaves the first one's figures; the next one goes on and ends it."""
+    script, whole = Path(__file__).parents[1] / "benchmarks" / "gpu_claims.py", token_set.run
+    monkeypatch.setattr(sys, "argv", [str(script), "2503.16425", "--size", "tiny", "-o", str(tmp_path)])
+    monkeypatch.setattr(set_diffusion, "SAMPLES", 5000)
+    monkeypatch.setattr(set_diffusion, "REPLICAS", 2)
+
+    def once(size: str, seed: int, folder: Path) -> seeds.Result:
+        if seed == 1:
+            raise TimeoutError
+        return whole(size, seed, folder)
+
+    monkeypatch.setattr(token_set, "run", once)
+    main = runpy.run_path(str(script))["main"]
+    with pytest.raises(TimeoutError):
+        main()
+    told = json.loads((tmp_path / "2503.16425.json").read_text())
+    assert (told["seeds"], told["of"]) == (1, 2)
+    first = {row["what"]: row["value"] for row in told["rows"]}
+    again: list[int] = []
+    monkeypatch.setattr(token_set, "run", lambda size, seed, folder: again.append(seed) or whole(size, seed, folder))
+    assert main() in (0, 1)
+    assert again == [1]
+    told = json.loads((tmp_path / "2503.16425.json").read_text())
+    assert {row["what"] for row in told["rows"]} > first.keys()
+    assert [bar["met"] for bar in told["bars"][:2]] == [True] * 2
+    assert len(told["bars"]) == 4
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "2503.16425",
+        "2503.16425.json",
+        "2503.16425.png",
+        "2503.16425-images.png",
+        "2503.16425-samples.png",
+    }
 
 
 def test_rounding_keeps_the_sum() -> None:

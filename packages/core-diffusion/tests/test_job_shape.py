@@ -82,6 +82,18 @@ def test_shapes_from_noise(tmp_path, monkeypatch):
         sample(student, tmp_path / "x.glb", autoencoder=vae)
 
 
+def test_a_flow_of_other_sizes_is_distilled(tmp_path, monkeypatch):
+    pytest.importorskip("accelerate")
+    from core_diffusion import shape_recipes
+
+    monkeypatch.setitem(shape_recipes.FLOW_SIZES, "cpu", shape_recipes.FlowSize(16, 2, 1, 2, 2, 2, 0.5))
+    data = {"x": torch.randn(3, 8, 4), "condition": torch.rand(3, 3)}
+    teacher = shape_recipes.fit_flow(data, 2.0, tmp_path / "teacher")
+    student = shape_recipes.fit_student(data, teacher, tmp_path, steps=1)
+    assert student.config.latent_channels == 4
+    assert student.config.latent_scale == 2.0
+
+
 def test_boxes():
     from core_diffusion.shape_recipes import box_sides
 

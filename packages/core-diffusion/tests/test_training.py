@@ -139,6 +139,25 @@ def test_learning_rate_warms_up_and_falls() -> None:
         config(schedule="linear")
 
 
+def test_a_run_ends_with_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, rates = [0.0], []
+    monkeypatch.setattr("core_diffusion.training.time.perf_counter", lambda: now[0])
+
+    def loss(step: Step) -> torch.Tensor:
+        now[0] += 1
+        rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+        return step.model(step.batch["x"]).square().mean()
+
+    data, c = {"x": torch.randn(16, 1)}, config(steps=1000, log_every=1, learning_rate=1.0, schedule="cosine")
+    trainer = Trainer(torch.nn.Linear(1, 1), loss, data, c, tmp_path)
+    trainer.fit(4)
+    np.testing.assert_allclose(rates, (1 + np.cos(np.pi * np.arange(4) / 4)) / 2)
+    trainer = Trainer(torch.nn.Linear(1, 1), loss, data, c, tmp_path)
+    assert trainer.step == 4
+    trainer.fit(0)
+    assert trainer.step == 5  # the first line of the log ends it
+
+
 def test_bad_runs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="tensors of one length"):
         Trainer(model(), flow_matching_loss(), {"a": torch.zeros(2), "b": torch.zeros(3)}, config())
@@ -155,6 +174,39 @@ def test_bad_runs_are_refused(tmp_path: Path) -> None:
         Trainer(model(), flow_matching_loss(), rows(), config(seed=1), tmp_path)
     with pytest.raises(ValueError, match=r"'hidden_states' must have shape \(B, 1, 8, 8\)"):
         model()(torch.zeros(2, 1, 9, 8), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("DiT", {**SMALL, "position": "rope", "moe": {"num_experts": 4, "router": "race", "top_k": 1}}),
+        ("DiT", {**SMALL, "moe": {"num_experts": 4, "router": "diffmoe"}}),
+        ("ImageTokenizer", {"tokens": "set", "num_tokens": 4, "num_codes": 8, "hidden_size": 16}),
+        ("ImageTokenizer", {"tokens": "grid", "num_codes": 8, "code_dim": 8, "hidden_size": 16}),
+        ("CountTransformer", {"num_codes": 8, "num_tokens": 4, "hidden_size": 16, "depth": 1}),
+        ("TokenTransformer", {"num_tokens": 8, "length": 4, "hidden_size": 16, "depth": 1}),
+        ("CoarseToFineModel", {"num_codes": 8, "num_clusters": 2, "length": 4, "hidden_size": 16, "depth": 1}),
+        ("VecSetVAE", {"num_latents": 8, "latent_channels": 4, "width": 16, "heads": 2, "layers": 1}),
+        ("LatentTransformer", {"latent_channels": 4, "hidden_size": 16, "depth": 1, "condition_dim": 3}),
+    ],
+)
+def test_every_model_comes_back_from_its_files(tmp_path: Path, name: str, options: dict[str, object]) -> None:
+    from core_diffusion import recipes
+
+    kind = recipes._CLASSES[name]
+    net = kind(**options)
+    for tensor in net.state_dict().values():  # buffers too: thresholds, clusters
+        tensor.copy_(torch.rand(tensor.shape) if tensor.is_floating_point() else torch.randint_like(tensor, 2))
+    net.save_pretrained(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
+    loaded = recipes.load_model(tmp_path, kind)
+    assert {k: v for k, v in loaded.config.items() if k[0] != "_"} == {
+        k: v for k, v in net.config.items() if k[0] != "_"
+    }
+    assert all(loaded.config[k] == v for k, v in options.items())
+    found = loaded.state_dict()
+    assert found.keys() == net.state_dict().keys()
+    assert all(torch.equal(tensor, found[k]) for k, tensor in net.state_dict().items())
 
 
 def test_dit_starts_as_zero_and_patches_invert() -> None:

@@ -110,15 +110,16 @@ def image_set(name: str = "auto") -> ImageSet:
             raise FileNotFoundError(f"{missing}; its stand-in needs scikit-learn") from missing
 
 
-def save_grid(images: Any, path: Path) -> None:
-    """Writes images [N, C, H, W] in 0..1 (torch or numpy; C is 1 or 3) as one PNG, as square as can be."""
+def save_grid(images: Any, path: Path, across: int | None = None) -> None:
+    """Writes images [N, C, H, W] in 0..1 (torch or numpy; C is 1 or 3) as one PNG, so many in a row, or as square as
+    can be."""
     from PIL import Image
 
     array = np.asarray(images.detach().float().cpu().numpy() if hasattr(images, "detach") else images, np.float32)
     if array.ndim != 4 or array.shape[1] not in (1, 3) or 0 in array.shape:
         raise ValueError(f"save_grid: argument 'images' must have shape (N, 1 or 3, H, W), got {array.shape}")
     count, channels, height, width = array.shape
-    across = math.ceil(math.sqrt(count))
+    across = math.ceil(math.sqrt(count)) if across is None else across
     down = math.ceil(count / across)
     pixels = np.zeros((down * across, channels, height, width), np.uint8)
     pixels[:count] = np.nan_to_num(array.clip(0, 1) * 255).round()

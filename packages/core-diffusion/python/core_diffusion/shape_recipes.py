@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .claims.flashvdm import CPU, GPU, train
+from .claims import flashvdm
 from .flow_distillation import FlowDistillation, StudentAndCritic, flow_loss, sample_flow
 from .latent_flow import LatentTransformer, encode_latents
 from .meshes import shape_set
@@ -28,6 +28,8 @@ __all__ = [
     "decode_latents",
     "distil_flow",
     "draw_latents",
+    "fit_flow",
+    "fit_student",
     "train_flow",
     "train_vecset",
 ]
@@ -67,12 +69,12 @@ def train_vecset(meshes: Path, out: Path, size: str = "cpu", steps: int | None =
 
     Raises ValueError if no file holds a closed mesh.
     """
-    setting = GPU if size == "gpu" else CPU
+    setting = flashvdm.SIZES[size]
     data = _surfaces(meshes, setting.rows, seed)
     if steps is not None:
         stages = tuple(dataclasses.replace(s, config={**s.config, "steps": steps}) for s in setting.stages)
         setting = dataclasses.replace(setting, stages=stages)
-    vae, _ = train(setting, data, seed, out)
+    vae, _ = flashvdm.train(setting, data, seed, out)
     vae.save_pretrained(out / "model")
     return vae
 
@@ -105,11 +107,17 @@ def train_flow(
     meshes: Path, vae: VecSetVAE, out: Path, size: str = "cpu", steps: int | None = None, seed: int = 0
 ) -> LatentTransformer:
     """Trains a flow over the latent sets of closed meshes, under the sides of their boxes, or goes on with it."""
+    return fit_flow(*_latents(vae, meshes, seed), out, size, steps, seed)
+
+
+def fit_flow(
+    data: dict[str, Tensor], scale: float, out: Path, size: str = "cpu", steps: int | None = None, seed: int = 0
+) -> LatentTransformer:
+    """`train_flow` on latent sets "x" [N, M, C] that were divided by `scale`, and boxes' sides "condition" [N, 3]."""
     s = FLOW_SIZES[size]
-    data, scale = _latents(vae, meshes, seed)
     torch.manual_seed(seed)
-    shape = {"hidden_size": s.hidden, "depth": s.depth, "num_heads": s.heads}
-    model = LatentTransformer(vae.config.latent_channels, **shape, condition_dim=3, latent_scale=scale)
+    shape = {"latent_channels": data["x"].shape[2], "hidden_size": s.hidden, "depth": s.depth, "num_heads": s.heads}
+    model = LatentTransformer(**shape, condition_dim=3, latent_scale=scale)
     found = _fit(model, flow_loss(), data, _config(s, s.steps if steps is None else steps, 5e-4, seed), out)
     assert isinstance(found, LatentTransformer)
     return found
@@ -134,8 +142,21 @@ def distil_flow(
         steps: of each stage.
         guidance: of the teacher; phases: steps of the student's sampler, a divisor of 50.
     """
+    return fit_student(_latents(vae, meshes, seed)[0], teacher, out, size, steps, seed, guidance, phases)
+
+
+def fit_student(
+    data: dict[str, Tensor],
+    teacher: LatentTransformer,
+    out: Path,
+    size: str = "cpu",
+    steps: int | None = None,
+    seed: int = 0,
+    guidance: float = 2.0,
+    phases: int = 5,
+) -> LatentTransformer:
+    """`distil_flow` on the data of `fit_flow`."""
     s = FLOW_SIZES[size]
-    data, _ = _latents(vae, meshes, seed)
     teacher = teacher.to(_device()).eval().requires_grad_(False)
     losses = FlowDistillation(teacher, guidance, phases=phases)
     student = LatentTransformer.from_config(teacher.config)

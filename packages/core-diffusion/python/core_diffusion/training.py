@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import json
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -56,7 +57,8 @@ class TrainConfig:
     """Settings of a run.
 
     batch_size counts rows over all processes. ema_decay grows from 0 as (1 + n) / (10 + n) up to its value.
-    schedule: of the learning rate after its warm-up, "constant" or "cosine" (to 0 at the last step).
+    schedule: of the learning rate after its warm-up, "constant" or "cosine" (to 0 at the last step, or at the end of
+    the time that `Trainer.fit` is given, whichever comes first).
     precision: "no" or "bf16" (autocast). save_every, sample_every, log_every: steps, 0 for never.
     compile: the model, by torch.compile. record: a step of one process on CUDA as a CUDA graph (`graphs.Recorded` says
     what a loss may do then); elsewhere it changes nothing.
@@ -155,6 +157,7 @@ class Trainer:
         alone = self.accelerator.num_processes == 1 and self.device.type == "cuda"
         self._pass = Recorded(self._passes, [self._generator]) if config.record and alone else self._passes
         self.step = 0
+        self._start, self._seconds = 0.0, math.inf
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
         if self.checkpoint is not None and self.checkpoint.exists():
             self._load(self.checkpoint)
@@ -207,7 +210,9 @@ class Trainer:
         c = self.config
         share = min(1.0, (self.step + 1) / max(c.warmup_steps, 1))
         if c.schedule == "cosine" and self.step >= c.warmup_steps:
-            share = (1 + math.cos(math.pi * (self.step - c.warmup_steps) / max(c.steps - c.warmup_steps, 1))) / 2
+            done = (self.step - c.warmup_steps) / max(c.steps - c.warmup_steps, 1)
+            done = min(max(done, (time.perf_counter() - self._start) / self._seconds), 1.0)
+            share = (1 + math.cos(math.pi * done)) / 2
         for phase, optimizer in zip(self.phases, self.optimizers, strict=True):
             rate = share * (c.learning_rate if phase.learning_rate is None else phase.learning_rate)
             for group in optimizer.param_groups:
@@ -246,21 +251,24 @@ class Trainer:
 
     # ---- the run
 
-    def fit(self) -> list[dict[str, float]]:
+    def fit(self, seconds: float = math.inf) -> list[dict[str, float]]:
         """Trains up to config.steps; returns what was logged: the mean of each loss since the last line.
 
+        seconds: after so many, the first line of the log ends the training, and what is written at the end is written.
         Raises FloatingPointError if a loss is not finite.
         """
+        self._start, self._seconds = time.perf_counter(), max(seconds, 1e-9)
         c, history, sums, counted = self.config, list[dict[str, float]](), dict[str, Tensor](), 0
         main = self.accelerator.is_main_process
         if main and self.out is not None:
             self._trim_metrics()
         with _bar(c.steps, self.step, c.progress and main) as show:
-            while self.step < c.steps:
+            last = self.step >= c.steps
+            while not last:
                 for name, value in self.train_step().items():
                     sums[name] = sums[name] + value if name in sums else value
                 counted += 1
-                last = self.step == c.steps
+                last = self.step == c.steps or (_due(self.step, c.log_every) and self._late())
                 if _due(self.step, c.log_every) or last:
                     names = sorted(sums)
                     means = torch.stack([sums[name].reshape(()) for name in names]) / counted
@@ -289,6 +297,13 @@ class Trainer:
             self.ema.save_pretrained(self.out / "model")
         self.accelerator.wait_for_everyone()
         return history
+
+    def _late(self) -> bool:
+        """Whether the time of `fit` is over for one of the processes."""
+        if self._seconds == math.inf:
+            return False
+        late = torch.tensor(float(time.perf_counter() - self._start >= self._seconds), device=self.device)
+        return bool(self.accelerator.reduce(late, "sum") > 0)
 
     def _trim_metrics(self) -> None:
         """Drops lines behind the step that the run resumes from."""

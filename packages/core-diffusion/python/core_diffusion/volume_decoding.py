@@ -123,6 +123,9 @@ class _Level:
         self.values = values.view(-1)
         self.known = torch.zeros(self.values.shape, dtype=torch.bool, device=values.device)
         self.refined = torch.zeros(self.batch * self.cells**3, dtype=torch.bool, device=values.device)
+        n = self.cells
+        self.steps = torch.tensor([-n * n, -n, -1, n * n, n, 1], device=values.device)
+        """From a cell to its neighbours."""
 
     def refine(self, cells: Tensor) -> tuple[Tensor, Tensor]:
         """Marks cells [M] as refined; their nodes [M, 3, 3, 3], and of these the unknown [N], ascending."""
@@ -147,14 +150,11 @@ class _Level:
         """Cells that are not refined into which the surface runs from `cells`: of their nodes `at`, those on the common
         side lie on both sides of the level."""
         n, above = self.cells, self.values[at] > level
-        found = []
-        for axis in range(3):
-            place = cells // n ** (2 - axis) % n
-            for side, step in ((0, -1), (2, 1)):
-                face = above.select(axis + 1, side).flatten(1)
-                cut = face.any(1) & ~face.all(1) & (place != (0 if side == 0 else n - 1))
-                found.append(cells[cut] + step * n ** (2 - axis))
-        near = torch.cat(found)
+        faces = torch.stack([above.select(axis, side).flatten(1) for side in (0, 2) for axis in (1, 2, 3)], 1)
+        place = torch.stack([cells // n**2 % n, cells // n % n, cells % n], 1)
+        cut = faces.any(2) & ~faces.all(2) & torch.cat([place > 0, place < n - 1], 1)
+        which, face = cut.nonzero(as_tuple=True)
+        near = cells[which] + self.steps[face]
         return near[~self.refined[near]].unique()
 
 

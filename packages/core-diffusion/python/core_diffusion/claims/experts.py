@@ -15,11 +15,11 @@ from ..images import ImageSet
 from ..recipes import SIZES, make, unit
 from .seeds import SEEDS, Result, fit, over_seeds, pictures, plot_bars, spread
 
-EXPERTS = {"cpu": 8, "gpu": 16}
+EXPERTS = {"tiny": 4, "cpu": 8, "gpu": 16}
 TOP_K = 2
 SIMILARITY = 1.0
 """Weight of the similarity loss; at 0.1 and 200 steps one expert still took twice its share."""
-STEPS = {"cpu": 200, "gpu": 500}
+STEPS = {"tiny": 2, "cpu": 200, "gpu": 500}
 
 
 def moe(router: str, size: str) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def examine(model: DiT, images: ImageSet, size: str) -> tuple[float, Tensor]:
     """The flow-matching loss on held-out images with fixed noise, and how many tokens each expert of each layer gets a
     token, [layers, E]; in eval mode, so by thresholds."""
     device = next(model.parameters()).device
-    count = 512 if size == "cpu" else 4096
+    count = 4096 if size == "gpu" else 512
     x = unit(images.test[:count]) * 2 - 1
     labels = torch.as_tensor(images.test_labels[:count])
     generator = torch.Generator().manual_seed(0)

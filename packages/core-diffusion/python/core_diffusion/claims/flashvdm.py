@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import itertools
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ from torch import Tensor
 from ..meshes import draw_meshes, save_mesh, shape_set, winding_number
 from ..training import TrainConfig, Trainer
 from ..vecset import VecSetDecoder, VecSetVAE, vae_loss
-from ..volume_decoding import SparseVolume, decode_volume
+from ..volume_decoding import Field, SparseVolume, decode_volume
+from .seeds import Bar, record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Stage:
     num_latents: int
     surface: int
     config: dict[str, Any]
+    share: float = 1.0
+    """Of the time that is left, where it is limited."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,15 +48,33 @@ class Size:
     """One after the other; a stage begins with the averaged weights of the one before."""
     resolution: int
     large: int | None
-    dtype: torch.dtype
+    half: bool
     stride: int
     """The truth is asked at each stride-th node of each axis."""
     shares: tuple[int, ...]
     """Numbers of keys: that of latent vectors divided by these."""
     coarsest: int = 64
-    chunk: int = 2**17
+    chunks: tuple[int, ...] = (2**17,)
+    """Points in one call of a decoder; the fastest is taken, for each decoder its own."""
 
 
+TINY = Size(
+    8,
+    2,
+    512,
+    {"latent_channels": 4, "width": 32, "heads": 2, "layers": 1, "mlp_ratio": 1},
+    (
+        Stage(16, 256, {"steps": 40, "batch_size": 6, "learning_rate": 3e-3, "ema_decay": 0.9}, 0.5),
+        Stage(32, 512, {"steps": 15, "batch_size": 4, "learning_rate": 1e-3, "ema_decay": 0.9}),
+    ),
+    32,
+    64,
+    False,
+    2,
+    (2, 4),
+    coarsest=16,
+    chunks=(2**14, 2**16),
+)
 CPU = Size(
     120,
     4,
@@ -60,7 +83,7 @@ CPU = Size(
     (Stage(96, 2048, {"steps": 500, "batch_size": 8, "learning_rate": 2e-3, "warmup_steps": 50, "ema_decay": 0.98}),),
     128,
     None,
-    torch.float32,
+    False,
     2,
     (2, 4, 8),
 )
@@ -71,20 +94,21 @@ GPU = Size(
     8192,
     {"latent_channels": 32, "width": 256, "heads": 4, "layers": 8, "mlp_ratio": 1},
     (
-        Stage(512, 2048, {"steps": 20000, "batch_size": 32, "learning_rate": 5e-4, "save_every": 2000, **_FAST}),
+        Stage(512, 2048, {"steps": 20000, "batch_size": 32, "learning_rate": 5e-4, "save_every": 2000, **_FAST}, 0.45),
         Stage(
-            2048,
-            4096,
-            {"steps": 8000, "batch_size": 16, "learning_rate": 3e-4, "save_every": 1000, "schedule": "cosine", **_FAST},
+            3072,
+            6144,
+            {"steps": 8000, "batch_size": 12, "learning_rate": 3e-4, "save_every": 1000, "schedule": "cosine", **_FAST},
         ),
     ),
     256,
     512,
-    torch.float16,
-    1,
-    (4, 8, 16),
-    chunk=2**19,
+    True,
+    2,
+    (3, 6, 12),
+    chunks=(2**15, 2**16, 2**17, 2**19),
 )
+SIZES = {"tiny": TINY, "cpu": CPU, "gpu": GPU}
 
 
 def mesh_files() -> list[Path]:
@@ -122,38 +146,102 @@ def seconds(call: Callable[[], Any], device: torch.device, repeats: int) -> floa
     return float(np.median(times[1:]))
 
 
-def train(setting: Size, data: dict[str, Tensor], seed: int, folder: Path) -> tuple[VecSetVAE, dict[str, float]]:
-    """Trains, or goes on, in the folder; returns the averaged model and what was logged last."""
+def best_chunk(field: Field, setting: Size, device: torch.device) -> int:
+    """The number of points in a call with which a grid of twice the coarsest level is asked fastest."""
+    if len(setting.chunks) == 1:
+        return setting.chunks[0]
+
+    def timed(chunk: int) -> float:
+        options = {"hierarchical": False, "chunk": chunk, "device": device}
+        return seconds(lambda: decode_volume(field, 2 * setting.coarsest, **options), device, 3)
+
+    return min(setting.chunks, key=timed)
+
+
+def beside_field(field: Field, resolution: int, options: Mapping[str, Any], device: torch.device) -> float:
+    """The time of a decode whose field takes none: its answers are those that it gave before."""
+    answers: list[Tensor] = []
+
+    def ask(points: Tensor) -> Tensor:
+        answers.append(field(points))
+        return answers[-1]
+
+    decode_volume(ask, resolution, **options)
+    again = itertools.cycle(answers)
+    return seconds(lambda: decode_volume(lambda points: next(again), resolution, **options), device, 5)
+
+
+def train(
+    setting: Size, data: dict[str, Tensor], seed: int, folder: Path, limit: float = math.inf
+) -> tuple[VecSetVAE, dict[str, float]]:
+    """Trains, or goes on, in the folder, `limit` seconds at most; returns the averaged model and figures of the way."""
     vae: VecSetVAE | None = None
-    last: dict[str, float] = {}
+    begin, told = time.perf_counter(), dict[str, float]()
     for i, stage in enumerate(setting.stages):
         torch.manual_seed(seed)
         model = VecSetVAE(num_latents=stage.num_latents, **setting.model)
         if vae is not None:
             model.load_state_dict(vae.state_dict())
-        config = TrainConfig(seed=seed, progress=False, log_every=500, **stage.config)
+        config = TrainConfig(seed=seed, progress=False, log_every=100, **stage.config)
         loss = functools.partial(vae_loss, surface=stage.surface)
         trainer = Trainer(model, loss, data, config, folder / f"stage-{i}")
-        trainer.fit()
+        trainer.fit(stage.share * (limit - (time.perf_counter() - begin)))
         vae = trainer.ema
         last = json.loads((folder / f"stage-{i}" / "metrics.jsonl").read_text().splitlines()[-1])
+        told |= {f"steps, {stage.num_latents} latent vectors": trainer.step, "training entropy": last["entropy"]}
     assert vae is not None
-    return vae, last
+    return vae, {**told, "training, s": time.perf_counter() - begin}
 
 
-def claim(size: str, seed: int, out: Path) -> Claim:
-    """Trains an autoencoder of sets on pybullet's meshes, decodes held-out ones densely and not."""
-    setting = GPU if size == "gpu" else CPU
+def claim(size: str, seed: int, out: Path, limit: float = math.inf) -> Claim:
+    """Trains an autoencoder of sets on pybullet's meshes, decodes held-out ones densely and not.
+
+    limit: seconds of training. 2503.16302.json tells from the training's end on what is measured so far.
+    """
+    setting = SIZES[size]
     device = torch.device("cuda" if size == "gpu" else "cpu")
     generator = torch.Generator(device).manual_seed(seed)
     shapes, rows = shape_set(mesh_files()[: setting.meshes], setting.rows, device, generator)
     held_out = shapes[: setting.held_out]
     data = {name: value[setting.held_out :] for name, value in rows.items()}
-    vae, last = train(setting, data, seed, out / "2503.16302" / f"seed-{seed}")
-    model = vae.half() if setting.dtype is torch.float16 else vae
-    clouds = rows["surface"][: setting.held_out, :4096].to(setting.dtype)
+    vae, told = train(setting, data, seed, out / "2503.16302" / size / f"seed-{seed}", limit)
+    told["meshes of the training"] = len(shapes) - setting.held_out
+    model = vae.half() if setting.half else vae
+    clouds = rows["surface"][: setting.held_out, : setting.stages[-1].surface].to(model.dtype)
     with torch.no_grad():
-        return measure(setting, model, clouds, held_out, out, last)
+        return measure(setting, model, clouds, held_out, out, {name: (value, 0.0) for name, value in told.items()})
+
+
+def bars(setting: Size, measured: Mapping[str, tuple[float, float]]) -> tuple[list[Bar], str]:
+    """What must show, and the way with adaptive keys (or plain "hierarchy") that is taken for it: the fastest of those
+    that lose at most 0.01 of the overlap."""
+
+    def found(name: str) -> float:
+        return measured.get(name, (math.nan, 0.0))[0]
+
+    def ratio(over: str, under: str, resolution: int | None) -> float | None:
+        value = found(f"{over}, s at {resolution}") / found(f"{under}, s at {resolution}")
+        return None if math.isnan(value) else value
+
+    side, large, dense = setting.resolution, setting.large, found("IoU, dense")
+    keyed = [f"{setting.stages[-1].num_latents // share} keys" for share in setting.shares]
+    allowed = [way for way in keyed if abs(found(f"IoU, {way}") - dense) <= 0.01]
+    best = min(allowed, key=lambda way: found(f"{way}, s at {side}"), default="hierarchy")
+    lost = abs(found("IoU, hierarchy") - dense)
+    shown = [Bar("IoU, hierarchy and dense, difference", None if math.isnan(lost) else lost, 0.001, most=True)]
+    if large is None:
+        return [
+            *shown,
+            Bar(f"dense / hierarchy, time at {side}", ratio("dense", "hierarchy", side), 2),
+            Bar("numbers of keys that lose at most 0.01", len(allowed), 2),
+        ], best
+    return [
+        *shown,
+        Bar("IoU, dense", None if math.isnan(dense) else dense, 0.95),
+        Bar(f"dense / hierarchy, time at {side}", ratio("dense", "hierarchy", side), 8),
+        Bar(f"hierarchy / {best}, time at {side}", ratio("hierarchy", best, side), 1.3),
+        Bar(f"dense with the usual MLP / {best}, time at {large}", ratio("dense with the usual MLP", best, large), 45),
+    ], best
 
 
 def measure(
@@ -162,91 +250,83 @@ def measure(
     clouds: Tensor,
     held_out: list[tuple[Tensor, Tensor]],
     out: Path,
-    last: dict[str, float],
+    measured: dict[str, tuple[float, float]],
 ) -> Claim:
-    """Overlap with the truth, times and queries of the ways to decode held-out shapes."""
+    """Times, queries and overlap with the truth of the ways to decode held-out shapes, added to `measured`."""
     device, latents = clouds.device, [model.decode(model.encode(cloud[None])[0]) for cloud in clouds]
     decoder: VecSetDecoder = model.geo_decoder
     count, side, large = model.config.num_latents, setting.resolution, setting.large
+    chunk = best_chunk(decoder.field(latents[0]), setting, device)
+    common = {"coarsest": setting.coarsest, "chunk": chunk, "device": device}
+    ways: dict[str, tuple[int | None, dict[str, Any]]] = {
+        "dense": (None, {**common, "hierarchical": False}),
+        "hierarchy": (None, common),
+        **{f"{count // share} keys": (count // share, common) for share in setting.shares},
+    }
 
-    def decode(z: Tensor, keys: int | None = None, resolution: int = side, **options: Any) -> SparseVolume:
-        options = {"coarsest": setting.coarsest, "chunk": setting.chunk, "device": device, **options}
+    def decode(z: Tensor, way: str, resolution: int = side) -> SparseVolume:
+        keys, options = ways[way]
         return decode_volume(decoder.field(z, keys), resolution, **options)[0]
 
-    ways: dict[str, dict[str, Any]] = {
-        "dense": {"hierarchical": False},
-        "hierarchy": {},
-        **{f"hierarchy, {count // s} of {count} keys": {"keys": count // s} for s in setting.shares},
-    }
-    overlaps: dict[str, list[float]] = {name: [] for name in ways}
-    queries: list[float] = []
+    def note(**values: float) -> None:
+        measured.update({name: (value, 0.0) for name, value in values.items()})
+        record(out / "2503.16302.json", measured, bars(setting, measured)[0])
+
+    for resolution in [side] if large is None else [side, large]:
+        for way in ways:
+            repeats = 1 if way == "dense" and resolution == large else 5
+            call = functools.partial(decode, latents[0], way, resolution)
+            note(**{f"{way}, s at {resolution}": seconds(call, device, repeats)})
+        start = time.perf_counter()
+        decode(latents[1], "hierarchy", resolution).values.sum().item()
+        first = time.perf_counter() - start
+        plain = decode(latents[0], "hierarchy", resolution)
+        besides = beside_field(decoder.field(latents[0]), resolution, common, device)
+        note(
+            **{
+                f"hierarchy beside the decoder, s at {resolution}": besides,
+                f"hierarchy, first time of another mesh, s at {resolution}": first,
+                f"mesh, s at {resolution}": seconds(plain.mesh, device, 1),
+                f"dense / hierarchy, queries at {resolution}": (resolution + 1) ** 3 / plain.queries,
+            }
+        )
+    if large is not None:
+        usual = VecSetDecoder(decoder.config.width, decoder.config.heads, mlp_ratio=4, enable_ln_post=True).to(device)
+        full = (usual.half() if setting.half else usual).field(latents[0])
+        options = {"hierarchical": False, "chunk": best_chunk(full, setting, device), "device": device}
+        whole = functools.partial(decode_volume, full, large, **options)
+        note(**{f"dense with the usual MLP, s at {large}": seconds(whole, device, 1)})
+    overlaps: dict[str, list[float]] = {way: [] for way in ways}
     drawn = []
     for i, (z, shape) in enumerate(zip(latents, held_out, strict=True)):
         truth = true_inside(*shape, side // setting.stride)
         nodes = (slice(None, None, setting.stride),) * 3
-        for name, options in ways.items():
-            volume = decode(z, **options)
-            overlaps[name].append(iou(volume.inside()[nodes], truth))
-            if name == "hierarchy":
-                queries.append((side + 1) ** 3 / volume.queries)
-                if i < 2:
-                    for suffix in ("ply", "glb"):
-                        save_mesh(out / f"2503.16302-{i}.{suffix}", *volume.mesh())
+        for way, values in overlaps.items():
+            volume = decode(z, way)
+            values.append(iou(volume.inside()[nodes], truth))
+            measured[f"IoU, {way}"] = float(np.mean(values)), float(np.std(values))
+            if way == "hierarchy" and i < 2:
+                for suffix in ("ply", "glb"):
+                    save_mesh(out / f"2503.16302-{i}.{suffix}", *volume.mesh())
+        note()
         if i < 4:
-            drawn += [("held out", *(x.cpu().numpy() for x in shape)), ("decoded", *decode(z, resolution=64).mesh())]
-
-    def timed(repeats: int, **options: Any) -> float:
-        return seconds(lambda: decode(latents[0], **options), device, repeats)
-
-    times = {name: timed(5, **options) for name, options in ways.items()}
-    measured = {f"IoU, {name}": (float(np.mean(v)), float(np.std(v))) for name, v in overlaps.items()}
-    dense = measured["IoU, dense"][0]
-    measured["queries, dense / hierarchy"] = float(np.mean(queries)), float(np.std(queries))
-    measured |= {f"dense / {name}, time at {side}": (times["dense"] / t, 0.0) for name, t in times.items()}
-    measured[f"dense, s at {side}"] = times["dense"], 0.0
-    adaptive = [n for n in ways if "keys" in ways[n] and abs(measured[f"IoU, {n}"][0] - dense) <= 0.01]
-    fastest = min(adaptive, key=lambda n: times[n], default="hierarchy")
-    measured[f"hierarchy / {fastest}, time at {side}"] = times["hierarchy"] / times[fastest], 0.0
-    holds = abs(measured["IoU, hierarchy"][0] - dense) <= 0.001
-    if large is None:
-        bars = "the dense time over that of the hierarchy is at least 2, and two numbers of keys lose at most 0.01."
-        holds &= times["dense"] / times["hierarchy"] >= 2 and len(adaptive) > 1
-    else:
-        short = timed(5, **ways[fastest], resolution=large)
-        plain, long = timed(5, resolution=large), timed(1, resolution=large, hierarchical=False)
-        whole = seconds(lambda: decode(latents[0], **ways[fastest], resolution=large).mesh(), device, 3)
-        usual = VecSetDecoder(decoder.config.width, decoder.config.heads, mlp_ratio=4, enable_ln_post=True)
-        full = usual.to(device, setting.dtype).field(latents[0])
-        options = {"hierarchical": False, "chunk": setting.chunk, "device": device}
-        published = seconds(lambda: decode_volume(full, large, **options), device, 1)
-        measured |= {
-            f"dense / {fastest}, time at {large}": (long / short, 0.0),
-            f"hierarchy / {fastest}, time at {large}": (plain / short, 0.0),
-            f"dense with the usual MLP / {fastest}, time at {large}": (published / short, 0.0),
-            f"{fastest}, s at {large}": (short, 0.0),
-            f"{fastest} and mesh, s at {large}": (whole, 0.0),
-        }
-        bars = (
-            f"dense overlap is at least 0.95, the dense time over that of the hierarchy at least 8, adaptive keys "
-            f"win 1.3 more with at most 0.01 lost, and at {large} the dense usual decoder takes 45 times as long."
-        )
-        holds &= dense >= 0.95 and times["dense"] / times["hierarchy"] >= 8 and published / short >= 45
-        holds &= max(times["hierarchy"] / times[fastest], plain / short) >= 1.3
-    plot = out / "2503.16302.png"
-    draw_meshes(plot, drawn)
+            drawn += [("held out", *(x.cpu().numpy() for x in shape)), ("decoded", *decode(z, "hierarchy", 64).mesh())]
+        if i == min(4, len(held_out)) - 1:
+            draw_meshes(out / "2503.16302.png", drawn)
+    shown, best = bars(setting, measured)
     steps = " and ".join(f"{s.config['steps']} steps with {s.num_latents}" for s in setting.stages)
     return Claim(
         paper="2503.16302",
         claim="Hierarchical decoding gives the dense result many times faster; adaptive keys lose little.",
         protocol=(
-            f"An autoencoder of latent vectors (width {setting.model['width']}), trained {steps} of them on at most "
-            f"{setting.meshes - setting.held_out} of pybullet's meshes (the closed ones), points in, inside out; "
-            f"{setting.held_out} held-out meshes at {side} cells a side, {setting.dtype}, truth by winding numbers, "
-            f"{setting.stride} cells apart; spread over meshes. Last training entropy {last['entropy']:.4f}. Time: the "
-            f"first mesh, scaled-dot-product attention in chunks of {setting.chunk} points, the same decoder; the "
-            f"usual MLP is four times as wide. Holds if the overlaps are equal to 0.001, {bars}"
+            f"An autoencoder of latent vectors (width {setting.model['width']}), trained at most {steps} of them on "
+            f"pybullet's meshes (the closed ones of {setting.meshes}), points in, inside out; {len(held_out)} held-out "
+            f"meshes at {side} cells a side, {model.dtype}, truth by winding numbers, {setting.stride} cells apart; "
+            f"spread over meshes. Time: the first mesh, scaled-dot-product attention, {chunk} points in a "
+            f"call; the same decoder, or one with an MLP four times as wide. Taken: {best}. Holds if "
+            + "; ".join(f"{bar.what}: at {'most' if bar.most else 'least'} {bar.bar:g}" for bar in shown)
         ),
         measured=measured,
-        holds=bool(holds),
-        plot=plot,
+        holds=all(bar.met for bar in shown),
+        plot=out / "2503.16302.png",
     )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from core_registry.files import replace
+from core_registry.timing import write_results
 from torch import nn
 
 from ..evaluation import Classifier, frechet_distance, train_classifier
@@ -18,16 +20,45 @@ from ..tokenizer import ImageTokenizer
 
 Result = dict[str, float]
 SEEDS = 3
-CLASSIFIER_STEPS = {"cpu": 600, "gpu": 2000}
+CLASSIFIER_STEPS = {"tiny": 20, "cpu": 600, "gpu": 2000}
+DRAWN = {"tiny": 50, "cpu": 500, "gpu": 5000}
+"""Images of a distance."""
+
+
+class Bar(NamedTuple):
+    """What a claim must show: a value that is at least, or at most, a limit; None: it was not measured."""
+
+    what: str
+    value: float | None
+    bar: float
+    most: bool = False
+
+    @property
+    def met(self) -> bool:
+        """Whether it shows."""
+        return self.value is not None and (self.value <= self.bar if self.most else self.value >= self.bar)
+
+
+def record(path: Path, measured: Mapping[str, tuple[float, float]], bars: Sequence[Bar] = (), **more: Any) -> None:
+    """What was measured so far, and which bars it meets, as the JSON of which the READMEs' tables are made."""
+    if bars:
+        more["bars"] = [{**bar._asdict(), "met": bar.met} for bar in bars]
+    rows = [{"what": name, "value": mean, "spread": deviation} for name, (mean, deviation) in measured.items()]
+    write_results(path, ["what", "value", "spread"], rows, cpu=not torch.cuda.is_available(), **more)
 
 
 def over_seeds(run: Callable[[str, int, Path], Result], size: str, seed: int, out: Path) -> dict[str, list[float]]:
     """The results of `run(size, seed, folder)` for three seeds, name by name.
 
-    A seed's result is kept in its folder, and not run again.
+    A seed's result is kept in its folder, and not run again. After each seed `out`.json tells of those that are done.
     """
-    results = [_kept(run, size, seed + i, out / size / f"seed-{seed + i}") for i in range(SEEDS)]
-    return {name: [r[name] for r in results] for name in results[0]}
+    found: dict[str, list[float]] = {}
+    for i in range(SEEDS):
+        result = _kept(run, size, seed + i, out / size / f"seed-{seed + i}")
+        found = {name: [*found.get(name, []), value] for name, value in result.items()}
+        measured = {name: spread(values) for name, values in found.items()}
+        record(out.parent / f"{out.name}.json", measured, seeds=i + 1, of=SEEDS)
+    return found
 
 
 def _kept(run: Callable[[str, int, Path], Result], size: str, seed: int, folder: Path) -> Result:
@@ -63,9 +94,9 @@ def distance(classifier: Classifier, images: ImageSet, drawn: torch.Tensor) -> f
 def draws(
     model: nn.Module, size: str, seed: int, tokenizer: ImageTokenizer | None = None, **options: float
 ) -> torch.Tensor:
-    """5000 images (500 at size "cpu") of all ten classes evenly."""
+    """As many images as `DRAWN` says, of all ten classes evenly."""
     device = next(model.parameters()).device
-    labels = torch.arange(500 if size == "cpu" else 5000, device=device) % 10
+    labels = torch.arange(DRAWN[size], device=device) % 10
     return draw_images(model, labels, torch.Generator(device).manual_seed(seed), tokenizer, **options)
 
 

@@ -79,7 +79,7 @@ def claim(size: str, seed: int, out: Path) -> Claim:
         ).numpy()
         for to, draws in ((floor, exact), (ours, drawn), (published, repaired)):
             to.append(total_variation(draws, law))
-        bad, states, bad_published, states_published = violations(replica, 800 if size == "cpu" else 8000)
+        bad, states, bad_published, states_published = violations(replica, 8000 if size == "gpu" else 800)
         wrong.append(bad / states)
         wrong_published.append(bad_published / states_published)
 
