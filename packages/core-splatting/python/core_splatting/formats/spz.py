@@ -291,6 +291,8 @@ def write_spz(path: Path, source: Source, version: int = 3, fractional_bits: int
     widths = _widths(version, source.sh_degree)
     begin = np.cumsum([0, *(source.count * w for w in widths)]).tolist()
     with tempfile.SpooledTemporaryFile(_SPOOLED) as arrays, path.open("wb") as file:
+        if source.count * sum(widths) > _SPOOLED:
+            arrays.rollover()  # in memory, the first write of the last array would fill all before it with zeros
         at = 0
         for part in source.chunks(CHUNK):
             require_finite(part, path)
