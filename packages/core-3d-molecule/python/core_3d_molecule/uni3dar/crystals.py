@@ -52,12 +52,12 @@ class CrystalSampler(Sampler):
     """Draws crystals from a model made with `crystal_config`.
 
     A sequence begins with [COMPONENTS] and [CNT_n]; the tree of eight corners and that of n atoms follow, each closed
-    by [CLS]. A node's count of atoms is drawn after its children, and both so that the counts of siblings can still add
-    up to their parent's: where one atom must be there are not two. Otherwise as `Sampler`.
+    by [CLS]. A node's count of atoms is drawn after its children, and both so that the counts of a level can still add
+    up to the tree's. Otherwise as `Sampler`.
     """
 
     _prefix = 2
-    _entry = 6  # level, x, y, z, tree, the parent's place in the queue
+    _entry = 5  # level, x, y, z, tree
 
     def __init__(
         self,
@@ -75,7 +75,6 @@ class CrystalSampler(Sampler):
         self._state |= {
             "total": self._zeros(batch), "tree": self._zeros(batch), "drawn": self._zeros(batch),
             "level": self._zeros(batch, 2), "before": self._zeros(batch, 2),
-            "due": torch.zeros_like(self._state["queue"][..., :2]),  # atoms and children still to come of each node
         }  # fmt: skip
         self._sizes = self._zeros(0)
         masks = torch.arange(1, TREE_CLASSES + 1, device=self.device)
@@ -121,11 +120,11 @@ class CrystalSampler(Sampler):
 
     def _start(self, s: dict[str, Tensor]) -> None:
         s["queue"][:, 0, 0] = self.model.config.merge_level
-        s["queue"][:, 0, 4], s["queue"][:, 0, 5] = _LATTICE, s["queue"].shape[1] - 1
+        s["queue"][:, 0, 4] = _LATTICE
         s["tail"].fill_(1)
         s["total"].copy_(self._sizes[s["row"]])
-        for left in (s["level"], s["due"][:, -1]):
-            left[:, 0], left[:, 1] = CORNERS, 1
+        s["level"][:, 0] = CORNERS
+        s["level"][:, 1] = 1
 
     def _one(self, s: dict[str, Tensor], length: int, first: bool, constrained: bool) -> None:
         c = self.model.config
@@ -139,10 +138,11 @@ class CrystalSampler(Sampler):
             noise = s["noise"].split(self._noise, 1)
             lattice = tree == _LATTICE
             tree_logits = torch.where(lattice[:, None], *(self.model.heads[i].tree(x) for i in (_LATTICE, _ATOMS)))
-            atoms, nodes = rows_at(s["due"], entry[:, 5]).unbind(1)
-            below = 8 ** (level - 1).clamp(min=0)  # atoms that a child can hold
-            least, most = atoms - 8 * below * (nodes - 1), atoms - nodes + 1
-            impossible = (self._children > most[:, None]) | (self._children * below[:, None] < least[:, None])
+            atoms, tokens = s["level"].unbind(1)
+            most = atoms - tokens + 1  # the others of this level have an atom each
+            last = (tokens == 1)[:, None]
+            impossible = self._children > most[:, None]
+            impossible |= (level == 1)[:, None] & last & (self._children != atoms[:, None])
             chosen_tree = self._draw(
                 tree_logits.float().masked_fill(impossible, -torch.inf), self._tree_temperatures(level), noise[0]
             )
@@ -151,8 +151,9 @@ class CrystalSampler(Sampler):
                 lattice[:, None],
                 *(self.model.heads[i].count(x + self.model.heads[i].chosen(chosen_tree)) for i in (_LATTICE, _ATOMS)),
             )
-            low, high = torch.maximum(children, least)[:, None], torch.minimum(most, children * below)[:, None]
-            impossible = (self._counts < low) | (self._counts > high)
+            low = torch.where(last[:, 0], atoms, children)[:, None]
+            high = torch.where(level == 1, children, most)[:, None]
+            impossible = (self._counts < torch.minimum(low, high)) | (self._counts > high)
             count = self._draw(count_logits.float().masked_fill(impossible, -torch.inf), self._count, noise[5])
             blocked = self._kinds[lattice.long()]
             if constrained:
@@ -180,10 +181,7 @@ class CrystalSampler(Sampler):
         token = torch.where(closing, CLS, torch.where(is_atom, kind, chosen_tree + TREE + 1))
         count = torch.where(closing, 0, torch.where(is_atom, 1, count))
         bins = torch.where(is_atom[:, None], torch.stack(chosen[1:], 1), c.bins // 2)
-        place = torch.stack([entry[:, 5], s["head"]], 1)[..., None].expand(-1, -1, 2)
-        change = torch.stack([torch.stack([-count, -torch.ones_like(count)], 1), torch.stack([count, children], 1)], 1)
-        s["due"].scatter_add_(1, place, change * (live & ~closing)[:, None, None])
-        self._append(s, live, token, bins, torch.cat([entry[:, :5], s["head"][:, None]], 1), chosen_tree)
+        self._append(s, live, token, bins, entry, chosen_tree)
         s["last"].copy_(torch.stack([token, level], 1))
         s["at"].copy_(torch.where(is_atom[:, None], corner + bins, mask_at))
         s["before"].copy_(s["level"])
@@ -220,15 +218,12 @@ class CrystalSampler(Sampler):
         exhausted = live & ended & lattice & (waiting <= 0)
         left = torch.where((ended & (waiting > 0))[:, None], torch.stack([total, waiting], 1), left)
         left = torch.where(exhausted[:, None], 0, left)
-        atoms = torch.stack([s["total"], torch.ones_like(count)], 1)
-        left = torch.where(closing[:, None], atoms, left)
+        left = torch.where(closing[:, None], torch.stack([s["total"], torch.ones_like(count)], 1), left)
         s["level"].copy_(torch.where(live[:, None], left, s["level"]))
-        s["due"][:, -1] = torch.where(exhausted[:, None], atoms, s["due"][:, -1])
         room = s["queue"].shape[1]
         root = torch.zeros_like(s["queue"][:, :2])
         root[:, 0, 0], root[:, 1, 0] = -1, self.model.config.merge_level
         root[:, 0, 4], root[:, 1, 4] = _LATTICE, _ATOMS
-        root[..., 5] = room - 1
         place = s["tail"][:, None] + torch.arange(2, device=self.device)
         place = torch.where(exhausted[:, None] & (place < room - 1), place, room - 1)
         s["queue"].scatter_(1, place[..., None].expand(-1, -1, self._entry), root)
