@@ -73,6 +73,15 @@ def test_rdkit(tmp_path: Path) -> None:
         Structures.from_rdkit([Chem.MolFromSmiles("C")])
 
 
+def test_a_molecule_without_atoms(tmp_path: Path) -> None:
+    (tmp_path / "a.xyz").write_text("1\n\nH 0 0 0\n0\nnothing\n1\n\nO 0 0 1\n")
+    (tmp_path / "a.sdf").write_text("\n\n\n  0  0  0  0  0  0  0  0  0  0999 V2000\nM  END\n$$$$\n")
+    read = files.read(tmp_path / "a.xyz")
+    assert read.offsets.tolist() == [0, 1, 1, 2]
+    assert read.positions.tolist() == [[0, 0, 0], [0, 0, 1]]
+    assert files.read_bonded(tmp_path / "a.sdf").structures.offsets.tolist() == [0, 0]
+
+
 def test_torch_geometric() -> None:
     pytest.importorskip("torch_geometric")
     same(Structures.from_pyg(WATER.to_pyg()), WATER, 1e-6)

@@ -45,7 +45,8 @@ class Structures:
         exact = given.astype(np.int32)
         if (exact != given).any():
             raise ValueError(f"argument 'numbers' must be integers, got {given[exact != given][0]}")
-        return cls(exact, np.concatenate([np.empty((0, 3)), *positions]).astype(np.float64), offsets_of(counts))
+        points = np.concatenate([np.empty((0, 3)), *(p for p in positions if len(p))]).astype(np.float64)
+        return cls(exact, points, offsets_of(counts))
 
     def select(self, rows: Any) -> Structures:
         """The structures of these rows (K,), in their order. Raises IndexError for a row too large."""
