@@ -34,7 +34,8 @@ class Case:
     """One operator's row: from it come its tests of correctness and of bad input, and its benchmark.
 
     `make(rng, **size)` gives every argument of the raw operator by name, in order; `reference(args)` the expected
-    outputs by name, independent of our kernel. `tolerance` is (rtol, atol) for each of them. `peer` is a name and
+    outputs by name, independent of our kernel. `tolerance` is (rtol, atol) for each of them; with `sums` atol is a part
+    of an output's largest value where that exceeds 1, as of long sums whose terms cancel. `peer` is a name and
     a function that prepares the same work: `peer(args)` returns a callable that does it and returns outputs by
     name. `agree(args, ours, peers)` gives the largest difference where values cannot be compared one by one.
     `work(args)` is (bytes moved, floating point operations). `inout` names outputs that are read too. `vary` gives
@@ -47,6 +48,7 @@ class Case:
     make: Callable[..., Args]
     reference: Callable[[Args], Mapping[str, Any]]
     tolerance: Mapping[str, tuple[float, float]]
+    sums: bool = False
     peer: tuple[str, Callable[[Args], Callable[[], Mapping[str, Any]]]] | None = None
     agree: Callable[[Args, Mapping[str, Any], Mapping[str, Any]], float] | None = None
     work: Callable[[Args], tuple[float, float]] | None = None
@@ -100,6 +102,7 @@ class Case:
             if rtol == atol == 0 or got.dtype.kind not in "fc":
                 np.testing.assert_array_equal(got, want, err_msg=f"{self.op}: {name}")
             else:
+                atol *= max(1.0, float(np.abs(want).max(initial=0))) if self.sums else 1.0
                 np.testing.assert_allclose(got, want, rtol=rtol, atol=atol, err_msg=f"{self.op}: {name}")
             if got.size and got.dtype.kind != "b":
                 with np.errstate(invalid="ignore"):
