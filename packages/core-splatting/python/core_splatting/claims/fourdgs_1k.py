@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,14 @@ from core_registry.claims import Claim
 from ..formats.container4d import open_4d, write_4d
 from ..playback import Player
 from ..scenes.walker import walker
+from .notes import Notes
 
 BYTES = 4 * 161  # of a 4D Gaussian in float32: 17 of geometry, 48 x 3 harmonics
+PAPER = "2503.16422"
 MOST_LOST, LEAST_SAVED, KEY_DIFFERENCE = 0.3, 40.0, 1 / 255
+LOST, SAVED = "PSNR lost, dB", "times less storage"
+AT_KEYS = "filtered against all: most at key frames"
+CONTROL = "PSNR of all, trained as much further, dB"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,63 +56,15 @@ def claim(size: str, seed: int, out: Path) -> Claim:
     return experiment(SIZES[size], seed, out)
 
 
-def experiment(s: Size, seed: int, out: Path) -> Claim:
-    """The claim at a size of one's own."""
-    import rich.progress
-
-    from ..training import Config, Trainer
-    from ..training.prune import finish, prune, tie
-
-    device = None if s.device == "cpu" else s.device
-    scene = walker(s.width, s.height, s.frames, s.cameras, s.skin, seed, device, s.points)
-    config = Config.for_steps(
-        s.steps, duration=1.0, sh_every=s.steps // 10, most=s.most, refine_start=s.steps // 20,
-        refine_stop=int(0.6 * s.steps), reset_every=10**6, grow_gradient=s.grow_gradient, seed=seed,
-    )  # fmt: skip
-    seconds: dict[str, float] = {}
-    with rich.progress.Progress(transient=True) as progress:
-
-        def train(name: str, trainer: Trainer, steps: int) -> Any:
-            start = time.perf_counter()
-            for _ in progress.track(trainer.run(steps), steps, description=name):
-                pass
-            found = _psnr_by_view(trainer)
-            seconds[name] = time.perf_counter() - start
-            about = f"{name}: {found.mean():.2f} dB, {len(trainer.model):,} Gaussians, {seconds[name]:.0f} s"
-            print(about, file=sys.stderr, flush=True)
-            return found
-
-        trainer = Trainer(scene, config, device=s.device, hold_out=s.cameras)
-        full, count = train("train", trainer, s.steps), len(trainer.model)
-        shown = [_picture(trainer)]
-        control = copy.copy(trainer)
-        prune(control, 0.0, steps=s.fine_tune, filtered=False)
-        longer = train("train the unpruned as much further", control, s.fine_tune)
-        del control
-        prune(trainer, 0.8, interval=s.interval, steps=s.fine_tune)
-        chosen, trainer.model.filter = trainer.model.filter, None
-        cut = _psnr_by_view(trainer)
-        trainer.model.filter = chosen
-        filtered = _psnr_by_view(trainer)
-        tuned = train("fine-tune", trainer, s.fine_tune - s.books)
-        tie(trainer)
-        tied = _psnr_by_view(trainer)
-        train("fine-tune with code books", trainer, s.books)
-        finish(trainer)
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / "2503.16422.4dgs"
-    write_4d(file, trainer.model.gaussians(), seed=seed)
-    stored = open_4d(file).read()
-    player = Player(stored, device)
-    found = _play(trainer, player)
-    shown.append(found.pop("picture"))
-    saved = count * BYTES / file.stat().st_size
-    lost = full - found["psnr"]
-    plot = out / "2503.16422.png"
-    _plot(plot, trainer, shown, full, found["psnr"], (count * BYTES, file.stat().st_size))
-    at_keys = float(max(found["key"]))
+def experiment(s: Size, seed: int, out: Path, notes: Notes | None = None) -> Claim:
+    """The claim at a size of one's own; `notes` are of this size and seed."""
+    notes = Notes(None, PAPER, s, seed) if notes is None else notes
+    plot = out / f"{PAPER}.png"
+    if CONTROL not in notes.measured:
+        _run(s, seed, out, plot, notes)
+    value = {name: mean for name, (mean, _) in notes.measured.items()}
     return Claim(
-        paper="2503.16422",
+        paper=PAPER,
         claim=(
             "Pruning 80 % of the 4D Gaussians by the variation score, a key-frame filter and vector quantisation keep "
             "the quality in a fortieth of the storage."
@@ -119,28 +77,91 @@ def experiment(s: Size, seed: int, out: Path) -> Claim:
             f"Bars: at most {MOST_LOST} dB lost, {LEAST_SAVED:.0f}x less storage (float32 to file), key frames "
             "equal to 1/255."
         ),
-        measured={
-            "Gaussians before": (count, 0.0),
-            "Gaussians after": (len(stored), 0.0),
-            "PSNR of all, dB": _spread(full),
-            "PSNR of all, trained as much further, dB": _spread(longer),
-            "PSNR pruned, dB": _spread(cut),
-            "PSNR pruned, filtered, dB": _spread(filtered),
-            "PSNR pruned, filtered, fine-tuned, dB": _spread(tuned),
-            "PSNR with code books, dB": _spread(tied),
-            "PSNR of the file, filtered, dB": _spread(found["psnr"]),
-            "PSNR lost, dB": _spread(lost),
-            "times less storage": (saved, 0.0),
-            "filtered share of what is left": _spread(found["share"]),
-            "filtered against all: most at key frames": (at_keys, 0.0),
-            "filtered against all: PSNR between, dB": _spread(found["between"]),
-            "ms a frame, of the file": _spread(found["ms"]),
-            "seconds of training": (seconds["train"], 0.0),
-            "seconds of fine-tuning": (seconds["fine-tune"] + seconds["fine-tune with code books"], 0.0),
-        },
-        holds=float(np.mean(lost)) <= MOST_LOST and saved >= LEAST_SAVED and at_keys <= KEY_DIFFERENCE,
+        measured=notes.measured,
+        holds=value[LOST] <= MOST_LOST and value[SAVED] >= LEAST_SAVED and value[AT_KEYS] <= KEY_DIFFERENCE,
         plot=plot,
     )
+
+
+def _run(s: Size, seed: int, out: Path, plot: Path, notes: Notes) -> None:
+    """Measures what the notes lack."""
+    import rich.progress
+
+    from ..training import Config, Trainer
+    from ..training.prune import finish, prune, tie
+
+    device = None if s.device == "cpu" else s.device
+    scene = walker(s.width, s.height, s.frames, s.cameras, s.skin, seed, device, s.points)
+    config = Config.for_steps(
+        s.steps, duration=1.0, sh_every=s.steps // 10, most=s.most, refine_start=s.steps // 20,
+        refine_stop=int(0.6 * s.steps), reset_every=10**6, grow_gradient=s.grow_gradient, seed=seed,
+    )  # fmt: skip
+    with rich.progress.Progress(transient=True) as progress:
+
+        def train(name: str, trainer: Trainer, steps: Iterable[Any], total: int) -> tuple[Any, float]:
+            start = time.perf_counter()
+            for _ in progress.track(steps, total, description=name):
+                pass
+            found = _psnr_by_view(trainer)
+            seconds = time.perf_counter() - start
+            about = f"{name}: {found.mean():.2f} dB, {len(trainer.model):,} Gaussians, {seconds:.0f} s"
+            print(about, file=sys.stderr, flush=True)
+            return found, seconds
+
+        def tune(name: str, trainer: Trainer, steps: int) -> tuple[Any, float]:
+            return train(name, trainer, _checked(trainer.run(steps), notes), steps)
+
+        trainer = Trainer(scene, config, device=s.device, hold_out=s.cameras)
+        full, _ = train("train", trainer, notes.training(trainer), s.steps)
+        control, count = copy.copy(trainer), len(trainer.model)
+        if LOST not in notes.measured:
+            notes.note({"Gaussians before": (count, 0.0), "PSNR of all, dB": _spread(full)})
+            shown = [_picture(trainer)]
+            prune(trainer, 0.8, interval=s.interval, steps=s.fine_tune)
+            chosen, trainer.model.filter = trainer.model.filter, None
+            cut = _psnr_by_view(trainer)
+            trainer.model.filter = chosen
+            notes.note(
+                {
+                    "Gaussians after": (len(trainer.model), 0.0),
+                    "PSNR pruned, dB": _spread(cut),
+                    "PSNR pruned, filtered, dB": _spread(_psnr_by_view(trainer)),
+                }
+            )
+            tuned, took = tune("fine-tune", trainer, s.fine_tune - s.books)
+            notes.note({"PSNR pruned, filtered, fine-tuned, dB": _spread(tuned)})
+            tie(trainer)
+            notes.note({"PSNR with code books, dB": _spread(_psnr_by_view(trainer))})
+            took += tune("fine-tune with code books", trainer, s.books)[1]
+            notes.note({"seconds of fine-tuning": (took, 0.0)})
+            finish(trainer)
+            out.mkdir(parents=True, exist_ok=True)
+            file = out / f"{PAPER}.4dgs"
+            write_4d(file, trainer.model.gaussians(), seed=seed)
+            found = _play(trainer, Player(open_4d(file).read(), device))
+            shown.append(found.pop("picture"))
+            sizes = count * BYTES, file.stat().st_size
+            _plot(plot, trainer, shown, full, found["psnr"], sizes)
+            notes.note(
+                {
+                    "PSNR of the file, filtered, dB": _spread(found["psnr"]),
+                    LOST: _spread(full - found["psnr"]),
+                    SAVED: (sizes[0] / sizes[1], 0.0),
+                    "filtered share of what is left": _spread(found["share"]),
+                    AT_KEYS: (float(max(found["key"])), 0.0),
+                    "filtered against all: PSNR between, dB": _spread(found["between"]),
+                    "ms a frame, of the file": _spread(found["ms"]),
+                }
+            )
+        prune(control, 0.0, steps=s.fine_tune, filtered=False)
+        longer, _ = tune("train the unpruned as much further", control, s.fine_tune)
+        notes.note({CONTROL: _spread(longer)})
+
+
+def _checked(steps: Iterable[Any], notes: Notes) -> Iterator[Any]:
+    for step in steps:
+        notes.check()
+        yield step
 
 
 def _spread(values: Any) -> tuple[float, float]:

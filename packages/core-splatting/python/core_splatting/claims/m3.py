@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from core_registry.claims import Claim
+from core_registry.files import replace
 from numpy.typing import NDArray
 
 from ..memory import principal_scene_components
 from ..rasterize import rasterization
 from ..scenes.walker import Skin, walker
+from .notes import Notes
 
+if TYPE_CHECKING:
+    from ..training.features import FeatureField, FeatureView
+
+PAPER = "2503.16413"
 LEAST_COSINE = 0.95
 FEATURES = 6000  # among which components are looked for
 # Channels and dimensions of M3's models; what is seen: "parts" features name what is seen, as those of CLIP do, and
@@ -58,14 +64,15 @@ def claim(size: str, seed: int, out: Path) -> Claim:
     return experiment(SIZES[size], seed, out)
 
 
-def experiment(s: Size, seed: int, out: Path) -> Claim:
-    """The claim at a size of one's own."""
+def experiment(s: Size, seed: int, out: Path, notes: Notes | None = None) -> Claim:
+    """The claim at a size of one's own; `notes` are of this size and seed."""
     import rich.progress
     import torch
 
     from ..training import Config, Trainer
     from ..training.features import Bank, FeatureField, FeatureView, LinearField
 
+    notes = Notes(None, PAPER, s, seed) if notes is None else notes
     scene = walker(s.side, s.side, 1, s.cameras, s.skin, seed, None if s.device == "cpu" else s.device)
     config = Config.for_steps(s.steps, most=s.skin, sh_degree=0, reset_every=10**6, seed=seed)
     trainer = Trainer(scene, config, device=s.device, hold_out=s.cameras)
@@ -88,37 +95,31 @@ def experiment(s: Size, seed: int, out: Path) -> Claim:
     held = trainer.held[0]
     target = FeatureView(held.viewmat, held.K, s.side, s.side, {})
     with rich.progress.Progress(transient=True) as progress:
-        for _ in progress.track(trainer.run(s.steps), s.steps, description="Gaussians"):
+        for _ in progress.track(notes.training(trainer), s.steps, description="Gaussians"):
             pass
-        banks, pixels = {}, {}
+        banks = {}
         for name in progress.track(s.models, description="components"):
             rows = torch.cat([v.features[name][(v.features[name] != 0).any(-1)] for v in views])
             few = rows[torch.from_numpy(rng.permutation(len(rows))[:FEATURES]).to(rows.device)]
-            pixels[name] = len(few)
             banks[name] = Bank(few[principal_scene_components(few, s.threshold)], MODELS[name][0])
+            notes.note({f"{name}: components of {len(few):,} features": (float(len(banks[name].components)), 0.0)})
         m = trainer.model
         shape = [x.detach() for x in (m.means, m.quats, m.log_scales.exp(), torch.sigmoid(m.logit_opacities))]
-        results = {}
+        results, recalled = {}, {}
         for label, kind in (("memory", FeatureField), ("linear decoder", LinearField)):
             field = kind(*shape, banks, temperature=s.temperature, seed=seed)
-            for _ in progress.track(field.train(views, s.feature_steps), s.feature_steps, description=label):
+            for _ in progress.track(_training(field, views, s, label, notes), s.feature_steps, description=label):
                 pass
             with torch.no_grad():
-                recalled = field.recall(field.render(target)[seen.grid])
-            results[label] = {name: _cosines(recalled[name].cpu().numpy(), clean[name]) for name in s.models}
-            if label == "memory":
-                shown = recalled
+                recalled[label] = field.recall(field.render(target)[seen.grid])
+            results[label] = {name: _cosines(recalled[label][name].cpu().numpy(), clean[name]) for name in s.models}
+            notes.note({f"{k}: cosine, {label}": (float(v.mean()), float(v.std())) for k, v in results[label].items()})
     out.mkdir(parents=True, exist_ok=True)
-    plot = out / "2503.16413.png"
-    _plot(plot, held, {n: (clean[n], shown[n].cpu().numpy()) for n in s.models}, results)
-    measured = {}
-    for name in s.models:
-        measured[f"{name}: components of {pixels[name]:,} features"] = (float(len(banks[name].components)), 0.0)
-        for label, cosines in results.items():
-            measured[f"{name}: cosine, {label}"] = (float(cosines[name].mean()), float(cosines[name].std()))
+    plot = out / f"{PAPER}.png"
+    _plot(plot, held, {n: (clean[n], recalled["memory"][n].cpu().numpy()) for n in s.models}, results)
     memory, linear = (np.mean([c.mean() for c in results[k].values()]) for k in ("memory", "linear decoder"))
     return Claim(
-        paper="2503.16413",
+        paper=PAPER,
         claim=(
             "Gaussians with 16 or 32 channels a model that call back principal scene components keep the features of "
             "foundation models, better than the same channels distilled."
@@ -134,10 +135,27 @@ def experiment(s: Size, seed: int, out: Path) -> Claim:
             "after the most that either decoder can reach had been seen. "
             f"Bar: at least {LEAST_COSINE} on average, and not below the peer."
         ),
-        measured=measured,
+        measured=notes.measured,
         holds=bool(memory >= LEAST_COSINE and memory >= linear),
         plot=plot,
     )
+
+
+def _training(field: FeatureField, views: Sequence[FeatureView], s: Size, label: str, notes: Notes) -> Iterator[None]:
+    """Trains a field, or loads what a stopped run has trained."""
+    import torch
+
+    tensors, path = {"queries": field.queries} | field.projections, notes.kept(f"{label}.pt")
+    if path is not None and notes.resume and path.exists():
+        for name, tensor in torch.load(path, weights_only=True).items():
+            tensors[name].detach().copy_(tensor)
+        return
+    for _ in field.train(views, s.feature_steps):
+        notes.check()
+        yield
+    if path is not None:
+        with replace(path) as made:
+            torch.save({name: tensor.detach() for name, tensor in tensors.items()}, made)
 
 
 class Seen:
