@@ -184,6 +184,12 @@ def test_gradient_of_the_camera_matrix_is_refused() -> None:
         loss(x, (1.0, 1.0)).backward()
 
 
+def test_gradient_of_the_gradient_is_refused() -> None:
+    x = differentiable()
+    with pytest.raises(NotImplementedError, match="rasterize_backward: argument 'means' requires grad"):
+        torch.autograd.grad(loss(x, (1.0, 1.0)), x[0], create_graph=True)
+
+
 @needs_cuda
 @pytest.mark.parametrize("mode", ["RGB", "RGB+ED"])
 def test_cuda_equals_cpu(mode: str) -> None:

@@ -12,7 +12,8 @@ import torch
 
 _libraries: dict[str, torch.library.Library] = {}
 _eager: dict[Any, Callable[..., Any]] = {}
-_PLAIN = {torch.Tensor, torch.nn.Parameter, float, int, bool, str, type(None)}
+_TENSORS = {torch.Tensor, torch.nn.Parameter}
+_PLAIN = _TENSORS | {float, int, bool, str, type(None)}
 
 
 def define(
@@ -49,27 +50,34 @@ def define(
     return overload
 
 
-def eager(overload: Any) -> Callable[..., Any]:
-    """`overload`, which `define` gave, as a function of all its arguments by position. Where torch's dispatcher would
-    only find the implementation it is not asked."""
-    run, c = _eager[overload], torch._C
-    devices = {d.lower() for d in ("CPU", "CUDA") if c._dispatch_has_kernel_for_dispatch_key(overload.name(), d)}
+def eager(overload: Any, run: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """`overload`, which `define` gave, as a function of all its arguments by position. Where they are `plain`, torch's
+    dispatcher is not asked, but `run` called: by default what `define` was given."""
+    direct, name, has_kernel = run or _eager[overload], overload.name(), torch._C._dispatch_has_kernel_for_dispatch_key
+    if not (has_kernel(name, "CPU") and has_kernel(name, "CUDA")):
+        raise ValueError(f"eager: argument 'overload' must be defined on the CPU and on CUDA, got {name}")
 
     def call(*args: Any) -> Any:
-        if (
-            torch.compiler.is_compiling()
-            or not _PLAIN.issuperset(map(type, args))
-            or c._len_torch_dispatch_stack()
-            or c._len_torch_function_stack()
-            or c._are_functorch_transforms_active()
-            or c._get_tracing_state()
-            or torch.autograd.profiler._is_profiler_enabled
-            or any(x.device.type not in devices or x.is_neg() for x in args if isinstance(x, torch.Tensor))
-        ):
-            return overload(*args)
-        return run(*args)
+        return direct(*args) if plain(*args) else overload(*args)
 
     return call
+
+
+def plain(*args: Any) -> bool:
+    """Whether torch's dispatcher would do no more with these arguments than find the implementation."""
+    if torch.compiler.is_compiling() or not _PLAIN.issuperset(map(type, args)):
+        return False
+    for x in args:
+        if type(x) in _TENSORS and (not (x.is_cuda or x.is_cpu) or x.is_neg()):
+            return False
+    c = torch._C
+    return not (
+        c._len_torch_dispatch_stack()
+        or c._len_torch_function_stack()
+        or c._are_functorch_transforms_active()
+        or c._get_tracing_state()
+        or torch.autograd.profiler._is_profiler_enabled
+    )
 
 
 def _with_gradient(

@@ -220,9 +220,9 @@ def _render(
         keep = torch.is_grad_enabled() and any(
             x is not None and x.requires_grad for x in (*shape, colors, viewmats, backgrounds, means2d)
         )
-        out, alphas, _ = eager_rasterize(
+        out, alphas = eager_rasterize(
             *shape, colors, viewmats, Ks, backgrounds, means2d, width, height, *scalars, absgrad, keep
-        )  # fmt: skip
+        )[:2]  # fmt: skip
     else:
         out = empty((cameras, height, width, colors.shape[-1]), "float32", like=means)
         alphas = empty((cameras, height, width), "float32", like=means)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,39 +23,39 @@ _SCHEMA = (
 )
 
 
-def _pictures(args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-    means, colors, viewmats, width, height = args[0], args[5], args[6], args[10], args[11]
-    cameras = viewmats.shape[0]
-    return colors.new_empty((cameras, height, width, colors.shape[-1])), means.new_empty((cameras, height, width, 1))
-
-
 def _fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    on_device = args[21] and args[0].device.type == "cuda"
-    size = torch.library.get_ctx().new_dynamic_size() if on_device else 0
-    return *_pictures(args), args[0].new_empty((size,), dtype=torch.int32)
+    means, colors, cameras, width, height = args[0], args[5], args[6].shape[0], args[10], args[11]
+    size = torch.library.get_ctx().new_dynamic_size() if args[21] and means.device.type == "cuda" else 0
+    image = colors.new_empty((cameras, height, width, colors.shape[-1]))
+    return image, means.new_empty((cameras, height, width, 1)), means.new_empty((size,), dtype=torch.int32)
 
 
 def _sets(colors: Tensor) -> Tensor:
-    return colors if colors.ndim == 3 else colors[None]
+    return colors if colors.ndim == 3 else colors.unsqueeze(0)
+
+
+def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The picture, its alphas (C, H, W), and what CUDA keeps for the gradient."""
+    means, colors, cameras, width, height, scenes = args[0], args[5], args[6].shape[0], args[10], args[11], args[19]
+    workspace = None
+    if args[21]:
+        if colors.dtype == torch.float16:
+            raise NotImplementedError("rasterize: argument 'colors' in float16 has no gradient; use torch.no_grad()")
+        if means.is_cuda:
+            answer = np.empty(1, np.int64)
+            _C.rasterize_workspace(
+                cameras // scenes, means.shape[0] // scenes, width, height, means.device.index, answer
+            )
+            workspace = means.new_empty((scenes * int(answer[0]),), dtype=torch.int32)
+    image = colors.new_empty((cameras, height, width, colors.shape[-1]))
+    alphas = means.new_empty((cameras, height, width))
+    _C.rasterize(*(*args[:5], _sets(colors), *args[6:9], *args[12:20], image, alphas, workspace))
+    return image, alphas, workspace
 
 
 def _impl(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    out, alphas = _pictures(args)
-    means, size = args[0], 0
-    if args[21] and args[5].dtype == torch.float16:
-        raise NotImplementedError("rasterize: argument 'colors' in float16 has no gradient; use torch.no_grad()")
-    if args[21] and means.is_cuda:
-        answer = np.empty(1, np.int64)
-        scenes = args[19]
-        _C.rasterize_workspace(
-            out.shape[0] // scenes, means.shape[0] // scenes, args[10], args[11], means.device.index, answer
-        )
-        size = scenes * int(answer[0])
-    workspace = means.new_empty((size,), dtype=torch.int32)
-    _C.rasterize(
-        *(*args[:5], _sets(args[5]), *args[6:9], *args[12:20], out, alphas[..., 0], workspace if size else None)
-    )
-    return out, alphas, workspace
+    image, alphas, workspace = _forward(*args)
+    return image, alphas.unsqueeze(3), args[0].new_empty((0,), dtype=torch.int32) if workspace is None else workspace
 
 
 _BACKWARD_SCHEMA = (
@@ -64,67 +65,102 @@ _BACKWARD_SCHEMA = (
 )
 
 
-def _gradients(*args: Any) -> tuple[Tensor, ...]:
-    means, viewmats, scenes, by_viewmats, columns = args[0], args[6], args[15], args[-2], args[-1]
-    given = (*args[:6], viewmats if by_viewmats else None)
-    of_centres = (viewmats.shape[0], means.shape[0] // scenes, columns) if columns else (0,)
-    return (*(means.new_empty((0,)) if x is None else torch.empty_like(x) for x in given), means.new_empty(of_centres))
+def _gradients(*args: Any) -> list[Any]:
+    """What `_backward_direct` fills, without values."""
+    means, viewmats, scenes, by_viewmats, columns = args[0], args[6], args[15], args[22], args[23]
+    out = [None if x is None else torch.empty_like(x) for x in (*args[:6], viewmats if by_viewmats else None)]
+    return [*out, means.new_empty((viewmats.shape[0], means.shape[0] // scenes, columns)) if columns else None]
 
 
-def _backward_impl(*args: Any) -> tuple[Tensor, ...]:
-    out = _gradients(*args)
-    v_alphas, by_viewmats, columns = args[19], args[-2], args[-1]
+def _backward_direct(*args: Any) -> list[Any]:
+    """`rasterize_backward` with None for what is absent."""
+    out, v_alphas = _gradients(*args), args[19]
     given = (
-        *args[:5], _sets(args[5]), *args[6:17], args[17][..., 0], args[18],
-        None if v_alphas is None else v_alphas[..., 0], *args[20:22],
-        *(None if i < 4 and args[i] is None else x for i, x in enumerate(out[:5])), _sets(out[5]),
-        out[6] if by_viewmats else None, out[7] if columns else None,
+        *args[:5], _sets(args[5]), *args[6:17], args[17].squeeze(3), args[18],
+        None if v_alphas is None else v_alphas.squeeze(3), *args[20:22], *out[:5], _sets(out[5]), *out[6:],
     )  # fmt: skip
     _C.rasterize_backward(*given)
     return out
 
 
-rasterize_backward = torchlib.define("core_splatting", _BACKWARD_SCHEMA, _backward_impl, _gradients)
+def _present(run: Callable[..., list[Any]]) -> Callable[..., tuple[Tensor, ...]]:
+    """`run` with empty tensors for what is absent."""
+    return lambda *args: tuple(args[0].new_empty((0,)) if x is None else x for x in run(*args))
+
+
+rasterize_backward = torchlib.define(
+    "core_splatting", _BACKWARD_SCHEMA, _present(_backward_direct), _present(_gradients)
+)
 """Gradients of a loss by means, quats, scales, covars (empty where not given), opacities, colors, viewmats (empty if
 not `by_viewmats`), and by the projected centres: (C, N / scenes, columns), with 4 columns also the sums of the absolute
 values, empty if `columns` is 0."""
-_eager_backward = torchlib.eager(rasterize_backward)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     ctx.save_for_backward(*inputs[:8], *output)
     ctx.scalars = inputs[12:20]
     ctx.absgrad = inputs[9] if inputs[20] else None
     ctx.means2d_shape = None if inputs[9] is None else inputs[9].shape
-    ctx.mark_non_differentiable(output[2])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, v_image: Tensor | None, v_alphas: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+def _op_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _setup_context(ctx, inputs, output)
+    ctx.mark_non_differentiable(output[2])
+
+
+def _backward(ctx: Any, v_image: Tensor | None, v_alphas: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     *inputs, image, alphas, workspace = ctx.saved_tensors
-    if ctx.needs_input_grad[7]:
+    needed = ctx.needs_input_grad
+    if needed[7]:
         raise NotImplementedError("rasterize: argument 'Ks' requires grad, but has no derivative; use Ks.detach()")
     if v_image is None:
         v_image = torch.zeros_like(image)
-    v_backgrounds = ((1 - alphas) * v_image).sum((1, 2)) if ctx.needs_input_grad[8] else None
-    by_means2d, absolute = ctx.needs_input_grad[9], ctx.absgrad is not None
-    gradients = _eager_backward(
+    v_backgrounds = ((1 - alphas) * v_image).sum((1, 2)) if needed[8] else None
+    columns = 4 if ctx.absgrad is not None else 2 * needed[9]
+    # Not where its own gradient is asked for, which the operator refuses.
+    direct = not torch.is_grad_enabled() and torchlib.plain(v_image, v_alphas)
+    v = (_backward_direct if direct else rasterize_backward)(
         *inputs, *ctx.scalars, image, alphas, v_image, v_alphas, workspace if alphas.is_cuda else None,
-        torch.are_deterministic_algorithms_enabled(), ctx.needs_input_grad[6], 4 if absolute else 2 * by_means2d,
+        torch.are_deterministic_algorithms_enabled(), needed[6], columns,
     )  # fmt: skip
-    if absolute:
-        ctx.absgrad.absgrad = gradients[7][..., 2:].reshape(ctx.means2d_shape)
-    given = (v if needed else None for v, needed in zip(gradients[:7], ctx.needs_input_grad[:7], strict=True))
-    v_means2d = gradients[7][..., :2].reshape(ctx.means2d_shape) if by_means2d else None
-    return (*given, None, v_backgrounds, v_means2d, *[None] * 12)
+    if ctx.absgrad is not None:
+        ctx.absgrad.absgrad = v[7][..., 2:].reshape(ctx.means2d_shape)
+    v_means2d = v[7][..., :2].reshape(ctx.means2d_shape) if needed[9] else None
+    return (*[x if n else None for x, n in zip(v[:7], needed, strict=False)], None, v_backgrounds, v_means2d, *_NONE)
 
 
-rasterize = torchlib.define("core_splatting", _SCHEMA, _impl, _fake, _backward, _setup_context)
+_NONE = (None,) * 12
+
+rasterize = torchlib.define("core_splatting", _SCHEMA, _impl, _fake, _backward, _op_context)
 """(colours (C, H, W, D), alphas (C, H, W, 1)) of the raw operator's arguments; see `rasterization`. `colors` may also
 be (N, D). `means2d` (C, N / scenes, 2), or of as many numbers, is not read; its gradient is that by the projected
 centres, and `absgrad` sets its attribute of this name. The third result is what CUDA keeps for the backward pass with
 `keep`, and empty without."""
-eager_rasterize = torchlib.eager(rasterize)
+
+
+class _Rasterize(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+        image, alphas, workspace = _forward(*args)
+        alphas = alphas.unsqueeze(3)
+        _setup_context(ctx, args, (image, alphas, workspace))
+        return image, alphas
+
+    backward = staticmethod(_backward)
+
+
+_apply = super(torch.autograd.Function, _Rasterize).apply  # without looking for functorch, which `eager` does
+
+
+def _direct(*args: Any) -> tuple[Tensor, Tensor]:
+    if args[21]:
+        return _apply(*args)
+    image, alphas, _ = _forward(*args)
+    return image, alphas.unsqueeze(3)
+
+
+eager_rasterize = torchlib.eager(rasterize, _direct)
 
 _HARMONICS = (
     "int degree, int time_degree, Tensor dirs, Tensor coeffs, Tensor? viewmats, Tensor? phases, Tensor? masks, "
