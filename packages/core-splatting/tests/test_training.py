@@ -71,6 +71,16 @@ def test_training_finds_the_scene(photographs: Path, strategy: str) -> None:
     assert len(t.model) != 400
 
 
+def test_most_bounds_the_first_gaussians(photographs: Path) -> None:
+    assert len(trainer(photographs, 10, most=50).model) == 50
+    scene = load_scene(photographs)
+    without = dataclasses.replace(scene, points=np.zeros((0, 3)), colors=np.zeros((0, 3)))
+    for of in (without, scene):
+        assert len(Trainer(of, Config(most=30), hold_out=6).model) <= 30
+    with pytest.raises(ValueError, match="most"):
+        Config(most=3)
+
+
 def test_resume_is_exact(photographs: Path, tmp_path: Path) -> None:
     pytest.importorskip("safetensors")
     for changes in (

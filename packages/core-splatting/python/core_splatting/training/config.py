@@ -13,8 +13,8 @@ class Config:
 
     Rates are per step; that of the means is times the scene's extent and falls a hundredfold over the run. `for_steps`
     shortens the schedule (`sh_every`, `refine_*`) with a run of less than 7,000 steps. `visible_only` moves a
-    Gaussian only in steps that see it. `most` bounds their number; `noise` and the penalties are of MCMC. A step sees
-    `batch` pictures. Strategy "fixed" neither adds nor takes away Gaussians.
+    Gaussian only in steps that see it. `most` bounds their number and is at least 4; `noise` and the penalties are of
+    MCMC. A step sees `batch` pictures. Strategy "fixed" neither adds nor takes away Gaussians.
 
     With a `duration` above 0 the Gaussians are 4D (arXiv 2310.10642) and views have times from 0 to it; their colours
     change with a cosine series of `sh_time_degree` terms, whose degree rises after that of the harmonics.
@@ -65,7 +65,7 @@ class Config:
             "refine_every": self.refine_every >= 1,
             "reset_every": self.reset_every >= 1,
             "sh_every": self.sh_every >= 1,
-            "most": self.most >= 1,
+            "most": self.most >= 4,
         }
         for name, good in problems.items():
             if not good:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,14 +22,24 @@ class Fixed:
     optimiser of each step."""
 
     def __init__(self, config: Config, extent: float, generator: torch.Generator) -> None:
+        self.config, self.extent, self.generator = config, extent, generator
         self.state: dict[str, Tensor] = {}
+
+    def observes(self, step: int) -> bool:
+        """Whether `observe` is to be called at this step."""
+        return False
 
     def penalty(self, model: Model) -> Tensor | float:
         """What is added to the loss."""
         return 0.0
 
-    def observe(self, model: Model, meta: dict[str, Any], step: int) -> None:
-        """Sees the gradient of a picture."""
+    def observe(self, model: Model, meta: dict[str, Any]) -> None:
+        """Sees the gradient of a picture, with the rasteriser's `meta`."""
+
+    def _noise(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Normal numbers, drawn on the device; what they are follows from the generator's state, which is kept."""
+        seed = int(torch.randint(2**62, (), generator=self.generator))
+        return torch.randn(*shape, generator=torch.Generator(device).manual_seed(seed), device=device)
 
     def after(self, model: Model, step: int, rate: float) -> None:
         """May change the Gaussians; `rate` is the learning rate of the means."""
@@ -38,14 +49,12 @@ class Default(Fixed):
     """Adaptive density control (arXiv 2308.04079, section 5): clone small Gaussians and split large ones where the
     derivative by their projected centre is large, prune the transparent and the huge, reset opacities now and then."""
 
-    def __init__(self, config: Config, extent: float, generator: torch.Generator) -> None:
-        self.config, self.extent, self.generator = config, extent, generator
-        self.state = {}
+    def observes(self, step: int) -> bool:
+        """Until the refinement ends."""
+        return step < self.config.refine_stop
 
-    def observe(self, model: Model, meta: dict[str, Any], step: int) -> None:
+    def observe(self, model: Model, meta: dict[str, Any]) -> None:
         """Adds up the derivative's length, in half images, over the views that see a Gaussian."""
-        if step >= self.config.refine_stop:
-            return
         centres = meta["means2d"]
         gradient = centres.absgrad if self.config.absgrad else centres.grad
         across, down = (0.5 * meta[side] * meta["n_cameras"] for side in ("width", "height"))
@@ -88,7 +97,7 @@ class Default(Fixed):
             new = slice(len(index) - 2 * len(split), None)
             with torch.no_grad():
                 factors = model.factors(new)
-                noise = torch.randn(factors.shape[:2], generator=self.generator).to(factors.device)
+                noise = self._noise(factors.shape[:2], factors.device)
                 model.means[new] += (factors @ noise[..., None])[..., 0]
                 model.log_scales[new] -= math.log(1.6)
 
@@ -105,10 +114,6 @@ class Default(Fixed):
 class MCMC(Fixed):
     """3DGS-MCMC (arXiv 2404.09591): dead Gaussians move onto live ones so that the picture stays, 5 % are added at
     a time up to a number, and noise along their covariance lets transparent ones explore."""
-
-    def __init__(self, config: Config, extent: float, generator: torch.Generator) -> None:
-        self.config, self.generator = config, generator
-        self.state = {}
 
     def penalty(self, model: Model) -> Tensor | float:
         """The means of opacities and scales, weighted."""
@@ -131,7 +136,7 @@ class MCMC(Fixed):
             opacities = torch.sigmoid(model.logit_opacities)
             exploring = torch.sigmoid(100 * ((1 - opacities) - 0.995))
             axes = model.factors()
-            noise = torch.randn(axes.shape[:2], generator=self.generator).to(opacities.device)
+            noise = self._noise(axes.shape[:2], axes.device)
             noise = (axes @ (axes.mT @ (noise * (exploring * rate * c.noise)[:, None])[..., None]))[..., 0]
             model.means.add_(noise)
 

@@ -127,12 +127,15 @@ def _sampled(image: Tensor, at: Tensor) -> Tensor:
     """(P, D) bilinear samples of (H, W, D) at (P, 2) places x, y in [0, 1], the border's pixels going on outside."""
     height, width, channels = image.shape
     pixels = image.reshape(height * width, channels)
-    size = torch.tensor([width, height], dtype=torch.float32)
-    place = (at * size - 0.5).clamp(min=0).minimum(size - 1)
-    first = place.floor()
-    share = (place - first).to(image.device)
-    left, top = first.long().unbind(-1)
-    right, low = (left + 1).clamp(max=width - 1), (top + 1).clamp(max=height - 1)
-    (x, y), (u, v) = ((left, right), (top, low)), share.unsqueeze(-1).unbind(1)
-    rows = [pixels[(row * width + column).to(image.device)] for row in y for column in x]
+    x, y = at.to(image.device).unbind(-1)
+    (left, right, u), (top, low, v) = _between(x, width), _between(y, height)
+    rows = [pixels[row * width + column] for row in (top, low) for column in (left, right)]
     return (rows[0] * (1 - u) + rows[1] * u) * (1 - v) + (rows[2] * (1 - u) + rows[3] * u) * v
+
+
+def _between(place: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The two pixels of a row of `size` between which places in [0, 1] lie, and the share (P, 1) of the second."""
+    place = (place * size - 0.5).clamp(0, size - 1)
+    first = place.floor()
+    left = first.long()
+    return left, (left + 1).clamp(max=size - 1), (place - first)[:, None]

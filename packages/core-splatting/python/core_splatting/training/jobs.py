@@ -17,7 +17,7 @@ def train(
     steps: Annotated[int, typer.Option(help="steps of the run; the schedule shortens below 7,000", min=1)] = 30_000,
     downscale: Annotated[int, typer.Option(help="by which the photographs' sides are divided", min=1)] = 1,
     strategy: Annotated[str, typer.Option(help="default, or mcmc")] = "default",
-    most: Annotated[int, typer.Option(help="at most so many Gaussians", min=1)] = 1_000_000,
+    most: Annotated[int, typer.Option(help="at most so many Gaussians", min=4)] = 1_000_000,
     sh_degree: Annotated[int, typer.Option(help="degree of the spherical harmonics", min=0, max=3)] = 3,
     duration: Annotated[
         float, typer.Option(help="above 0: photographs have times from 0 to this; trains 4D Gaussians", min=0)

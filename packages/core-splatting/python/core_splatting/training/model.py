@@ -140,9 +140,10 @@ class Model3D(Model):
     @staticmethod
     def initial(scene: Scene, config: Config, device: str) -> dict[str, Tensor]:
         """Gaussians at the scene's points, as large as the distance to the three nearest others, of opacity 0.1 (0.5
-        for MCMC); without points, 10,000 random ones in the ball about which the cameras stand."""
+        for MCMC); without points, 10,000 random ones in the ball about which the cameras stand. At most `config.most`:
+        of more points, some at random."""
         rng = np.random.default_rng(config.seed)
-        points, colors = _points(scene, rng)
+        points, colors = _points(scene, rng, config.most)
         quats = rng.random((len(points), 4))
         log_scales = np.repeat(_log_sizes(points, config), 3, 1)
         values = {"means": points, "quats": quats, "log_scales": log_scales}
@@ -187,7 +188,7 @@ class Model4D(Model):
         """As `Model3D.initial`, not rotated, their centres in time uniform over the duration and a tenth more on both
         sides, their variance in time a fifth of the duration."""
         rng = np.random.default_rng(config.seed)
-        points, colors = _points(scene, rng)
+        points, colors = _points(scene, rng, config.most)
         count = len(points)
         times = rng.uniform(-0.1, 1.1, (count, 1)) * config.duration
         in_time = np.full((count, 1), 0.5 * np.log(config.duration / 5))
@@ -247,10 +248,14 @@ class Model4D(Model):
         write_4d(path, self.gaussians(), seed=self.config.seed)
 
 
-def _points(scene: Scene, rng: np.random.Generator, count: int = 10_000) -> tuple[Any, Any]:
+def _points(scene: Scene, rng: np.random.Generator, most: int) -> tuple[Any, Any]:
     if len(scene.points) >= 4:
-        return scene.points, scene.colors
+        if len(scene.points) <= most:
+            return scene.points, scene.colors
+        chosen = rng.choice(len(scene.points), most, replace=False)
+        return scene.points[chosen], scene.colors[chosen]
     centre, distance = scene.focus()
+    count = min(most, 10_000)
     directions = rng.normal(size=(count, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     return centre + directions * (rng.random((count, 1)) ** (1 / 3) * distance), rng.random((count, 3))

@@ -75,13 +75,15 @@ class Trainer:
         c = self.config
         rate = c.lr_means * self.extent * 0.01 ** (self.step / c.steps)
         self.model.set_rate("means", rate)
-        losses, metas = zip(*(self._picture_loss(self._next_picture()) for _ in range(c.batch)), strict=True)
+        observes = self.strategy.observes(self.step)
+        meta = observes or c.visible_only
+        losses, metas = zip(*(self._picture_loss(self._next_picture(), meta) for _ in range(c.batch)), strict=True)
         loss = sum(losses) / c.batch
         (loss + self.strategy.penalty(self.model)).backward()
-        for meta in metas:
+        for found in metas if observes else ():
             # Densification looks at the derivative of one picture's loss.
-            self.strategy.observe(self.model, meta | {"n_cameras": c.batch}, self.step)
-        seen = torch.stack([self._seen(meta) for meta in metas]).any(0) if c.visible_only else None
+            self.strategy.observe(self.model, found | {"n_cameras": c.batch})
+        seen = torch.stack([self._seen(found) for found in metas]).any(0) if c.visible_only else None
         self.model.optimizer.step(seen)
         self.model.optimizer.zero_grad(set_to_none=True)
         self.strategy.after(self.model, self.step, rate)
@@ -95,12 +97,12 @@ class Trainer:
         self.order = self.order[:-1]
         return picture
 
-    def _picture_loss(self, picture: Picture) -> tuple[Tensor, Any]:
-        image, meta = self.render(picture, self._background(), meta=True)
-        target = picture.pixels.float() / 255
+    def _picture_loss(self, picture: Picture, meta: bool) -> tuple[Tensor, Any]:
+        image, information = self.render(picture, self._background(), meta)
+        target = picture.pixels / 255
         similarity = ssim(image.permute(2, 0, 1)[None], target.permute(2, 0, 1)[None]).mean()
         weight = self.config.ssim_weight
-        return (1 - weight) * (image - target).abs().mean() + weight * (1 - similarity), meta
+        return (1 - weight) * (image - target).abs().mean() + weight * (1 - similarity), information
 
     def _seen(self, meta: Any) -> Tensor:
         visible = (meta["radii"] > 0).all(-1).any(0)
@@ -122,7 +124,7 @@ class Trainer:
         white = torch.ones(3, device=self.device) if self.config.background == "white" else None
         rows = []
         for picture in self.held:
-            image, target = self.render(picture, white)[0].clamp(0, 1), picture.pixels.float() / 255
+            image, target = self.render(picture, white)[0].clamp(0, 1), picture.pixels / 255
             similarity = ssim(image.permute(2, 0, 1)[None], target.permute(2, 0, 1)[None]).mean()
             rows.append((psnr(image, target), float(similarity)))
         means = np.mean(rows, 0) if rows else (float("nan"), float("nan"))
