@@ -182,6 +182,7 @@ class Model4D(Model):
 
     names = ("means", "quats_left", "quats_right", "log_scales", "logit_opacities", "sh0", "shN")
     filter: KeyFrameFilter | None = None
+    _shown: tuple[KeyFrameFilter | None, dict[tuple[int, int], Tensor]] = (None, {})
 
     @staticmethod
     def initial(scene: Scene, config: Config, device: str) -> dict[str, Tensor]:
@@ -204,14 +205,22 @@ class Model4D(Model):
         self, picture: Picture, degree: int, viewmats: Any, Ks: Any, width: int, height: int, **options: Any
     ) -> tuple[Any, Any, Any]:
         c = self.config
-        indices = None
-        if self.filter is not None:
-            indices = torch.as_tensor(self.filter.indices(picture.time), device=self.means.device)
         return rasterization_4d(
             *self.shape(), torch.cat([self.sh0, self.shN], 1), viewmats, Ks, width, height, picture.time,
-            indices=indices, sh_degree=min(degree, c.sh_degree),
+            indices=self._indices(picture.time), sh_degree=min(degree, c.sh_degree),
             time_degree=min(max(degree - c.sh_degree, 0), c.sh_time_degree), duration=c.duration, **options,
         )  # fmt: skip
+
+    def _indices(self, time: float) -> Tensor | None:
+        """What the filter shows at a time, on the device, where it stays for the next step between the same keys."""
+        if self.filter is None:
+            return None
+        if self._shown[0] is not self.filter:
+            self._shown = (self.filter, {})
+        between, shown = self.filter.nearest(time), self._shown[1]
+        if between not in shown:
+            shown[between] = torch.as_tensor(self.filter.indices(time), device=self.means.device)
+        return shown[between]
 
     def shape(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The first arguments of `slice_4d`: means, scales, quats_l, quats_r and opacities."""
