@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 from core_diffusion.claims import flashvdm
+from core_diffusion.claims.seeds import spread
 from core_diffusion.flow_distillation import sample_flow
 from core_diffusion.latent_flow import LatentTransformer, encode_latents
 from core_diffusion.meshes import shape_set
@@ -26,6 +26,7 @@ from torch import Tensor
 
 GUIDANCE, POINTS, NOISES, SIDE = 2.0, 50, 4, 32
 TEACHER_STEPS, STAGE_STEPS = 1000, 300
+COLUMNS = ["what", "calls", "error", "spread of error", "overlap", "spread of overlap"]
 AUTOENCODER = flashvdm.Size(
     60,
     6,
@@ -124,13 +125,13 @@ def main() -> None:
             print(seed, name, row, flush=True)
     table = []
     for name, found in every.items():
-        calls, error, overlap = np.array(found).T
-        values = {"calls": int(calls[0]), "error": error.mean(), "spread": error.std(), "overlap": overlap.mean()}
-        table.append({"what": name, **values})
+        calls, errors, overlaps = zip(*found, strict=True)
+        (error, error_spread), (overlap, overlap_spread) = spread(errors), spread(overlaps)
+        values = [name, calls[0], error, error_spread, overlap, overlap_spread]
+        table.append(dict(zip(COLUMNS, values, strict=True)))
         print(table[-1])
     if chosen.out:
-        columns = ["what", "calls", "error", "spread", "overlap"]
-        write_results(chosen.out, columns, table, cpu=True, seeds=chosen.seeds, shapes=len(data["x"]))
+        write_results(chosen.out, COLUMNS, table, cpu=True, seeds=chosen.seeds, shapes=len(data["x"]))
 
 
 if __name__ == "__main__":
