@@ -6,7 +6,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from core_diffusion.vecset import VecSetDecoder, VecSetVAE, fourier_features, morton_order, vae_loss  # noqa: E402
+from core_diffusion.vecset import VecSetDecoder, VecSetVAE, fourier_features, vae_loss  # noqa: E402
 from core_diffusion.volume_decoding import decode_volume  # noqa: E402
 
 
@@ -77,38 +77,44 @@ def test_all_keys_are_the_whole_attention():
     with torch.no_grad():
         whole = model(points, latents)[..., 0]
         torch.testing.assert_close(model.field(latents)(points), whole, rtol=0, atol=1e-5)
-        torch.testing.assert_close(model.field(latents, 12, 16)(points), whole, rtol=0, atol=1e-5)
-        few = model.field(latents, 11, 16)(points)
+        torch.testing.assert_close(model.field(latents, 12)(points), whole, rtol=0, atol=1e-5)
+        few = model.field(latents, 11)(points)
     assert not torch.allclose(few, whole, atol=1e-6)
 
 
-def test_selection_takes_the_keys_of_the_largest_mean_product():
-    model, group, keys = decoder(heads=2), 8, 3
-    points, latents = torch.rand(1, 24, 3) * 2 - 1, torch.randn(1, 10, 32)
+def test_a_cell_takes_the_keys_of_the_largest_mean_product():
+    model, cells, keys = decoder(heads=2), 2, 3
+    points, latents = torch.rand(2, 1500, 3) * 2.2 - 1.1, torch.randn(2, 10, 32)
+    places = (torch.arange(4) + 0.5) / 4
+    probes = torch.cartesian_prod(places, places, places)
     with torch.no_grad():
-        found = model.field(latents, keys, group)(points)[0]
-        order = morton_order(points)[0]
+        found = model.field(latents, keys, cells)(points)
         block = model.cross_attn_decoder
         k, v = block.attn.keys_values(block.ln_2(latents))
-        for g in range(3):
-            mine = order[g * group : (g + 1) * group]
-            x = model.query_proj(fourier_features(points[:, mine], 8))
-            q = block.attn.queries(block.ln_1(x))
-            score = (q @ k.transpose(2, 3)).mean(2)[0]
-            heads = []
-            for h in range(2):
-                top = score[h].argsort(descending=True)[:keys]
-                heads.append((q[0, h] @ k[0, h, top].T / 4).softmax(-1) @ v[0, h, top])
-            y = x + block.attn.c_proj(torch.cat(heads, -1))
-            y = model.output_proj(y + block.mlp(block.ln_3(y)))[0, :, 0]
-            torch.testing.assert_close(found[mine], y, rtol=1e-4, atol=1e-5)
+        embedded = lambda at: model.query_proj(fourier_features(at, 8))  # noqa: E731
+        queries = lambda x: block.attn.queries(block.ln_1(x))[0]  # noqa: E731
+        for shape in range(2):
+            for corner in torch.cartesian_prod(*[torch.tensor([-1.0, 0.0])] * 3):
+                mine = ((points[shape] >= 0) == (corner == 0)).all(1)
+                q, x = queries(embedded(corner + probes)[None]), embedded(points[shape, mine])[None]
+                heads = []
+                for h in range(2):
+                    top = (q[h] @ k[shape, h].T).mean(0).argsort(descending=True)[:keys]
+                    weights = (queries(x)[h] @ k[shape, h, top].T / 4).softmax(-1)
+                    heads.append(weights @ v[shape, h, top])
+                y = x[0] + block.attn.c_proj(torch.cat(heads, -1))
+                y = model.output_proj(y + block.mlp(block.ln_3(y)))[:, 0]
+                torch.testing.assert_close(found[shape, mine], y, rtol=1e-4, atol=1e-5)
 
 
-def test_morton_order_keeps_neighbours_together():
-    points = torch.rand(1, 4096, 3) * 2 - 1
-    ordered = points[0, morton_order(points)[0]]
-    spread = ordered.view(64, 64, 3).std(1).mean()
-    assert spread < 0.6 * points.view(64, 64, 3).std(1).mean()
+@pytest.mark.parametrize("count", [1, 511, 512, 513, 2000])
+def test_a_value_does_not_depend_on_what_is_asked_with_it(count):
+    model, points = decoder(), torch.rand(1, count, 3) * 2 - 1
+    field = model.field(torch.randn(1, 20, 32), 5, 3)
+    with torch.no_grad():
+        together = field(points)
+        apart = torch.cat([field(part) for part in points.flip(1).split(300, 1)], 1).flip(1)
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-5)
 
 
 def test_any_decoder_is_a_field():
@@ -118,7 +124,7 @@ def test_any_decoder_is_a_field():
     assert np.abs(np.linalg.norm(first.mesh()[0], axis=1) - 0.5).max() < 0.01
     assert np.abs(np.linalg.norm(second.mesh()[0], axis=1) - 0.8).max() < 0.01
     model = decoder()
-    (part,) = decode_volume(model.field(torch.randn(1, 6, 32), 4, 64), 16, coarsest=4, device="cpu")
+    (part,) = decode_volume(model.field(torch.randn(1, 6, 32), 4), 16, coarsest=4, device="cpu")
     assert part.values.isfinite().all()
 
 
@@ -156,5 +162,7 @@ def test_the_autoencoder_saves_learns_and_names_bad_input(tmp_path):
         VecSetDecoder(10, 4)
     with pytest.raises(ValueError, match="'keys'"):
         decoder().field(torch.randn(1, 6, 32), 0)
+    with pytest.raises(ValueError, match="'cells'"):
+        decoder().field(torch.randn(1, 6, 32), 4, 65)
     with pytest.raises(ValueError, match="'state'"):
         VecSetDecoder.from_state_dict({"query_proj.weight": torch.ones(4, 51)}, 2)

@@ -8,6 +8,7 @@ it.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +19,14 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["VecSetDecoder", "VecSetVAE", "fourier_features", "morton_order", "vae_loss"]
+__all__ = ["VecSetDecoder", "VecSetVAE", "fourier_features", "vae_loss"]
+
+_GROUP = 512
+"""Points that attend together: a cell of the coarsest grid's nodes where that has 64 of them an axis and 8 cells."""
+_PROBES = 4
+"""Points along each axis of a cell, in which its keys are chosen."""
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""q [1, heads, N, D], k and v [B, heads, M, D] -> [1, heads, N, D]."""
 
 
 def fourier_features(points: Tensor, octaves: int, include_pi: bool = False) -> Tensor:
@@ -26,14 +34,6 @@ def fourier_features(points: Tensor, octaves: int, include_pi: bool = False) -> 
     rate = 2.0 ** torch.arange(octaves, device=points.device, dtype=torch.float32) * (math.pi if include_pi else 1.0)
     angles = (points.float()[..., None] * rate).flatten(-2)
     return torch.cat([points.float(), angles.sin(), angles.cos()], -1)
-
-
-def morton_order(points: Tensor) -> Tensor:
-    """The order [B, N] of points [B, N, 3] in [-1, 1]^3 along a Z-curve of 128 cells a side."""
-    place = ((points + 1) * 64).clamp(0, 127).to(torch.int32)
-    for shift, mask in ((16, 0x030000FF), (8, 0x0300F00F), (4, 0x030C30C3), (2, 0x09249249)):
-        place = (place | place << shift) & mask
-    return (place[..., 0] << 2 | place[..., 1] << 1 | place[..., 2]).argsort(dim=1)
 
 
 class _Attention(nn.Module):
@@ -83,27 +83,44 @@ class _CrossBlock(nn.Module):
         self.attn = _Attention(width, data_width, heads, bias, qk_norm)
         self.mlp = _MLP(width, mlp_ratio)
 
-    def forward(self, x: Tensor, k: Tensor, v: Tensor, keys: int | None = None, group: int = 1024) -> Tensor:
-        q = self.attn.queries(self.ln_1(x))
-        if keys is None or keys >= k.shape[2]:
-            found = functional.scaled_dot_product_attention(q, k, v)
-        else:
-            found = _attend_adaptively(q, k, v, keys, group)
-        x = x + self.attn.merge(found)
+    def forward(
+        self, x: Tensor, k: Tensor, v: Tensor, attend: Attend = functional.scaled_dot_product_attention
+    ) -> Tensor:
+        x = x + self.attn.merge(attend(self.attn.queries(self.ln_1(x)), k, v))
         out: Tensor = x + self.mlp(self.ln_3(x))
         return out
 
 
-def _attend_adaptively(q: Tensor, k: Tensor, v: Tensor, keys: int, group: int) -> Tensor:
-    """Attention of groups of consecutive queries to the `keys` keys of each head that have the largest mean product
-    with them. The queries' number is a multiple of `group`."""
-    batch, heads, count, width = q.shape
-    q = q.unflatten(2, (count // group, group))
-    best = (q.mean(3) @ k.transpose(2, 3)).topk(keys, sorted=False).indices  # [B, heads, groups, keys]
-    rows = torch.arange(batch * heads, device=q.device).view(batch, heads, 1, 1) * k.shape[2] + best
-    chosen = torch.cat([k, v], -1).flatten(0, 2)[rows.flatten(0, 1)]  # rows of both at once
-    found = functional.scaled_dot_product_attention(q.flatten(0, 1), *chosen.chunk(2, -1))
-    return found.view(batch, heads, count, width)
+class _Cells:
+    """Points in the cells of a grid over [-1, 1]^3, `cells` along each axis, in groups that attend to the cell's keys.
+
+    A group has `_GROUP` places; a cell's last group may have free ones.
+    """
+
+    def __init__(self, points: Tensor, cells: int) -> None:
+        place = ((points + 1) * (cells / 2)).to(torch.int64).clamp(0, cells - 1)
+        each = cells**3
+        shapes = torch.arange(len(points), device=points.device)[:, None] * each
+        cell = (((place[..., 0] * cells + place[..., 1]) * cells + place[..., 2]) + shapes).flatten()
+        self.order = cell.argsort(stable=True)
+        counts = torch.bincount(cell, minlength=len(points) * each)
+        groups = -(-counts // _GROUP)
+        self.owners = torch.repeat_interleave(groups)
+        """int64 [groups]: the cell of each, numbered over all shapes."""
+        begin = (groups.cumsum(0) - groups) * _GROUP - (counts.cumsum(0) - counts)
+        self.slots = torch.arange(len(cell), device=cell.device) + begin[cell[self.order]]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, best: Tensor) -> Tensor:
+        """q [1, heads, N, D] of the ordered points, the chosen keys' numbers int64 [B, heads, cells^3, keys]."""
+        heads, width, keys = q.shape[1], q.shape[3], best.shape[3]
+        padded = q.new_zeros(heads, len(self.owners) * _GROUP, width)
+        padded[:, self.slots] = q[0]
+        grouped = padded.view(heads, -1, _GROUP, width).transpose(0, 1)
+        rows = best + torch.arange(len(k) * heads, device=k.device).view(-1, heads, 1, 1) * k.shape[2]
+        rows = rows.transpose(1, 2).flatten(0, 1)[self.owners]  # [groups, heads, keys]
+        chosen = torch.cat([k, v], -1).flatten(0, 2)[rows.flatten()].view(-1, heads, keys, 2 * width)
+        found = functional.scaled_dot_product_attention(grouped, *chosen.chunk(2, -1))
+        return found.transpose(0, 1).reshape(1, heads, -1, width)[:, :, self.slots]
 
 
 class VecSetDecoder(ModelMixin, ConfigMixin):
@@ -179,41 +196,58 @@ class VecSetDecoder(ModelMixin, ConfigMixin):
     def forward(self, queries: Tensor, latents: Tensor) -> Tensor:
         """Logits [B, N, 1] at points [B, N, 3] from latent vectors [B, M, latent_width]; above 0 inside."""
         k, v = self._prepared(latents)
-        return self._ask(queries, k, v, None, 0)
+        return self._ask(queries, k, v)
 
     def _prepared(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         block = self.cross_attn_decoder
         return block.attn.keys_values(block.ln_2(latents))
 
-    def _ask(self, points: Tensor, k: Tensor, v: Tensor, keys: int | None, group: int) -> Tensor:
+    def _embedded(self, points: Tensor) -> Tensor:
         features = fourier_features(points, self.config.num_freqs, self.config.include_pi)
-        x = self.query_proj(features.to(self.query_proj.weight.dtype))
-        return self._head(self.cross_attn_decoder(x, k, v, keys, group))
+        out: Tensor = self.query_proj(features.to(self.query_proj.weight.dtype))
+        return out
 
-    def field(self, latents: Tensor, keys: int | None = None, group: int = 1024) -> Callable[[Tensor], Tensor]:
+    def _ask(self, points: Tensor, k: Tensor, v: Tensor, *attend: Attend) -> Tensor:
+        return self._head(self.cross_attn_decoder(self._embedded(points), k, v, *attend))
+
+    def _best(self, k: Tensor, keys: int, cells: int) -> Tensor:
+        """The numbers int64 [B, heads, cells^3, keys] of those of the keys [B, heads, M, D] whose mean product with the
+        queries of a cell's probes is largest."""
+        axis = (torch.arange(cells * _PROBES, device=k.device) + 0.5) * (2 / (cells * _PROBES)) - 1
+        block, means = self.cross_attn_decoder, []
+        for x in axis.split(_PROBES):
+            probes = torch.cartesian_prod(x, axis, axis).view(_PROBES, cells, _PROBES, cells, _PROBES, 3)
+            probes = probes.permute(1, 3, 0, 2, 4, 5).reshape(1, -1, 3)
+            q = block.attn.queries(block.ln_1(self._embedded(probes)))
+            means.append(q.unflatten(2, (cells**2, _PROBES**3)).mean(3))
+        return (torch.cat(means, 2) @ k.transpose(2, 3)).topk(keys, sorted=False).indices
+
+    def field(self, latents: Tensor, keys: int | None = None, cells: int = 8) -> Callable[[Tensor], Tensor]:
         """The field of `decode_volume` of latent vectors [B, M, latent_width]: points [B, N, 3] -> [B, N].
 
-        With `keys` by adaptive selection (section 3.2): the points are sorted along a Z-curve, and each `group` of
-        neighbours attends, head by head, to only those keys whose mean product with its queries is largest. The mean
-        over all of a group's queries is the product with their mean, so that no sample of them is needed. With
-        keys >= M it is the whole attention.
+        With `keys` by adaptive selection (section 3.2): in each cell of a grid over [-1, 1]^3, `cells` along each axis,
+        points attend, head by head, to only those keys whose mean product with the queries of 64 places of the cell
+        is largest. A point's value does not depend on what else is asked with it, so that a surface that is followed
+        from one call to the next does not tear; points outside belong to the nearest cell. With keys >= M it is the
+        whole attention.
 
         Raises:
-            ValueError: keys or group below 1.
+            ValueError: keys or cells out of range.
         """
-        for name, value in (("keys", keys), ("group", group)):
-            if value is not None and value < 1:
-                raise ValueError(f"field: argument '{name}' must be at least 1, got {value}")
+        if keys is not None and keys < 1:
+            raise ValueError(f"field: argument 'keys' must be at least 1, got {keys}")
+        if not 1 <= cells <= 64:
+            raise ValueError(f"field: argument 'cells' must be in 1..64, got {cells}")
         k, v = self._prepared(latents)
         if keys is None or keys >= k.shape[2]:
-            return lambda points: self._ask(points, k, v, None, 0)[..., 0].float()
+            return lambda points: self._ask(points, k, v)[..., 0].float()
+        best = self._best(k, keys, cells)
 
         def ask(points: Tensor) -> Tensor:
-            count = points.shape[1]
-            order = morton_order(points)
-            order = torch.cat([order, order[:, -1:].expand(-1, -count % group)], 1)
-            found = self._ask(points.gather(1, order[..., None].expand(-1, -1, 3)), k, v, keys, group)[..., 0].float()
-            return torch.empty(points.shape[:2], device=points.device).scatter_(1, order, found)
+            groups = _Cells(points, cells)
+            ordered = points.flatten(0, 1)[None, groups.order]
+            found = self._ask(ordered, k, v, functools.partial(groups.attend, best=best))[0, :, 0].float()
+            return torch.empty_like(found).scatter_(0, groups.order, found).view(points.shape[:2])
 
         return ask
 
