@@ -13,9 +13,7 @@ def decode_shape(
     shape: Annotated[Path, typer.Argument(help="Mesh to encode, or .safetensors with 'latents' [M, C]")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Mesh to write: .glb, .ply, .obj or .stl")],
     resolution: Annotated[int, typer.Option(help="Cells along each axis", min=1, max=2048)] = 256,
-    keys: Annotated[
-        int | None, typer.Option(help="Keys that points of a cell see; all if absent", min=1)
-    ] = None,
+    keys: Annotated[int | None, typer.Option(help="Keys that points of a cell see; all if absent", min=1)] = None,
     picture: Annotated[Path | None, typer.Option(help="Picture of the mesh to write")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the points drawn from a mesh")] = 0,
 ) -> None:

@@ -227,7 +227,9 @@ def bars(setting: Size, measured: Mapping[str, tuple[float, float]]) -> tuple[li
     keyed = [f"{setting.stages[-1].num_latents // share} keys" for share in setting.shares]
     allowed = [way for way in keyed if abs(found(f"IoU, {way}") - dense) <= 0.01]
     best = min(allowed, key=lambda way: found(f"{way}, s at {side}"), default="hierarchy")
-    whole, usual = min(["hierarchy", *allowed], key=lambda way: found(f"{way}, s at {large}")), "dense with the usual MLP"
+    at_large = {way: found(f"{way}, s at {large}") for way in ["hierarchy", *allowed]}
+    whole = min(at_large, key=lambda way: math.inf if math.isnan(at_large[way]) else at_large[way])
+    usual = "dense with the usual MLP"
     lost = abs(found("IoU, hierarchy") - dense)
     shown = [Bar("IoU, hierarchy and dense, difference", None if math.isnan(lost) else lost, 0.001, most=True)]
     if large is None:
