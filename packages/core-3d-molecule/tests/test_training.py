@@ -183,8 +183,8 @@ def trainers(kind, steps=12):
     place = np.arange(len(given.numbers)) - np.repeat(given.offsets[:-1], np.diff(given.offsets))
     corner = 2.4 * np.stack([place % 2, place // 2 % 2, place // 4], 1)  # no two atoms near each other
     given = Structures(given.numbers, 0.2 * given.positions + corner, given.offsets)
-    optimisation = Optimisation(steps=steps, lr=1e-3, warmup=2)
-    if kind == "uni3dar":
+    optimisation = Optimisation(steps=steps, lr=1e-3, warmup=2, muon=kind == "muon")
+    if kind in ("uni3dar", "muon"):
         config = Shape(layers=2, width=128, heads=2, dropout=0, drop_path=0)
         return make_trainer(given, config, optimisation, rows=2048, augment=Augmentation(), device="cuda")
     data_ = Dataset.of(given, SMALL.elements, 7, "cuda")
@@ -196,7 +196,7 @@ def trainers(kind, steps=12):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("kind", ["uni3dar", "uae3d", "udm3d"])
+@pytest.mark.parametrize("kind", ["uni3dar", "muon", "uae3d", "udm3d"])
 def test_replayed_steps_are_the_steps(kind, tmp_path):
     """Captured or not, the run is the same, and so is one resumed from a checkpoint; sums differ in their order."""
     plain, captured, resumed = (trainers(kind) for _ in range(3))

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import torch
 from core_registry import files
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from .muon import Muon
 
 _FORMAT = "core-3d-molecule trainer 1"
 _WARM = 3
@@ -27,6 +29,7 @@ Step = Callable[[Any], dict[str, Tensor]]
 class Optimisation:
     """How weights move: AdamW, linear warm-up over `warmup` steps, then a cosine from `lr` to `last_lr` at `steps`.
 
+    With `muon` the model's hidden matrices move by `muon.Muon`, at the same learning rate and weight decay.
     `minutes` above 0 ends the schedule, and the run, after so much time of training if `steps` have not before.
     """
 
@@ -41,6 +44,7 @@ class Optimisation:
     clip: float = 1.0
     ema: float = 0.999
     seed: int = 0
+    muon: bool = False
 
     def __post_init__(self) -> None:
         problems = {
@@ -81,6 +85,7 @@ class Trainer:
         compiled: run the loss through torch.compile.
         graph: on CUDA, capture a whole step once and replay it; batches, trees of tensors, must keep their shapes.
         about: what a checkpoint must agree with to be loaded; JSON.
+        matrices: the model's hidden matrices, by name, and of how many each consists, for `optimisation.muon`.
     """
 
     def __init__(
@@ -94,6 +99,7 @@ class Trainer:
         compiled: bool = False,
         graph: bool = False,
         about: dict[str, Any] | None = None,
+        matrices: Mapping[str, int] | None = None,
     ) -> None:
         self.model, self.optimisation, self.amp = model, optimisation, amp
         self.about = {"format": _FORMAT, "optimisation": dataclasses.asdict(optimisation)} | (about or {})
@@ -105,8 +111,15 @@ class Trainer:
         self._behind: dict[str, Any] | None = None
         self.step, self.seconds = 0, 0.0
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.muon: Muon | None = None
+        if optimisation.muon:
+            if not matrices or not set(matrices) <= set(self.parameters):
+                raise ValueError(f"Trainer: argument 'matrices' must name parameters for Muon, got {matrices}")
+            hidden = {n: self.parameters[n] for n in matrices}
+            self.muon = Muon(hidden, matrices, optimisation.lr, optimisation.weight_decay)
+        self._adam = {n: p for n, p in self.parameters.items() if not self.muon or n not in self.muon.momenta}
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(),
+            self._adam.values(),
             lr=torch.tensor(optimisation.lr, device=self.device) if cuda else optimisation.lr,
             betas=optimisation.betas,
             eps=optimisation.eps,
@@ -159,10 +172,12 @@ class Trainer:
         """One step of the optimiser."""
         with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None, cache_enabled=False):
             found = self._loss(batch)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         found["loss"].backward()
         found["gradient"] = nn.utils.clip_grad_norm_(self.parameters.values(), self.optimisation.clip)
         self.optimizer.step()
+        if self.muon:
+            self.muon.step()
         return found
 
     def _set_rate(self, rate: float) -> None:
@@ -171,6 +186,8 @@ class Trainer:
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
+        if self.muon:
+            self.muon.lr.fill_(rate)
 
     def averaged(self) -> dict[str, Tensor]:
         """The model's state with the averaged weights in place of the trained ones."""
@@ -180,7 +197,9 @@ class Trainer:
         """Writes a checkpoint (.safetensors), from which `load` goes on exactly."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.items()}
-        for name, parameter in self.parameters.items():
+        if self.muon:
+            tensors |= {f"muon.{k}": v for k, v in self.muon.momenta.items()}
+        for name, parameter in self._adam.items():
             tensors |= {f"adam.{name}.{k}": v for k, v in self.optimizer.state.get(parameter, {}).items()}
         about = {"about": self.about, "step": self.step, "seconds": self.seconds, "behind": self._behind}
         write_tensors(path, tensors, about)
@@ -192,17 +211,18 @@ class Trainer:
         if about != self.about:
             raise ValueError(f"{path}: expected a run with {self.about}, it had {about}")
         adam = [n for n in tensors if n.startswith("adam.")]
-        for group, mine in (("model", self.model.state_dict()), ("average", self.average)):
+        momenta = self.muon.momenta if self.muon else {}
+        for group, mine in (("model", self.model.state_dict()), ("average", self.average), ("muon", momenta)):
             for name, value in mine.items():
                 take(tensors, f"{group}.{name}", value, path)
         try:
             state = {
                 n: {k: tensors[f"adam.{n}.{k}"] for k in ("step", "exp_avg", "exp_avg_sq")} if adam else {}
-                for n in self.parameters
+                for n in self._adam
             }
         except KeyError as e:
             raise ValueError(f"{path}: expected the tensor {e}") from None
-        for name, parameter in self.parameters.items():
+        for name, parameter in self._adam.items():
             if state[name]:
                 self.optimizer.state[parameter] = {
                     k: v.to(self.device if k != "step" or self.device.type == "cuda" else "cpu")

@@ -135,6 +135,11 @@ class DiT(nn.Module):
         nn.init.zeros_(self.write.weight)
         nn.init.zeros_(self.write.bias)
 
+    def matrices(self) -> dict[str, int]:
+        """The parameters that are hidden matrices, and of how many each consists, for `training.Trainer`."""
+        pieces = {"qkv": 3, "out": 1, "mlp.0": 1, "mlp.2": 1}
+        return {f"blocks.{i}.{name}.weight": n for i in range(len(self.blocks)) for name, n in pieces.items()}
+
     def forward(
         self,
         x: Tensor,

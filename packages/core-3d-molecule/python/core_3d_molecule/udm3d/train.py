@@ -106,4 +106,5 @@ def make_diffusion_trainer(
         amp=torch.bfloat16 if device.type == "cuda" else None,
         graph=True,
         about=about,
+        matrices={f"dit.{name}": n for name, n in model.dit.matrices().items()},
     )

@@ -216,6 +216,11 @@ class Uni3DAR(nn.Module):
             nn.init.zeros_(layer.out.weight)
             nn.init.zeros_(layer.down.weight)
 
+    def matrices(self) -> dict[str, int]:
+        """The parameters that are hidden matrices, and of how many each consists, for `training.Trainer`."""
+        pieces = {"qkv": 3, "out": 1, "up": 2, "down": 1}
+        return {f"layers.{i}.{name}.weight": n for i in range(len(self.layers)) for name, n in pieces.items()}
+
     def embed(
         self, tokens: Tensor, levels: Tensor, trees: Tensor | None, counts: Tensor | None, remaining: Tensor | None
     ) -> Tensor:

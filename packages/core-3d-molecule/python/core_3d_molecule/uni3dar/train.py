@@ -81,7 +81,10 @@ def make_trainer(
         "structures": len(structures), "rows": rows, "augment": augment and dataclasses.asdict(augment)
     } | ({"atoms": np.bincount(np.diff(structures.offsets)).tolist()} if crystals else {})  # fmt: skip
     amp = torch.bfloat16 if cuda else None
-    return Trainer(model, loss, batches, optimisation, amp=amp, compiled=compiled, graph=True, about=about)
+    return Trainer(
+        model, loss, batches, optimisation, amp=amp, compiled=compiled, graph=True, about=about,
+        matrices=model.matrices(),
+    )  # fmt: skip
 
 
 def ahead(batches: Iterator[tuple[Batch, dict[str, Any]]], device: str, depth: int = 8) -> Iterator[tuple[Batch, Any]]:
