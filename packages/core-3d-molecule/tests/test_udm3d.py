@@ -9,7 +9,7 @@ from core_3d_molecule.structures import Structures  # noqa: E402
 from core_3d_molecule.training import Optimisation  # noqa: E402
 from core_3d_molecule.udm3d import UAE3D, Dataset, dit, make_autoencoder_trainer, make_diffusion_trainer  # noqa: E402
 from core_3d_molecule.udm3d.batches import ragged, rotations  # noqa: E402
-from core_3d_molecule.udm3d.vae import SELF_LOOP, Config, Weights, reconstruction, weighted  # noqa: E402
+from core_3d_molecule.udm3d.vae import SELF_LOOP, Config, Weights, deviation, reconstruction, weighted  # noqa: E402
 
 SMALL = Config(hidden=16, edge=8, heads=2, encoder_layers=2, decoder_layers=1, latent=4, most_atoms=7, dropout=0)
 DIT = dit.Config(latent=4, layers=2, width=16, heads=2)
@@ -144,6 +144,29 @@ def test_autoencoder_learns_and_resumes(tmp_path):
     assert [float(f["loss"]) for f in again.run(30)] == losses[30:]
 
 
+def test_errors_of_latent_vectors():
+    """Of so many standard deviations in evaluation, of a share of them for each molecule in training; 0 adds none."""
+    m, model = dataset((5, 3, 7, 2) * 16).batch(torch.arange(64), 1.0, False), woken(UAE3D(SMALL))
+    seen = []
+    model.decode = lambda z, real: seen.append(z) or UAE3D.decode(model, z, real)
+    with torch.no_grad():
+        clean, noisy = (model(m, noise)["rmsd"] for noise in (0.0, 0.2))
+        model.train()
+        model.latent.bias[SMALL.latent :] = -1e9  # the posterior has no width
+        model.latent.weight[SMALL.latent :] = 0
+        model(m), model(m, 0.2)
+    assert clean != noisy
+    errors = (seen[1] - seen[0])[m.real]
+    want = 0.2 * float(seen[0][m.real].std(correction=0))
+    assert float(deviation(seen[0], m.real)) == pytest.approx(want / 0.2, rel=1e-4)
+    assert float(errors.std()) == pytest.approx(want, rel=0.05)
+    assert float((seen[2] - seen[0]).abs().max()) < 1e-4
+    sizes = (seen[3] - seen[2]).square().sum((1, 2)).div(SMALL.latent * m.real.sum(1)).sqrt() / want
+    assert 0.3 < float(sizes.mean()) < 0.7
+    assert float(sizes.max()) < 1.5
+    assert float(sizes.std()) > 0.2
+
+
 class TestDiffusion:
     def model(self, context=0):
         return woken(dit.DiT(dataclasses.replace(DIT, context=context)))
@@ -177,6 +200,22 @@ class TestDiffusion:
         dit.noise_loss(spy.eval(), x, real, told)
         assert 0.08 < float((~seen[0]).float().mean()) < 0.12
         assert seen[1].all()
+
+    def test_more_times_with_little_noise(self):
+        seen = []
+
+        class Spy(dit.DiT):
+            def forward(self, x, t, real, context=None, given=None, packing=None):
+                seen.append(t)
+                return x * 0
+
+        x, real = torch.randn(4000, 2, 4), torch.ones(4000, 2, dtype=torch.bool)
+        for early in (1.0, 2.0):
+            dit.noise_loss(Spy(DIT), x, real, early=early)
+        assert float((seen[0] < 0.1).float().mean()) == pytest.approx(0.1, abs=0.01)
+        assert float((seen[1] < 0.1).float().mean()) == pytest.approx(0.1**0.5, abs=0.01)
+        assert float(seen[1].min()) >= dit.BEGIN
+        assert float(seen[1].max()) <= dit.END
 
     def test_context_of_a_dropped_row_is_not_seen(self):
         model = self.model(1)
@@ -252,6 +291,18 @@ class TestDiffusion:
                 dit.sample(self.model(), real, **setting)
         with pytest.raises(ValueError, match="argument 'context'"):
             dit.sample(self.model(2), real)
+
+
+def test_molecules_as_they_lie():
+    """Without turning, the same latent vectors in every epoch."""
+    data, how = dataset((5, 3, 7, 2) * 2), Optimisation(steps=2, warmup=1)
+    trainer = make_diffusion_trainer(data, woken(UAE3D(SMALL)), DIT, how, batch=8, turn=False)
+    z, given = trainer.model.latents(data.batch(torch.arange(8), SMALL.scale, False)), []
+    assert float(z[z != 0].std(correction=0)) == pytest.approx(1, abs=1e-3)
+    trainer.model.latents = lambda m: given.append(type(trainer.model).latents(trainer.model, m)) or given[-1]
+    list(trainer.run(2))
+    for one in given:
+        torch.testing.assert_close(one.sum((0, 1)), z.sum((0, 1)), atol=1e-4, rtol=1e-4)
 
 
 def test_whole_model(tmp_path):

@@ -192,16 +192,18 @@ def noise_loss(
     context: Tensor | None = None,
     *,
     drop: float = 0.1,
+    early: float = 1.0,
     packing: Packing | None = None,
 ) -> dict[str, Tensor]:
     """The mean square error of the predicted noise over atoms; x (B, N, latent), or packed (A, latent), whitened.
 
-    Times are stratified over the batch. In training each row's context is dropped with the probability `drop`, in
+    Times are stratified over the batch, uniform numbers to the power of `early`: above 1 more of them have little
+    noise. In training each row's context is dropped with the probability `drop`, in
     evaluation never.
     """
     size = len(real)
     t = (torch.rand(1, device=x.device) + torch.arange(size, device=x.device) / size) % 1
-    t = BEGIN + (END - BEGIN) * t
+    t = BEGIN + (END - BEGIN) * t**early
     alpha = signal(t)
     alpha = alpha[:, None, None] if packing is None else alpha[packing.molecule.clamp(max=size - 1), None]
     noise = torch.randn_like(x)

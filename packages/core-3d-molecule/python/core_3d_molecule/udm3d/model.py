@@ -45,12 +45,13 @@ class UDM3D(nn.Module):
         return self
 
     @torch.no_grad()
-    def fit(self, data: Dataset, context: Tensor | None = None, batch: int = 512) -> None:
-        """Takes from training data what whitens latent vectors and context, and how many atoms molecules have."""
+    def fit(self, data: Dataset, context: Tensor | None = None, batch: int = 512, turn: bool = True) -> None:
+        """Takes from training data, turned at random or not, what whitens latent vectors and context, and how many
+        atoms molecules have."""
         scale = self.autoencoder.config.scale
         count, total, squares = 0, 0.0, 0.0
         for rows in torch.arange(len(data), device=data.counts.device).split(batch):
-            mean = self.autoencoder.encode(data.batch(rows, scale, True))[0].double()
+            mean = self.autoencoder.encode(data.batch(rows, scale, turn))[0].double()
             count, total, squares = (
                 count + mean.numel(), total + float(mean.sum()), squares + float(mean.square().sum())
             )  # fmt: skip
@@ -71,14 +72,15 @@ class UDM3D(nn.Module):
         """The same side by side (B, N, latent), zero where there is no atom."""
         return self.packed_latents(m)[m.rows] * m.real[..., None]
 
-    def loss(self, m: Molecules, context: Tensor | None = None, drop: float = 0.1) -> dict[str, Tensor]:
+    def loss(
+        self, m: Molecules, context: Tensor | None = None, drop: float = 0.1, early: float = 1.0
+    ) -> dict[str, Tensor]:
         """See `dit.noise_loss`; context (B, properties) in the properties' own units."""
+        packed = m.positions.is_cuda
         with torch.autocast(m.positions.device.type, enabled=False):
-            if not m.positions.is_cuda:
-                return dit.noise_loss(self.dit, self.latents(m), m.real, self.whitened(context), drop=drop)
-            z = self.packed_latents(m)
-        packing = dit.Packing(m.molecule(), m.rows, m.offsets.int())
-        return dit.noise_loss(self.dit, z, m.real, self.whitened(context), drop=drop, packing=packing)
+            z = self.packed_latents(m) if packed else self.latents(m)
+        packing = dit.Packing(m.molecule(), m.rows, m.offsets.int()) if packed else None
+        return dit.noise_loss(self.dit, z, m.real, self.whitened(context), drop=drop, early=early, packing=packing)
 
     def whitened(self, context: Tensor | None) -> Tensor | None:
         """Context about the training set's mean, in its standard deviations."""

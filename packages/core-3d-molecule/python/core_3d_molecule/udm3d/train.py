@@ -22,9 +22,12 @@ def make_autoencoder_trainer(
     *,
     batch: int = 512,
     weights: Weights | None = None,
+    noise: float = 0.0,
     compiled: bool = False,
 ) -> Trainer:
     """A trainer of a new `UAE3D` on the device of `data`, in float32; SE(3) augmentation at every visit.
+
+    With `noise` the decoder learns from latent vectors with errors (`UAE3D.forward`), as those that are drawn have.
 
     On CUDA batches are filled up to a fixed size and a step is a replayed graph; `compiled` runs the model through
     torch.compile. The weights at the beginning follow from `optimisation.seed`. It yields the terms of the loss too,
@@ -36,11 +39,11 @@ def make_autoencoder_trainer(
 
     def loss(given: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         rows, sizes = given
-        terms = model(data.batch(rows, config.scale, True, sizes=sizes, room=room))
+        terms = model(data.batch(rows, config.scale, True, sizes=sizes, room=room), noise)
         return {"loss": weighted(terms, weights)} | {k: v.detach() for k, v in terms.items()}
 
     about = {"model": "uae3d", "config": dataclasses.asdict(config), "weights": dataclasses.asdict(weights)}
-    about["data"] = {"structures": len(data), "batch": batch}
+    about["data"] = {"structures": len(data), "batch": batch, "noise": noise}
     return Trainer(
         model,
         loss,
@@ -68,10 +71,13 @@ def make_diffusion_trainer(
     context: Tensor | None = None,
     batch: int = 512,
     drop: float = 0.1,
+    turn: bool = True,
+    early: float = 1.0,
     compiled: bool = False,
 ) -> Trainer:
     """A trainer of a new `UDM3D` on the device of `data`; context (molecules, properties) makes it conditional.
 
+    Without `turn` molecules stay as they lie in `data`, and are drawn so; `early` is that of `dit.noise_loss`.
     The transformer runs in bfloat16 on CUDA, where a step is a replayed graph, and through torch.compile if `compiled`.
     """
     if (context is not None and tuple(context.shape) != (len(data), config.context)) or (
@@ -81,7 +87,7 @@ def make_diffusion_trainer(
     torch.manual_seed(optimisation.seed)
     device = data.counts.device
     model = UDM3D(autoencoder, config).to(device)
-    model.fit(data, context)
+    model.fit(data, context, turn=turn)
     if compiled:
         model.dit.compile()
 
@@ -89,14 +95,14 @@ def make_diffusion_trainer(
 
     def loss(given: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         rows, sizes = given
-        m = data.batch(rows, autoencoder.config.scale, True, sizes=sizes, room=room)
+        m = data.batch(rows, autoencoder.config.scale, turn, sizes=sizes, room=room)
         told = None if context is None else context[rows[: len(m.real)]]
-        found: dict[str, Tensor] = model.loss(m, told, drop)
+        found: dict[str, Tensor] = model.loss(m, told, drop, early)
         return found
 
     about: dict[str, Any] = {
         "model": "udm3d", "config": dataclasses.asdict(config), "autoencoder": dataclasses.asdict(autoencoder.config),
-        "data": {"structures": len(data), "batch": batch}, "drop": drop,
+        "data": {"structures": len(data), "batch": batch}, "drop": drop, "turn": turn, "early": early,
     }  # fmt: skip
     return Trainer(
         model,

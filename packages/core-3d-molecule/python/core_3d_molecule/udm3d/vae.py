@@ -200,14 +200,28 @@ class UAE3D(nn.Module):
         found: tuple[Tensor, Tensor, Tensor] = self.decoder(z, real)
         return found
 
-    def forward(self, m: Molecules) -> dict[str, Tensor]:
-        """The terms of the loss, unweighted, and how well atoms, bonds and positions (angstroms) came out."""
+    def forward(self, m: Molecules, noise: float = 0.0) -> dict[str, Tensor]:
+        """The terms of the loss, unweighted, and how well atoms, bonds and positions (angstroms) came out.
+
+        The decoder gets latent vectors with normal errors of `noise` times their standard deviation, in training of a
+        random share of it for each molecule.
+        """
         mean, log_variance = self.encode(m)
         z = mean + torch.randn_like(mean) * (0.5 * log_variance).exp() if self.training else mean
-        atoms, positions, bonds = self.decode(z[m.rows] * m.real[..., None], m.real)
+        z = z[m.rows]
+        if noise:
+            share = torch.rand(len(z), 1, 1, device=z.device) if self.training else 1.0
+            z = z + noise * deviation(z.detach(), m.real) * share * torch.randn_like(z)
+        atoms, positions, bonds = self.decode(z * m.real[..., None], m.real)
         apart = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean(-1)
         kl = (apart[m.rows] * m.real).sum() / m.real.sum()
         return reconstruction(m, atoms, positions, bonds, self.config.scale) | {"kl": kl}
+
+
+def deviation(z: Tensor, real: Tensor) -> Tensor:
+    """The standard deviation () of latent vectors z (B, N, latent) where real (B, N), over all their numbers."""
+    z, count = torch.where(real[..., None], z, 0), real.sum() * z.shape[-1]
+    return (z.square().sum() / count - (z.sum() / count).square()).clamp(min=0).sqrt()
 
 
 def reconstruction(m: Molecules, atoms: Tensor, positions: Tensor, bonds: Tensor, scale: float) -> dict[str, Tensor]:
