@@ -217,6 +217,29 @@ def test_sampling_is_deterministic():
     assert len(sampler.sample(0).rows) == 0
 
 
+def test_min_p_leaves_out_what_is_unlikely():
+    """1 leaves the likeliest alone whatever the temperature, 0 nothing out; a sampler that is retuned follows."""
+    model, hot = seeded(), {"tree": 5.0, "atom": 5.0, "xyz": 5.0}
+    sampler = Sampler(model, Settings(**hot, min_p=1.0), batch=6)
+    cold = Sampler(model, Settings(tree=0.0, atom=0.0, xyz=0.0), batch=6).sample(6, seed=2)
+    np.testing.assert_array_equal(sampler.sample(6, seed=2).tokens, cold.tokens)
+    sampler.retune(**hot)
+    free = Sampler(model, Settings(**hot), batch=6).sample(6, seed=2)
+    np.testing.assert_array_equal(sampler.sample(6, seed=2).tokens, free.tokens)
+    assert not np.array_equal(free.tokens, cold.tokens)
+    sampler.retune(**hot, min_p=0.5)
+    sampler.record = []
+    found = sampler.sample(6, seed=2)
+    for row, begin, end in zip(found.rows, found.offsets[:-1], found.offsets[1:], strict=True):
+        for step, token in enumerate(found.tokens[begin:end]):
+            if token >= TREE:
+                rows, logits = sampler.record[step]
+                tree = logits["tree"][int((rows == row).nonzero()[0, 0])]
+                assert tree[token - TREE - 1] >= tree.max() + np.log(0.5) - 1e-5
+    with pytest.raises(ValueError, match="'min_p' must be in"):
+        Settings(min_p=1.5)
+
+
 def test_temperatures_by_level():
     """0 takes the likeliest at that level alone, and a sampler that is retuned draws as a new one."""
     model = seeded()

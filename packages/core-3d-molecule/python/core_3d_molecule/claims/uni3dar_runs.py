@@ -16,14 +16,16 @@ from . import runs
 
 @dataclasses.dataclass(frozen=True)
 class Temperatures:
-    """Of trees (all, or by level with the finest first), types and coordinates."""
+    """Of trees (all, or by level with the finest first), types and coordinates; and the sampler's `min_p`."""
 
     tree: float | tuple[float, ...] = 0.9
     atom: float = 0.3
     xyz: float = 0.3
+    min_p: float = 0.0
 
     def __str__(self) -> str:
-        return "-".join(["_".join(f"{t:g}" for t in np.ravel(self.tree)), f"{self.atom:g}", f"{self.xyz:g}"])
+        parts = ["_".join(f"{t:g}" for t in np.ravel(self.tree)), f"{self.atom:g}", f"{self.xyz:g}"]
+        return "-".join([*parts, f"min{self.min_p:g}"] if self.min_p else parts)
 
 
 def trainer_of(

@@ -26,14 +26,16 @@ class Settings:
     """How tokens are drawn; the defaults are the paper's for QM9 (drugs: 0.65, 0.3, 0.3).
 
     `tree`, `atom` and `xyz` are temperatures, 0 takes the likeliest; `tree` may be one for each level, the finest
-    first, of which the last holds for all coarser ones. `top_p` keeps the likeliest that add up to it. `max_tokens`
-    ends a molecule unfinished; `compact` gathers the unfinished ones once their share falls to it.
+    first, of which the last holds for all coarser ones. `top_p` keeps the likeliest that add up to it, `min_p` what at
+    temperature 1 has at least this share of the likeliest one's probability. `max_tokens` ends a molecule unfinished;
+    `compact` gathers the unfinished ones once their share falls to it.
     """
 
     tree: float | tuple[float, ...] = 0.9
     atom: float = 0.3
     xyz: float = 0.3
     top_p: float = 1.0
+    min_p: float = 0.0
     max_tokens: int = 160
     compact: float = 0.5
 
@@ -44,6 +46,8 @@ class Settings:
                 raise ValueError(f"Settings: argument '{name}' must be 0 or above, got {value}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"Settings: argument 'top_p' must be in (0, 1], got {self.top_p}")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"Settings: argument 'min_p' must be in [0, 1], got {self.min_p}")
         if self.max_tokens < 2:
             raise ValueError(f"Settings: argument 'max_tokens' must be 2 or more, got {self.max_tokens}")
         if not 0 <= self.compact <= 1:
@@ -125,6 +129,7 @@ class Sampler:
         }  # fmt: skip
         self._noise = noise
         self._temperatures = self._zeros(c.merge_level + 3, dtype=torch.float32)
+        self._below = self._zeros(dtype=torch.float32)
         self._set_temperatures()
         self._step = self._zeros(1)
         self.record: list[tuple[Tensor, dict[str, Tensor]]] | None = None
@@ -134,17 +139,19 @@ class Sampler:
         if config.max_num_atom or config.trees > 1:
             raise ValueError("Sampler: argument 'model' must be a model of molecules, got one with counts or two trees")
 
-    def retune(self, *, tree: float | tuple[float, ...], atom: float, xyz: float) -> None:
+    def retune(self, *, tree: float | tuple[float, ...], atom: float, xyz: float, min_p: float = 0.0) -> None:
         """Draws at other temperatures from now on, in the graphs that were captured, too."""
-        self.settings = dataclasses.replace(self.settings, tree=tree, atom=atom, xyz=xyz)
+        self.settings = dataclasses.replace(self.settings, tree=tree, atom=atom, xyz=xyz, min_p=min_p)
         self._set_temperatures()
 
     def _set_temperatures(self) -> None:
-        """Of types, coordinates and the nodes of levels 0 (never drawn) and above, in this order."""
+        """Of types, coordinates and the nodes of levels 0 (never drawn) and above, in this order; and how far a logit
+        may lie below the highest."""
         s, levels = self.settings, np.arange(self.model.config.merge_level + 1)
         tree = np.ravel(s.tree)
         values = [s.atom, s.xyz, *tree[np.clip(levels - 1, 0, len(tree) - 1)]]
         self._temperatures.copy_(torch.tensor(values, dtype=torch.float32))
+        self._below.fill_(math.log(s.min_p) if s.min_p else -math.inf)
 
     def _tree_temperatures(self, level: Tensor) -> Tensor:
         """(B, 1) of the nodes of levels (B,)."""
@@ -358,7 +365,9 @@ class Sampler:
 
     def _draw(self, logits: Tensor, temperature: Tensor, noise: Tensor) -> Tensor:
         """Indices (B,) drawn from softmax(logits / temperature), () or (B, 1), by exponential noise of rate 1."""
-        logits = logits.float() / temperature.clamp(min=_COLDEST)
+        logits = logits.float()
+        logits = logits.masked_fill(logits < logits.amax(-1, keepdim=True) + self._below, -torch.inf)
+        logits = logits / temperature.clamp(min=_COLDEST)
         if self.settings.top_p < 1:
             ordered, index = logits.softmax(-1).sort(-1, descending=True)
             out = ordered.cumsum(-1) - ordered >= self.settings.top_p
