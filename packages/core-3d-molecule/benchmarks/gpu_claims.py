@@ -1,14 +1,18 @@
 """Uni-3DAR, UAE-3D and UDM-3D trained on QM9 for minutes on one GPU: what they draw, as tables and a picture.
 
-python benchmarks/gpu_claims.py DIR [--only uni3dar|udm3d] [--seconds S] [--minutes UNI UAE UDM] [--oriented] [--tiny]
+python benchmarks/gpu_claims.py DIR [--only uni3dar|udm3d] [--seconds S] [--minutes UNI UAE UDM] [--oriented]
+    [--weights K N] [--tiny]
 
 Trains on CUDA, or goes on with what an interrupted call left in DIR; where there is RDKit and no GPU it scores what was
 drawn elsewhere and copied into DIR. Tables and a picture go to results/ or -o. A call stops in time after S seconds and
-exits 3: call again. Whenever a call ends, record (.json), samples (.npz) and, once it is trained, Uni-3DAR's averaged
-weights in half precision (`weights-*.safetensors`, pieces of at most 14 MiB) are copied to $OUT, if set; of both models
-they are too many files for a lease: use --only. Exits 0 if all claims hold, 1 if one does not, 2 if only RDKit is
-missing. --oriented: Uni-3DAR's molecules lie along their principal axes. --tiny: the whole path in seconds, on the CPU,
-of 40 molecules.
+exits 3: call again. Whenever a call ends, record (.json) and samples (.npz) are copied to $OUT, if set, and with
+--weights, once a model is trained, the K-th of N shares of its averaged weights in half precision, in pieces of at most
+14 MiB (`weights-MODEL-*.safetensors`; UDM-3D's with its autoencoder's, whole, in single precision). A lease gives 8
+files, 64 MiB together, back: Uni-3DAR's weights fit whole, UDM-3D's in halves, both in thirds. Pieces that are in DIR,
+all of them, are drawn from instead of training; DIR must then hold the record, too, but no samples; what it says of
+trials is tried anew if it is taken out of it. Exits 0 if all claims hold, 1 if one does not, 2 if only RDKit is
+missing. --oriented: molecules lie along their principal axes. --tiny: the whole path in seconds, on the CPU, of 40
+molecules.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +36,7 @@ from core_registry.files import replace
 
 TINY: dict[str, Any] = {"device": "cpu", "limit": 40, "steps": 6, "count": 12}
 TINY_UNI: dict[str, Any] = {"trial": 8, "rows": 2048, "layers": 1, "width": 48, "temperatures": uni3dar_qm9.GRID[4:6]}
-TINY_UDM: dict[str, Any] = {"small": True, "batch": 8, "sampling": ((2, 0.95), (3, 0.9))}
+TINY_UDM: dict[str, Any] = {"small": True, "batch": 8, "trial": 8, "sampling": (2, (0.95, 0.8))}
 PIECE = 14 << 20
 RUN = ("steps", "gpu_minutes")
 NAMES = {"uni3dar": "gpu_uni3dar.json", "udm3d": "gpu_udm3d.json"}
@@ -46,8 +50,9 @@ def main() -> int:
     parser.add_argument("-o", "--out", type=pathlib.Path, default=pathlib.Path("results"))
     parser.add_argument("--only", choices=list(NAMES))
     parser.add_argument("--seconds", type=float, default=float("inf"))
-    parser.add_argument("--minutes", type=float, nargs=3, default=(16.0, 6.0, 12.0), metavar=("UNI", "UAE", "UDM"))
+    parser.add_argument("--minutes", type=float, nargs=3, default=(19.0, 7.0, 15.0), metavar=("UNI", "UAE", "UDM"))
     parser.add_argument("--oriented", action="store_true")
+    parser.add_argument("--weights", type=int, nargs=2, default=(0, 1), metavar=("K", "N"))
     parser.add_argument("--tiny", action="store_true")
     chosen = parser.parse_args()
     chosen.folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +66,9 @@ def main() -> int:
         )
 
     def udm3d(seconds: float) -> Claim:
-        return uae3d_qm9.generate(0, chosen.folder, minutes=tuple(latent), seconds=seconds, **tiny_udm)
+        return uae3d_qm9.generate(
+            0, chosen.folder, minutes=tuple(latent), seconds=seconds, oriented=chosen.oriented, **tiny_udm
+        )
 
     parts: dict[str, tuple[Callable[[float], Claim], Callable[[Any], list[dict[str, Any]]]]] = {
         "uni3dar": (uni3dar, uni3dar_rows), "udm3d": (udm3d, udm3d_rows),
@@ -69,6 +76,7 @@ def main() -> int:
     status = 0
     for name in [chosen.only] if chosen.only else parts:
         run, rows_of = parts[name]
+        join(chosen.folder, name)
         try:
             claim = run(chosen.seconds - (time.monotonic() - began))
         except runs.UnfinishedError as e:
@@ -80,7 +88,7 @@ def main() -> int:
             status = max(status, 2)
             continue
         finally:
-            keep(chosen.folder, name, os.environ.get("OUT"))
+            keep(chosen.folder, name, os.environ.get("OUT"), chosen.weights)
         report(claim)
         record = json.loads((chosen.folder / f"{name}-qm9.json").read_text())
         rows = rows_of(claim.measured)
@@ -94,42 +102,46 @@ def main() -> int:
     return status
 
 
-def keep(folder: pathlib.Path, name: str, out: str | None) -> None:
-    """Copies a model's record, samples and, of Uni-3DAR, weights in pieces to the folder `out`, as a lease wants it."""
+def keep(folder: pathlib.Path, name: str, out: str | None, share: Sequence[int]) -> None:
+    """Copies a model's record, samples and a share (see `split`) of its weights to the folder `out`, as a lease wants
+    it."""
     if out is None:
         return
     for path in folder.glob(f"{name}-qm9*"):
         if path.suffix in (".json", ".npz"):
             shutil.copy(path, out)
-    if name == "uni3dar" and (folder / "uni3dar-qm9.npz").exists():
-        split(folder / "uni3dar-qm9.safetensors", pathlib.Path(out))
+    if share[0] and (folder / f"{name}-qm9.npz").exists():
+        split(folder / f"{name}-qm9.safetensors", pathlib.Path(out), name, share)
 
 
-def split(checkpoint: pathlib.Path, out: pathlib.Path) -> None:
-    """The averaged weights of a checkpoint in half precision, in files of at most 14 MiB (and a tensor)."""
-    import torch
+def split(checkpoint: pathlib.Path, out: pathlib.Path, name: str, share: Sequence[int]) -> None:
+    """Of a checkpoint what `checkpoints.load_model` reads, averaged weights in half precision, in files of at most
+    14 MiB (and a tensor); of N shares of these files the K-th, share = (K, N)."""
     from core_3d_molecule.training import read_tensors, write_tensors
 
     if not checkpoint.exists():  # drawn elsewhere
         return
     tensors, about = read_tensors(checkpoint)
     pieces: list[dict[str, Any]] = [{}]
-    for name, value in tensors.items():
-        if name.startswith("average."):
-            if sum(2 * x.numel() for x in pieces[-1].values()) > PIECE - 2 * value.numel() and pieces[-1]:
-                pieces.append({})
-            pieces[-1][name] = value.to(torch.float16)
-    for number, piece in enumerate(pieces):
-        write_tensors(out / f"weights-{number}.safetensors", piece, about)
+    for key in [key.removeprefix("model.") for key in tensors if key.startswith("model.")]:
+        average = tensors.get(f"average.{key}")
+        value = tensors[f"model.{key}"] if average is None else average.half()
+        if sum(x.nbytes for x in pieces[-1].values()) > PIECE - value.nbytes and pieces[-1]:
+            pieces.append({})
+        pieces[-1][f"average.{key}"] = value
+    for number in np.array_split(np.arange(len(pieces)), share[1])[share[0] - 1]:
+        about_piece = about | {"pieces": len(pieces)}
+        write_tensors(out / f"weights-{name}-{number}.safetensors", pieces[number], about_piece)
 
 
-def join(folder: pathlib.Path, checkpoint: pathlib.Path) -> None:
-    """From the pieces in a folder a checkpoint that `checkpoints.load_model` reads, to draw from."""
+def join(folder: pathlib.Path, name: str) -> None:
+    """From the pieces in a folder, if all are there, the weights that the claim draws from instead of training."""
     from core_3d_molecule.training import read_tensors, write_tensors
 
-    read = [read_tensors(path) for path in sorted(folder.glob("weights-*.safetensors"))]
-    tensors = {name: value.float() for found, _ in read for name, value in found.items()}
-    write_tensors(checkpoint, tensors, read[0][1])
+    read = [read_tensors(path) for path in sorted(folder.glob(f"weights-{name}-*.safetensors"))]
+    if read and len(read) == read[0][1]["pieces"]:
+        tensors = {key: value.float() for found, _ in read for key, value in found.items()}
+        write_tensors(folder / f"{name}-qm9-weights.safetensors", tensors, read[0][1])
 
 
 def report(claim: Claim) -> None:
@@ -190,13 +202,14 @@ def udm3d_rows(m: Mapping[str, tuple[float, float]]) -> list[dict[str, Any]]:
         4,
         "autoencoder",
     )
-    speed = ": milliseconds a molecule"
-    for what in [key.removesuffix(speed) for key in m if key.endswith(speed)]:
-        for name, low in uae3d_qm9.DRAWN_BARS.items():
-            key = f"{what}: {name.replace('_', ' ')}"
-            row(key, m[key][0], f">= {low}", m[key][0] >= low, 4, "transformer")
-        key = what + speed
-        row(key, m[key][0], f"<= {uae3d_qm9.MOST_MS:g}", m[key][0] <= uae3d_qm9.MOST_MS, 2, "transformer")
+    for name, low in uae3d_qm9.DRAWN_BARS.items():
+        key = f"drawn: {name.replace('_', ' ')}"
+        row(key, m[key][0], f">= {low}", m[key][0] >= low, 4, "transformer")
+    key = "drawn: milliseconds a molecule"
+    row(key, m[key][0], f"<= {uae3d_qm9.MOST_MS:g}", m[key][0] <= uae3d_qm9.MOST_MS, 2, "transformer")
+    for key, (value, _) in m.items():
+        if key.startswith(("trial at ", "test, latents with errors")):
+            rows.append({"what": key, "value": f"{value:.4f}", "bar": "", "met": ""} | dict.fromkeys(RUN, ""))
     return rows
 
 

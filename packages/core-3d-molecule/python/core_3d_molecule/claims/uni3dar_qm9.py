@@ -11,13 +11,12 @@ import numpy as np
 from core_registry.claims import Claim
 
 from .. import data
-from ..bonds import edm_bonds, edm_stability
+from ..bonds import edm_stability
 from ..evaluate import evaluate
-from ..geometry import chains, principal_frames
+from ..geometry import principal_frames
 from ..octree import Augmentation, OctreeTokenizer
 from ..structures import Structures
-from ..valences import valence_stability
-from . import runs
+from . import runs, trials
 from .uni3dar import plot_curve
 from .uni3dar_runs import Temperatures, draw, load, rates, trainer_of
 
@@ -27,27 +26,33 @@ PUBLISHED = {
 }
 """Table 2: shares of 10,000 samples, none of them chosen; the weaker row is the bar for a short run."""
 NAMES = {"atom": "atom_stability", "molecule": "molecule_stability", "valid": "validity", "unique": "unique"}
+WEIGHTS = "uni3dar-qm9-weights.safetensors"
 HELD = 2000
 """Validation molecules whose nats are measured at the end."""
-TREES = (0.9, 0.7, 0.5, 0.3, (0.2, 0.3, 0.5, 0.9), (0.2, 0.2, 0.4, 0.7), (0.3, 0.5, 0.7, 1.0))
-GRID = tuple(Temperatures(tree, *rest) for rest in ((0.3, 0.3), (0.1, 0.1)) for tree in TREES)
+TREES = (
+    0.5, 0.45, 0.4, 0.35, (0.2, 0.2, 0.4, 0.7), (0.2, 0.2, 0.3, 0.5, 0.9), (0.2, 0.3, 0.4, 0.4, 0.9),
+    (0.3, 0.3, 0.4, 0.5, 0.9), (0.35, 0.35, 0.35, 0.45, 0.9), (0.2, 0.2, 0.3, 0.4, 0.9),
+)  # fmt: skip
+LEAST = ((0.5, 0.1), (0.5, 0.2), (0.7, 0.1), (0.7, 0.2), (0.7, 0.3), (1.0, 0.2), (1.0, 0.3), (1.0, 0.4))
+GRID = (*(Temperatures(t, 0.1, 0.1) for t in TREES), *(Temperatures(t, 0.1, 0.1, least) for t, least in LEAST))
 """What is tried. The finest nodes say where an atom is to a quarter of an angstrom, where most of what is sampled too
-warmly goes wrong; the coarse ones say which molecule it is."""
+warmly goes wrong; the coarse ones say which molecule it is. The second part cuts off what is unlikely instead."""
 
 
 def generate(
     seed: int,
     out: Path,
     *,
-    minutes: float = 16.0,
+    minutes: float = 19.0,
     steps: int = 1_000_000,
     count: int = 10_000,
-    trial: int = 2000,
+    trial: int = 5000,
     rows: int = 32_768,
     layers: int = 8,
     width: int = 512,
     lr: float = 1e-3,
     xyz: float = 0.3,
+    muon: bool = True,
     oriented: bool = False,
     temperatures: tuple[Temperatures, ...] = GRID,
     device: str = "cuda",
@@ -57,10 +62,12 @@ def generate(
     """Trains on EDM's training molecules of QM9 (or `limit` of all), draws `count` and scores them.
 
     The schedule ends after `minutes` or `steps`; lr, rows and xyz are learning rate, packed rows of a step and the
-    weight of coordinates in the loss. oriented: molecules lie along their principal axes instead of being turned at
-    random. Of several temperatures, `trial` samples at each, of which none is scored, decide (see `different_valid`).
+    weight of coordinates in the loss; muon: hidden matrices move by Muon. oriented: molecules lie along their principal
+    axes instead of being turned at random. Of several temperatures, `trial` samples at each, of which none is scored,
+    decide (see `trials`).
 
-    `out` keeps checkpoint, samples and a record. A call that is over in time, after `seconds`, raises
+    `out` keeps checkpoint, samples and a record; weights that are there as `uni3dar-qm9-weights.safetensors` are not
+    trained. A call that is over in time, after `seconds`, raises
     `runs.UnfinishedError`, and one on a machine without RDKit, at the end, ModuleNotFoundError: calling again with the
     same arguments, there or where RDKit is, goes on.
     """
@@ -72,7 +79,9 @@ def generate(
         train, held = (
             principal_frames(s) if oriented else s for s in (qm9.select(split[0]), qm9.select(split[1][:HELD]))
         )
-        settings = {"minutes": minutes, "steps": steps, "lr": lr, "seed": seed, "rows": rows, "device": device}
+        settings = {
+            "minutes": minutes, "steps": steps, "lr": lr, "seed": seed, "rows": rows, "device": device, "muon": muon,
+        }  # fmt: skip
         _draw(
             record,
             train,
@@ -112,39 +121,16 @@ def generate(
         protocol="EDM's training molecules of QM9, "
         f"{'along their principal axes' if oriented else 'turned at random'}, {layers} layers of {width}, {minutes:g} "
         f"minutes of training on one GPU (the paper: 12 of 768, 500,000 steps), coordinates weighted {xyz:g} (0.1); "
-        f"{count} molecules begun, those not finished left out; temperatures {found['temperatures']} of trees (by "
-        f"level, the finest first), types and coordinates, of {len(temperatures)} tried with {trial} other samples "
-        "each the ones with the most that are valid by JODO's valences and different; EDM's metrics. Holds if the "
-        "unranked samples beat G-SchNet's published figures",
+        f"hidden matrices by {'Muon' if muon else 'AdamW'}; {count} molecules begun, those not finished left out; "
+        f"temperatures {found['temperatures']} of trees (by level, the finest first), types and coordinates, and the "
+        f"least share of the likeliest's probability, if any: of {len(temperatures)} tried with {trial} other samples "
+        "each, the ones with the most that are valid by JODO's valences among those with as many different valid ones "
+        "as the best within a standard error; EDM's metrics. Holds if the unranked samples beat G-SchNet's published "
+        "figures",
         measured=measured,
         holds=all(measured[f"unranked: {k}"][0] > bar for k, bar in PUBLISHED["G-SchNet"].items()),
         plot=plot,
     )
-
-
-def different_valid(samples: Structures, begun: int) -> float:
-    """Of the molecules begun, the share that differ from all others and whose atoms all have valences of JODO's table.
-
-    What temperatures are chosen by: neither EDM's stability nor RDKit's validity, and it falls when samples repeat. Two
-    molecules are the same if their elements and the types of their dihedral angles are.
-    """
-    if not len(samples):
-        return 0.0
-    bonds, offsets = edm_bonds(samples), np.asarray(samples.offsets)
-    stable = valence_stability(samples, bonds, np.zeros(len(samples.numbers), np.int32), "sums")
-    fine = (stable == np.diff(offsets)) & (np.diff(offsets) > 0)
-    turns = chains(samples, "dihedral", bonds)
-    keys = _sums(samples.numbers, offsets) + 31 * _sums(turns.symbols, turns.offsets)
-    return len(np.unique(keys[fine])) / begun
-
-
-def _sums(values: Any, offsets: Any) -> np.ndarray:
-    """Of each part, the sum of its values' hashes."""
-    mixed = np.asarray(values).astype(np.uint64)
-    for shift, factor in ((33, 0xFF51AFD7ED558CCD), (29, 0xC4CEB9FE1A85EC53), (32, 1)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    total = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed, dtype=np.uint64)])
-    return np.diff(total[np.asarray(offsets)])
 
 
 def _draw(
@@ -160,28 +146,33 @@ def _draw(
     temperatures: tuple[Temperatures, ...],
     path: Path,
 ) -> None:
+    from ..checkpoints import load_model
     from ..uni3dar import Config, Sampler, Weights
 
-    augment = Augmentation(rotate=0.0 if oriented else 1.0)
-    config = Config(**shape, heads=max(shape["width"] // 64, 1), dropout=0.0, drop_path=0.0)
-    trainer = trainer_of(record, given, config, weights=Weights(xyz=xyz), augment=augment, **settings)
-    runs.train(trainer, record.path.with_suffix(".safetensors"), record, "train")
-    model, seed = runs.averaged(trainer), settings["seed"]
+    augment, seed = Augmentation(rotate=0.0 if oriented else 1.0), settings["seed"]
+    weights = record.path.with_name(WEIGHTS)
+    if weights.exists():
+        model = load_model(weights, settings["device"])
+    else:
+        config = Config(**shape, heads=max(shape["width"] // 64, 1), dropout=0.0, drop_path=0.0)
+        trainer = trainer_of(record, given, config, weights=Weights(xyz=xyz), augment=augment, **settings)
+        runs.train(trainer, record.path.with_suffix(".safetensors"), record, "train")
+        model = runs.averaged(trainer)
     record.put(held=nats(model, held, augment, seed))
     sampler = Sampler(model, batch=min(1000, count))
-    trials = record.values.setdefault("trials", {})
+    tried = record.values.setdefault("trials", {})
     for t in temperatures if len(temperatures) > 1 else ():
-        if str(t) not in trials:
+        if str(t) not in tried:
             record.check()
             samples = draw(record, sampler, "trial", t, trial, trial, seed + 2, path.with_name(f"trial-{t}.npz"))
             stability = edm_stability(samples.structures)
-            trials[str(t)] = {
-                "different and valid": different_valid(samples.structures, trial),
+            tried[str(t)] = trials.scores(samples.structures, trial) | {
                 "molecules stable": float(stability.stable.mean()) if len(samples.rows) else 0.0,
                 "atoms stable": float(stability.stable_atoms.sum() / max(stability.atom_counts.sum(), 1)),
             }
-            record.put(trials=trials)
-    best = max(temperatures, key=lambda t: trials[str(t)]["different and valid"] if trials else 0.0)
+            record.put(trials=tried)
+    named = {str(t): t for t in temperatures}
+    best = named[trials.chosen({name: tried[name] for name in named}, trial)] if tried else temperatures[0]
     record.put(temperatures=str(best))
     draw(record, sampler, "sampling", best, count, count, seed + 1, path)
 

@@ -39,13 +39,16 @@ def trainer_of(
     seed: int,
     rows: int,
     device: str,
+    muon: bool = False,
     **also: Any,
 ) -> Any:
     """A trainer whose schedule ends after so many minutes or steps; its sizes go to the record."""
     from ..training import Optimisation
     from ..uni3dar import make_trainer
 
-    schedule = {"steps": steps, "minutes": minutes, "lr": lr, "warmup": min(500, steps // 5), "seed": seed}
+    schedule = {
+        "steps": steps, "minutes": minutes, "lr": lr, "warmup": min(500, steps // 5), "seed": seed, "muon": muon,
+    }  # fmt: skip
     compiled = device == "cuda"
     trainer = make_trainer(
         given, config, Optimisation(**schedule), rows=rows, device=device, compiled=compiled, **also
