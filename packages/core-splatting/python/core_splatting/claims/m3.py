@@ -143,11 +143,11 @@ def experiment(s: Size, seed: int, out: Path, notes: Notes | None = None) -> Cla
 
 def _training(field: FeatureField, views: Sequence[FeatureView], s: Size, label: str, notes: Notes) -> Iterator[None]:
     """Trains a field, or loads what a stopped run has trained."""
-    import torch
+    from safetensors.torch import load_file, save_file
 
-    tensors, path = {"queries": field.queries} | field.projections, notes.kept(f"{label}.pt")
+    tensors, path = {"queries": field.queries} | field.projections, notes.kept(f"{label}.safetensors")
     if path is not None and notes.resume and path.exists():
-        for name, tensor in torch.load(path, weights_only=True).items():
+        for name, tensor in load_file(path).items():
             tensors[name].detach().copy_(tensor)
         return
     for _ in field.train(views, s.feature_steps):
@@ -155,7 +155,7 @@ def _training(field: FeatureField, views: Sequence[FeatureView], s: Size, label:
         yield
     if path is not None:
         with replace(path) as made:
-            torch.save({name: tensor.detach() for name, tensor in tensors.items()}, made)
+            save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, made)
 
 
 class Seen:
