@@ -135,29 +135,44 @@ class Room:
         return found if atoms == pairs == 0 and len(found) <= self.others else None
 
 
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Where the atoms of molecules (B,) lie in one list, behind them with a room those of its fillers: offsets (B + 1
+    or more,); which molecule and place of it each atom (A,) is; the atom at each place, rows (B, N), if real (B, N)."""
+
+    offsets: Tensor
+    molecule: Tensor
+    place: Tensor
+    rows: Tensor
+    real: Tensor
+
+    @classmethod
+    def of(cls, counts: Tensor, most: int, room: Room | None = None) -> Places:
+        """Of molecules of counts (B,) atoms, fillers included, at most `most`."""
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        every = torch.arange(room.atoms if room else int(offsets[-1]), device=counts.device)
+        molecule = torch.searchsorted(offsets[1:], every, right=True)
+        mine = len(counts) if room is None else room.molecules
+        places = torch.arange(most, device=counts.device)
+        real = places < counts[:mine, None]
+        rows = torch.where(real, offsets[:mine, None] + places, 0)
+        return cls(offsets, molecule, every - offsets[molecule], rows, real)
+
+
 def ragged(kinds: Tensor, positions: Tensor, bonds: Tensor, counts: Tensor, room: Room | None = None) -> Molecules:
     """Molecules side by side (B, N, ...) as one list of atoms; with a room the last of them are only its fillers."""
-    n, device = kinds.shape[1], kinds.device
-    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    at = Places.of(counts, kinds.shape[1], room)
     pairs = torch.cat([counts.new_zeros(1), counts.square().cumsum(0)])
-    atoms, squares = (room.atoms, room.pairs) if room else (int(offsets[-1]), int(pairs[-1]))
-    every = torch.arange(atoms, device=device)
-    molecule = torch.searchsorted(offsets[1:], every, right=True)
-    place = every - offsets[molecule]
-    every = torch.arange(squares, device=device)
+    every = torch.arange(room.pairs if room else int(pairs[-1]), device=counts.device)
     owner = torch.searchsorted(pairs[1:], every, right=True)
     within, side = every - pairs[owner], counts[owner]
-    mine = len(counts) if room is None else room.molecules
-    places = torch.arange(n, device=device)
-    real = places < counts[:mine, None]
-    rows = torch.where(real, offsets[:mine, None] + places, 0)
     return Molecules(
-        kinds[molecule, place],
-        positions[molecule, place],
+        kinds[at.molecule, at.place],
+        positions[at.molecule, at.place],
         bonds[owner, within // side, within % side],
-        offsets,
-        rows,
-        real,
+        at.offsets,
+        at.rows,
+        at.real,
     )
 
 

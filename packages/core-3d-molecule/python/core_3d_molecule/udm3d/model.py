@@ -76,11 +76,18 @@ class UDM3D(nn.Module):
         self, m: Molecules, context: Tensor | None = None, drop: float = 0.1, early: float = 1.0
     ) -> dict[str, Tensor]:
         """See `dit.noise_loss`; context (B, properties) in the properties' own units."""
-        packed = m.positions.is_cuda
         with torch.autocast(m.positions.device.type, enabled=False):
-            z = self.packed_latents(m) if packed else self.latents(m)
-        packing = dit.Packing(m.molecule(), m.rows, m.offsets.int()) if packed else None
-        return dit.noise_loss(self.dit, z, m.real, self.whitened(context), drop=drop, early=early, packing=packing)
+            z = self.packed_latents(m)
+        return self.loss_of(z, m.molecule(), m.offsets, m.rows, m.real, context, drop, early)
+
+    def loss_of(
+        self, z: Tensor, molecule: Tensor, offsets: Tensor, rows: Tensor, real: Tensor,
+        context: Tensor | None = None, drop: float = 0.1, early: float = 1.0,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """The same of whitened latent vectors z (A, latent), which lie as in `Molecules`."""
+        packing = dit.Packing(molecule, rows, offsets.int()) if z.is_cuda else None
+        x = z if packing else z[rows] * real[..., None]
+        return dit.noise_loss(self.dit, x, real, self.whitened(context), drop=drop, early=early, packing=packing)
 
     def whitened(self, context: Tensor | None) -> Tensor | None:
         """Context about the training set's mean, in its standard deviations."""

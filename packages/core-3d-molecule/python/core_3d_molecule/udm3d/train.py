@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..training import Optimisation, Trainer
 from . import dit
-from .batches import Dataset, Room, orders_of
+from .batches import Dataset, Places, Room, orders_of
 from .model import UDM3D
 from .vae import UAE3D, Config, Weights, weighted
 
@@ -77,7 +77,8 @@ def make_diffusion_trainer(
 ) -> Trainer:
     """A trainer of a new `UDM3D` on the device of `data`; context (molecules, properties) makes it conditional.
 
-    Without `turn` molecules stay as they lie in `data`, and are drawn so; `early` is that of `dit.noise_loss`.
+    Without `turn` molecules stay as they lie in `data`, and are drawn so; their latent vectors are encoded once.
+    `early` is that of `dit.noise_loss`.
     The transformer runs in bfloat16 on CUDA, where a step is a replayed graph, and through torch.compile if `compiled`.
     """
     if (context is not None and tuple(context.shape) != (len(data), config.context)) or (
@@ -91,13 +92,21 @@ def make_diffusion_trainer(
     if compiled:
         model.dit.compile()
 
-    room = _room(data, batch)
+    room, scale, most = _room(data, batch), autoencoder.config.scale, data.kinds.shape[1]
+    parts = [] if turn else torch.arange(len(data), device=device).split(512)
+    encoded = [model.latents(data.batch(rows, scale, False)) for rows in parts]
+    latents = torch.cat(encoded) if encoded else None
 
     def loss(given: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         rows, sizes = given
-        m = data.batch(rows, autoencoder.config.scale, turn, sizes=sizes, room=room)
-        told = None if context is None else context[rows[: len(m.real)]]
-        found: dict[str, Tensor] = model.loss(m, told, drop, early)
+        told = None if context is None else context[rows[: room.molecules if room else len(rows)]]
+        found: dict[str, Tensor]
+        if latents is None:
+            found = model.loss(data.batch(rows, scale, True, sizes=sizes, room=room), told, drop, early)
+        else:
+            at = Places.of(sizes, most, room)
+            z = latents[rows[at.molecule], at.place]
+            found = model.loss_of(z, at.molecule, at.offsets, at.rows, at.real, told, drop, early)
         return found
 
     about: dict[str, Any] = {
