@@ -143,9 +143,9 @@ def replayed(tokens, bins):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("compact", [0.0, 0.95])
-def test_cached_decoding_equals_recomputation(compact):
-    model = seeded()
+@pytest.mark.parametrize(("compact", "turned"), [(0.0, False), (0.95, False), (0.95, True)])
+def test_cached_decoding_equals_recomputation(compact, turned):
+    model = seeded(dataclasses.replace(TINY, turn_values=turned))
     sampler = Sampler(model, Settings(tree=2.0, compact=compact, max_tokens=300), batch=24)
     sampler.record = []
     found = sampler.sample(24, seed=1)
@@ -164,6 +164,17 @@ def test_cached_decoding_equals_recomputation(compact):
             at = int((rows == row).nonzero()[0, 0])
             name, want = ("tree", tree) if batch.tree[step] >= 0 else ("atom", atom)
             torch.testing.assert_close(logits[name][at], want[step], rtol=1e-4, atol=1e-4)
+
+
+def test_turned_values_know_relative_positions_alone():
+    batch = collate(packed(structures([3, 5])), DEPTH, 0.01)
+    moved = batch._replace(positions=batch.positions + torch.tensor([7.0, -20.0, 3.0]))
+    plain, turned = (seeded(dataclasses.replace(TINY, turn_values=t)) for t in (False, True))
+    with torch.no_grad():
+        rows = [model.hidden(b, len(b.tokens)) for model in (plain, turned) for b in (batch, moved)]
+    torch.testing.assert_close(rows[3], rows[2], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(rows[2][0], rows[0][0], atol=1e-4, rtol=1e-4)  # the first of a sequence sees itself only
+    assert float((rows[2][1:8] - rows[0][1:8]).abs().max()) > 0.01
 
 
 def test_scores_are_perplexities_of_what_was_drawn():

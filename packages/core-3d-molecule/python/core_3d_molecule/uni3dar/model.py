@@ -25,6 +25,8 @@ class Config:
     `width` must be a multiple of `heads`, and a head at least six wide; `merge_level`, `grid_len` and `resolution` are
     those of the `OctreeTokenizer`; `recycle` runs the layers so many times; `max_num_atom` above 0 adds counts of atoms
     and the head that predicts them (crystals: 128); `trees` above 1 gives each tree heads of its own (crystals: 2).
+    `turn_values`, not in the paper, turns values as keys, and what attention makes of them back as queries: a token
+    gets not only from whom but also whence.
     """
 
     layers: int = 12
@@ -41,6 +43,7 @@ class Config:
     dropout: float = 0.1
     drop_path: float = 0.1
     rope_theta: float = 10000.0
+    turn_values: bool = False
 
     def __post_init__(self) -> None:
         problems = {
@@ -125,7 +128,7 @@ class Layer(nn.Module):
     def __init__(self, c: Config, drop_path: float) -> None:
         super().__init__()
         hidden = -(-(8 * c.width // 3) // 256) * 256 if c.width >= 256 else -(-(8 * c.width // 3) // 32) * 32
-        self.heads, self.drop_path, self.dropout = c.heads, drop_path, c.dropout
+        self.heads, self.drop_path, self.dropout, self.turn_values = c.heads, drop_path, c.dropout, c.turn_values
         self.norm1, self.norm2 = nn.RMSNorm(c.width, eps=1e-6), nn.RMSNorm(c.width, eps=1e-6)
         self.qkv = nn.Linear(c.width, 3 * c.width, bias=False)
         self.out = nn.Linear(c.width, c.width, bias=False)
@@ -142,7 +145,8 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, index: int) -> Tensor:
         """x (..., width); `attend` gets q, k, v (..., H, D) and `index`."""
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        y = attend(rotate(q, rope), rotate(k, rope), v, index).flatten(-2)
+        y = attend(rotate(q, rope), rotate(k, rope), rotate(v, rope) if self.turn_values else v, index)
+        y = (rotate(y, (rope[0], -rope[1])) if self.turn_values else y).flatten(-2)
         x = self._residual(x, self.out(y))
         a, b = self.up(self.norm2(x)).chunk(2, -1)
         return self._residual(x, self.down(F.silu(a) * b))
