@@ -5,7 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
-from core_3d_molecule.muon import MOMENTUM, SPREAD, Muon, orthogonalised  # noqa: E402
+from core_3d_molecule.muon import DECAY, MOMENTUM, SPREAD, Muon, orthogonalised  # noqa: E402
 from core_3d_molecule.training import Optimisation, Trainer  # noqa: E402
 from core_3d_molecule.udm3d import dit  # noqa: E402
 from core_3d_molecule.uni3dar import Config, Uni3DAR  # noqa: E402
@@ -39,7 +39,7 @@ def weights(device="cpu", seed=0):
 def test_steps_are_the_reference_s():
     """One matrix after the other, in float64, with the polynomial written out."""
     mine, theirs = weights(), {n: w.detach().double() for n, w in weights().items()}
-    muon = Muon(mine, PIECES, lr=0.02, weight_decay=0.1)
+    muon = Muon(mine, PIECES, lr=0.02)
     momenta = {n: torch.zeros_like(w) for n, w in theirs.items()}
     for turn, rate in enumerate((0.02, 0.01, 0.005)):
         muon.lr.fill_(rate)
@@ -53,7 +53,7 @@ def test_steps_are_the_reference_s():
                 for _ in range(5):
                     y = 3.4445 * y - 4.7750 * y @ y.T @ y + 2.0315 * y @ y.T @ y @ y.T @ y
                 w = theirs[name].chunk(PIECES[name])[k]
-                w *= 1 - rate * 0.1
+                w *= 1 - rate * DECAY
                 w -= rate * SPREAD * max(one.shape) ** 0.5 * y
         muon.step()
         for name, weight in mine.items():
@@ -62,9 +62,9 @@ def test_steps_are_the_reference_s():
 
 def test_what_it_refuses():
     with pytest.raises(ValueError, match="2 matrices under each other, got 'w' of shape \\(3, 4\\)"):
-        Muon({"w": torch.nn.Parameter(torch.zeros(3, 4))}, {"w": 2}, 0.1, 0.0)
+        Muon({"w": torch.nn.Parameter(torch.zeros(3, 4))}, {"w": 2}, 0.1)
     with pytest.raises(ValueError, match="must all have gradients"):
-        Muon(weights(), PIECES, 0.1, 0.0).step()
+        Muon(weights(), PIECES, 0.1).step()
     for matrices in (None, {"none": 1}):
         with pytest.raises(ValueError, match="'matrices' must name parameters"):
             trainer(Optimisation(steps=1, muon=True), matrices=matrices)
@@ -122,5 +122,5 @@ def test_models_name_their_hidden_matrices():
         (dit.DiT(dit.Config(latent=4, layers=3, width=32, heads=2)), 3 * 6),
     ):
         found = dict(model.named_parameters())
-        Muon({n: found[n] for n in model.matrices()}, model.matrices(), 0.1, 0.0)
+        Muon({n: found[n] for n in model.matrices()}, model.matrices(), 0.1)
         assert sum(model.matrices().values()) == count

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 MOMENTUM = 0.95
 SPREAD = 0.2
 """The root mean square of an update before the learning rate, near that of AdamW's, so that both can share one."""
+DECAY = 0.1
+"""Decoupled weight decay, times the learning rate: without one the updates, all of one size, make matrices grow."""
 STEPS = 5
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 """Of the published polynomial, which brings singular values from about 0.01..1 to about 0.7..1.2 in five steps."""
@@ -27,12 +29,9 @@ class Muon:
         weights: by name, of shape (n * rows, cols).
         pieces: for each name the n matrices of which it consists, each moved as one of its own.
         lr: to begin with.
-        weight_decay: decoupled, times the learning rate.
     """
 
-    def __init__(
-        self, weights: Mapping[str, nn.Parameter], pieces: Mapping[str, int], lr: float, weight_decay: float
-    ) -> None:
+    def __init__(self, weights: Mapping[str, nn.Parameter], pieces: Mapping[str, int], lr: float) -> None:
         for name, weight in weights.items():
             if weight.dim() != 2 or pieces[name] < 1 or weight.shape[0] % pieces[name]:
                 raise ValueError(
@@ -42,7 +41,6 @@ class Muon:
         self.weights = list(weights.values())
         self.momenta = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         self.lr = torch.tensor(lr, device=self.weights[0].device)
-        self.weight_decay = weight_decay
         self._groups: dict[torch.Size, list[tuple[int, int]]] = {}
         for place, (name, weight) in enumerate(weights.items()):
             self._groups.setdefault(_wide(weight, pieces[name]).shape[1:], []).append((place, pieces[name]))
@@ -56,7 +54,7 @@ class Muon:
         momenta = list(self.momenta.values())
         torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
         ahead = torch._foreach_lerp(gradients, momenta, MOMENTUM)
-        torch._foreach_mul_(self.weights, 1 - self.lr * self.weight_decay)
+        torch._foreach_mul_(self.weights, 1 - self.lr * DECAY)
         for shape, places in self._groups.items():
             stacked = torch.cat([_wide(ahead[place], n) for place, n in places])
             moved = orthogonalised(stacked) * (self.lr * -SPREAD * math.sqrt(shape[1]))

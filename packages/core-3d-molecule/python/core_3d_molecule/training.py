@@ -29,7 +29,7 @@ Step = Callable[[Any], dict[str, Tensor]]
 class Optimisation:
     """How weights move: AdamW, linear warm-up over `warmup` steps, then a cosine from `lr` to `last_lr` at `steps`.
 
-    With `muon` the model's hidden matrices move by `muon.Muon`, at the same learning rate and weight decay.
+    With `muon` the model's hidden matrices move by `muon.Muon`, at the same learning rate.
     `minutes` above 0 ends the schedule, and the run, after so much time of training if `steps` have not before.
     """
 
@@ -116,7 +116,7 @@ class Trainer:
             if not matrices or not set(matrices) <= set(self.parameters):
                 raise ValueError(f"Trainer: argument 'matrices' must name parameters for Muon, got {matrices}")
             hidden = {n: self.parameters[n] for n in matrices}
-            self.muon = Muon(hidden, matrices, optimisation.lr, optimisation.weight_decay)
+            self.muon = Muon(hidden, matrices, optimisation.lr)
         self._adam = {n: p for n, p in self.parameters.items() if not self.muon or n not in self.muon.momenta}
         self.optimizer = torch.optim.AdamW(
             self._adam.values(),
