@@ -13,6 +13,7 @@ of the queries and after which the mesh is closed.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -20,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .marching_cubes import marching_cubes, sparse_marching_cubes
 
@@ -112,50 +114,68 @@ def _active(values: Tensor, level: float, near: float, dilation: int) -> Tensor:
 
 
 class _Level:
-    """A grid of `nodes` a side, known here and there, and the cells of the grid half as fine that it refines.
+    """A grid of nodes, known here and there, and the cells of the grid half as fine that it refines.
 
-    Nodes and cells are numbered over all shapes, each in raster order. The last cells may stick out by a node.
+    Both are numbered over all shapes, in raster order: `side` nodes an axis, an odd number, of which the last lies at
+    the border a second time if the volume has an even one; and `across` cells, the outer ones not of the volume and
+    never refined, so that every cell has neighbours.
     """
 
-    def __init__(self, values: Tensor) -> None:
-        self.batch, self.nodes = values.shape[:2]
-        self.cells = self.nodes // 2
-        self.values = values.view(-1)
-        self.known = torch.zeros(self.values.shape, dtype=torch.bool, device=values.device)
-        self.refined = torch.zeros(self.batch * self.cells**3, dtype=torch.bool, device=values.device)
-        n = self.cells
-        self.steps = torch.tensor([-n * n, -n, -1, n * n, n, 1], device=values.device)
-        """From a cell to its neighbours."""
+    def __init__(self, batch: int, nodes: int, device: torch.device) -> None:
+        cells, arange = nodes // 2, functools.partial(torch.arange, device=device)
+        self.shape, self.side, self.across = (batch, *[nodes] * 3), 2 * cells + 1, cells + 2
+        self.values = torch.full((batch * self.side**3,), math.nan, device=device)
+        self.known = torch.zeros(self.values.shape, dtype=torch.bool, device=device)
+        inner = torch.zeros((batch, *[cells] * 3), dtype=torch.bool, device=device)
+        self.refined = pad(inner, (1,) * 6, value=True).view(-1)
+        self.corners = _cube(arange(3), self.side)
+        """From a cell's first node to all of its 27."""
+        self.around = _cube(arange(-1, 2), self.across)
+        """From a cell to itself and its neighbours."""
+        self.sides = self.around[[4, 10, 12, 22, 16, 14]]
+        cube = arange(27).view(3, 3, 3)
+        self.faces = torch.stack([cube.select(axis, at).flatten() for at in (0, 2) for axis in range(3)])
+        """Of the 27 nodes, the nine that a cell shares with the neighbour on each of its `sides`."""
+
+    def of_volume(self, x: Tensor) -> Tensor:
+        """Of something for each node, what is in the volume: [B, nodes, nodes, nodes]."""
+        inner = slice(0, self.shape[1])
+        return x.view(self.shape[0], self.side, self.side, self.side)[:, inner, inner, inner]
+
+    def take(self, cells: Tensor) -> Tensor:
+        """The numbers of cells given as bool [B, n, n, n]."""
+        return pad(cells, (1,) * 6).view(-1).nonzero().squeeze(1)
 
     def refine(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Marks cells [M] as refined; their nodes [M, 3, 3, 3], and of these the unknown [N], ascending."""
+        """Marks cells [M] as refined and their nodes [M, 27] as known; gives these, and those to ask at, ascending."""
+        n, p = self.side, self.across
+        rows = cells // p
+        planes = rows // p
+        shapes = planes // p
+        # Of a cell ((shape p + x) p + y) p + z the first node is ((shape n + 2x - 2) n + 2y - 2) n + 2z - 2.
+        first = torch.add(2 * cells - 2 * (n * n + n + 1), rows, alpha=2 * (n - p))
+        first.add_(planes, alpha=2 * n * (n - p)).add_(shapes, alpha=n * n * (n - 2 * p))
+        at = first[:, None] + self.corners
+        new = at[self.values[at].isnan() & ~self.known[at]].unique()
         self.refined[cells] = True
-        n, step = self.cells, torch.arange(3, device=cells.device)
-        at = cells // n**3 * self.nodes
-        for axis, place in enumerate((cells // n**2 % n, cells // n % n, cells % n)):
-            line = (2 * place[:, None] + step).clamp(max=self.nodes - 1)
-            at = at[..., None] + line.view(-1, *[1] * axis, 3)
-            at = at if axis == 2 else at * self.nodes
-        new = at[~self.known[at]]
-        if 16 * len(new) < len(self.known):
-            new = new.unique()
-            self.known[new] = True
-        else:
-            before = self.known.clone()
-            self.known[new] = True
-            new = (self.known & ~before).nonzero().squeeze(1)
+        self.known[at] = True
         return at, new
 
-    def followed(self, cells: Tensor, at: Tensor, level: float) -> Tensor:
+    def followed(self, cells: Tensor, at: Tensor, level: float, wide: bool) -> Tensor:
         """Cells that are not refined into which the surface runs from `cells`: of their nodes `at`, those on the common
-        side lie on both sides of the level."""
-        n, above = self.cells, self.values[at] > level
-        faces = torch.stack([above.select(axis, side).flatten(1) for side in (0, 2) for axis in (1, 2, 3)], 1)
-        place = torch.stack([cells // n**2 % n, cells // n % n, cells % n], 1)
-        cut = faces.any(2) & ~faces.all(2) & torch.cat([place > 0, place < n - 1], 1)
-        which, face = cut.nonzero(as_tuple=True)
-        near = cells[which] + self.steps[face]
-        return near[~self.refined[near]].unique()
+        side lie on both sides of the level. If `wide`, their neighbours too."""
+        above = self.values[at] > level
+        near = cells[:, None] + self.sides
+        near = near[(above[:, self.faces].sum(2) % 9 != 0) & ~self.refined[near]]
+        if wide:
+            near = near[:, None] + self.around
+            near = near[~self.refined[near]]
+        return near.unique()
+
+
+def _cube(steps: Tensor, stride: int) -> Tensor:
+    """The numbers [27] of a cube of three steps an axis in a grid of `stride` an axis."""
+    return ((steps[:, None, None] * stride + steps[:, None]) * stride + steps).flatten()
 
 
 class _Asker:
@@ -165,27 +185,29 @@ class _Asker:
         self.field, self.batch, self.low, self.chunk = field, batch, low, chunk
         self.asked = torch.zeros(batch, dtype=torch.int64, device=low.device)
 
-    def __call__(self, at: Tensor | None, nodes: int, spacing: Tensor) -> Tensor:
-        """Values at the nodes `at`, ascending over all shapes, of a grid of `nodes` a side; None: at every node."""
-        total = nodes**3
+    def __call__(self, at: Tensor | None, nodes: int, side: int, spacing: Tensor) -> Tensor:
+        """Values at the nodes `at`, ascending over all shapes, of grids of `nodes` an axis, numbered as if they were
+        `side`; None: at every node."""
+        total = side**3
         if at is None or self.batch == 1:
             whole = torch.arange(total, device=self.low.device) if at is None else at
             self.asked += len(whole)
-            return self._rows(whole.expand(self.batch, -1), nodes, spacing).view(-1)
+            return self._rows(whole.expand(self.batch, -1), nodes, side, spacing).view(-1)
         shape_of = at // total
         counts = torch.bincount(shape_of, minlength=self.batch)
         self.asked += counts
         column = torch.arange(len(at), device=at.device) - (counts.cumsum(0) - counts)[shape_of]
         table = at.new_zeros(self.batch, int(counts.max()))
         table[shape_of, column] = at % total
-        return self._rows(table, nodes, spacing)[shape_of, column]
+        return self._rows(table, nodes, side, spacing)[shape_of, column]
 
-    def _rows(self, table: Tensor, nodes: int, spacing: Tensor) -> Tensor:
+    def _rows(self, table: Tensor, nodes: int, side: int, spacing: Tensor) -> Tensor:
         """Values [B, N] at nodes [B, N] of each shape's grid."""
         found = torch.empty(table.shape, dtype=torch.float32, device=table.device)
         for begin in range(0, table.shape[1], self.chunk):
             part = table[:, begin : begin + self.chunk]
-            place = torch.stack([part // nodes**2, part // nodes % nodes, part % nodes], -1)
+            rows = part // side
+            place = torch.stack([rows // side, rows % side, part % side], -1).clamp_(max=nodes - 1)
             points = torch.addcmul(self.low, place.to(torch.float32), spacing)
             values = self.field(points)
             if values.shape not in (part.shape, (*part.shape, 1)):
@@ -274,25 +296,24 @@ def decode_volume(
     fine = (corners[1] - corners[0]) / resolution
     sizes = levels_of(resolution, coarsest) if hierarchical else [resolution]
     ask = _Asker(field, batch, corners[0].to(device, torch.float32), chunk)
-    values = ask(None, sizes[0] + 1, (fine * 2 ** (len(sizes) - 1)).to(device, torch.float32))
+    values = ask(None, sizes[0] + 1, sizes[0] + 1, (fine * 2 ** (len(sizes) - 1)).to(device, torch.float32))
     values = values.view(batch, *[sizes[0] + 1] * 3)
     known: Tensor | None = None  # of nodes; None: all
     for i, count in enumerate(sizes[1:], 2):
-        nodes, scale = count + 1, 2 ** (len(sizes) - i)
+        scale = 2 ** (len(sizes) - i)
         spacing = (fine * scale).to(device, torch.float32)
         half_diagonal = float((fine * (2 * scale)).norm()) / 2
         near = band if lipschitz is None else max(band, lipschitz * half_diagonal)
-        new = _active(values, level, near, dilation).view(-1).nonzero().squeeze(1)
-        coarser, values = values, torch.full((batch, nodes, nodes, nodes), math.nan, device=device)
-        inner = slice(0, (nodes + 1) // 2)
-        values[:, ::2, ::2, ::2] = coarser[:, inner, inner, inner]
-        grid = _Level(values)
+        grid = _Level(batch, count + 1, device)
+        new = grid.take(_active(values, level, near, dilation))
+        grid.values.view(batch, *[grid.side] * 3)[:, ::2, ::2, ::2] = values
+        rounds = 0
         while len(new):
             at, fresh = grid.refine(new)
-            fresh = fresh[grid.values[fresh].isnan()]
-            grid.values[fresh] = ask(fresh, nodes, spacing)
-            new = grid.followed(new, at, level)
-        known = grid.known
+            grid.values[fresh] = ask(fresh, count + 1, grid.side, spacing)
+            new = grid.followed(new, at, level, wide=rounds > 0)
+            rounds += 1
+        values, known = grid.of_volume(grid.values), grid.of_volume(grid.known).reshape(-1)
     total = (resolution + 1) ** 3
     if known is None:
         at, parts = torch.arange(total, device=device).repeat(batch), [total] * batch
@@ -300,7 +321,7 @@ def decode_volume(
     else:
         at = known.nonzero().squeeze(1)
         parts = torch.bincount(at // total, minlength=batch).tolist()
-        found = values.view(-1)[at]
+        found = values.reshape(-1)[at]
     return [
         SparseVolume(index, value, (resolution + 1,) * 3, tuple(corners[0].tolist()), tuple(fine.tolist()), asked)
         for index, value, asked in zip((at % total).split(parts), found.split(parts), ask.asked.tolist(), strict=True)
