@@ -1,6 +1,7 @@
 """The container of 4D Gaussians: what it keeps, its size, parts, hostile files; and its k-means."""
 
 import dataclasses
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,20 @@ def test_abuse_of_files(tmp_path: Path, abused: Callable[..., None]) -> None:
     path = tmp_path / "a.4dgs"
     write_4d(path, sample(40, kinds=8))
     abused(path, lambda: open_4d(path).read(), FormatError, head=100)
+
+
+def test_nothing_is_allocated_on_a_books_word(tmp_path: Path) -> None:
+    g = sample(40, kinds=8)
+    write_4d(tmp_path / "a.4dgs", g)
+    hostile = bytearray((tmp_path / "a.4dgs").read_bytes())
+    place = 36 + 4 * len(g.key_times) + 8  # of the first book's number of entries
+    hostile[place : place + 4] = (65536).to_bytes(4, "little")
+    (tmp_path / "a.4dgs").write_bytes(hostile)
+    tracemalloc.start()
+    with pytest.raises(FormatError, match="book 0: expected 393216 bytes"):
+        open_4d(tmp_path / "a.4dgs")
+    assert tracemalloc.get_traced_memory()[1] < 200_000
+    tracemalloc.stop()
 
 
 def test_refusals(tmp_path: Path) -> None:

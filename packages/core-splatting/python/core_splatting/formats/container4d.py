@@ -298,9 +298,10 @@ def open_4d(path: str | os.PathLike[str]) -> Source4D:
             first, width, length = _GROUP.unpack(group) if len(group) == _GROUP.size else (-1, 0, 0)
             if first != expected or not 1 <= width <= coefficients - first or not 1 <= length <= _MAX_ENTRIES:
                 raise FormatError(path, where, f"expected coefficients from {expected}, up to {_MAX_ENTRIES} entries")
-            raw = file.read(length * width * 6)
-            if len(raw) < length * width * 6:
-                raise FormatError(path, where, f"expected {length * width * 6} bytes, got {len(raw)}")
+            there, wanted = size - file.tell(), length * width * 6
+            if there < wanted:  # read(wanted) would hold as much first
+                raise FormatError(path, where, f"expected {wanted} bytes, got {there}")
+            raw = file.read(wanted)
             books.append((first, np.frombuffer(raw, "<f2").astype(np.float32).reshape(length, 3 * width)))
             expected = first + width
         if count and expected != coefficients:
