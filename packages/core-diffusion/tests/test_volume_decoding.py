@@ -145,6 +145,18 @@ def test_a_thin_sheet_needs_the_band():
         np.testing.assert_array_equal(vertices, want)
 
 
+@pytest.mark.parametrize("resolution", [24, 41])
+@pytest.mark.parametrize("side", [-1, 1])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_inside_of_what_the_border_cuts(axis, side, resolution):
+    center = torch.zeros(3)
+    center[axis] = 1.1 * side
+    field = lambda p: torch.maximum(0.9 - (p - center).norm(dim=-1), 0.2 - p.norm(dim=-1))  # noqa: E731
+    (part,) = decode_volume(field, resolution, coarsest=6, lipschitz=1.0, device="cpu")
+    assert len(part.index) < (resolution + 1) ** 3
+    assert torch.equal(part.inside(), dense(field, resolution).dense() > 0)
+
+
 def test_a_bound_on_the_slope_finds_every_part():
     rng = np.random.default_rng(0)
     centers = torch.from_numpy(rng.uniform(-0.8, 0.8, (40, 3)).astype(np.float32))

@@ -52,13 +52,15 @@ class SparseVolume(NamedTuple):
         return out.view(self.shape)
 
     def inside(self, level: float = 0.0) -> Tensor:
-        """bool [X, Y, Z]: above the level. An unknown node is as the last known one before it along Z, or outside."""
-        known = torch.full((math.prod(self.shape),), -1, dtype=torch.int8, device=self.values.device)
-        known[self.index] = (self.values > level).to(torch.int8)
-        known = known.view(self.shape)
-        place = torch.arange(self.shape[2], device=known.device).expand(self.shape)
-        last = torch.where(known >= 0, place, -1).cummax(2).values
-        return (last >= 0) & (known.gather(2, last.clamp(min=0)) > 0)
+        """bool [X, Y, Z]: above the level. An unknown node is as the known one that lies before it on its line along Z,
+        or after it; on a line without any as those along Y, then X; outside if there is none at all."""
+        found = torch.full((math.prod(self.shape),), -1, dtype=torch.int8, device=self.values.device)
+        found[self.index] = (self.values > level).to(torch.int8)
+        found = found.view(self.shape)
+        for axis in (2, 1, 0):
+            for _ in range(2):  # from the front, and from the back
+                found = _filled(found, axis).flip(axis)
+        return found > 0
 
     def mesh(
         self, level: float = 0.0, gradient_direction: Literal["descent", "ascent"] = "descent"
@@ -73,6 +75,13 @@ class SparseVolume(NamedTuple):
         if len(values) == math.prod(self.shape):
             return marching_cubes(values.reshape(self.shape), level, **options)
         return sparse_marching_cubes(self.index.cpu().numpy(), values, self.shape, level, **options)
+
+
+def _filled(found: Tensor, axis: int) -> Tensor:
+    """Negative numbers replaced by the last one before them along an axis that is not, if there is one."""
+    place = torch.arange(found.shape[axis], device=found.device).view(-1, *[1] * (2 - axis))
+    last = torch.where(found >= 0, place, 0).cummax(axis).values
+    return found.gather(axis, last)
 
 
 def levels_of(resolution: int, coarsest: int = 64) -> list[int]:
