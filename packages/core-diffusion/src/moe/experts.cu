@@ -72,13 +72,14 @@ __global__ void __launch_bounds__(per_block)
   const int lane = threadIdx.x % 32;
   const int64_t t = static_cast<int64_t>(blockIdx.x) * warps + threadIdx.x / 32;
   if (t >= count) return;
-  for (int column = lane * 8; column < width; column += 256) {
+  for (int first = 0; first < width; first += 256) {
+    const int column = min(first + lane * 8, width - 8);  // each lane holds some experts' places, past the last column too
     float sum[8] = {};
     for (int base = 0; base < experts; base += 32) {
       const int e = base + lane, place = e < experts ? places[t * experts + e] : -1;
-      for (unsigned left = __ballot_sync(__activemask(), place >= 0); left; left &= left - 1) {
+      for (unsigned left = __ballot_sync(~0u, place >= 0); left; left &= left - 1) {
         const int from = __ffs(left) - 1;
-        const int row = __shfl_sync(__activemask(), place, from);
+        const int row = __shfl_sync(~0u, place, from);
         const float gate = gates ? __bfloat162float(native(gates)[t * experts + base + from]) : 1.f;
         const uint4 v = __ldg(reinterpret_cast<const uint4*>(rows + static_cast<int64_t>(row) * width + column));
         const uint32_t words[] = {v.x, v.y, v.z, v.w};
