@@ -307,8 +307,13 @@ __device__ void consume(const Arguments& p, uint32_t buffers, uint32_t full, uin
   if (staging.thread == 0) hopper::stores_done();
 }
 
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define CORE_PAIRS_OF_BLOCKS __cluster_dims__(2)
+#else
+#define CORE_PAIRS_OF_BLOCKS  // this kernel is not called there, but the compiler refuses the attribute
+#endif
 template <Side a_side, Side b_side, Group group, After after, bool silu>
-__global__ void __cluster_dims__(2) __launch_bounds__(threads, 1) multiply(const __grid_constant__ Arguments p) {
+__global__ void CORE_PAIRS_OF_BLOCKS __launch_bounds__(threads, 1) multiply(const __grid_constant__ Arguments p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) unsigned char memory[];
   const uint32_t buffers = hopper::shared_address(memory), staging = buffers + stages * stage_bytes;
@@ -334,4 +339,5 @@ __global__ void __cluster_dims__(2) __launch_bounds__(threads, 1) multiply(const
   hopper::cluster_sync();
 #endif
 }
+#undef CORE_PAIRS_OF_BLOCKS
 }  // namespace core_diffusion::grouped
