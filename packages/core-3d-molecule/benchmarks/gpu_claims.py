@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("-o", "--out", type=pathlib.Path, default=pathlib.Path("results"))
     parser.add_argument("--only", choices=list(NAMES))
     parser.add_argument("--seconds", type=float, default=float("inf"))
-    parser.add_argument("--minutes", type=float, nargs=3, default=(19.0, 7.0, 15.0), metavar=("UNI", "UAE", "UDM"))
+    parser.add_argument("--minutes", type=float, nargs=3, default=(19.0, 7.0, 13.0), metavar=("UNI", "UAE", "UDM"))
     parser.add_argument("--oriented", action="store_true")
     parser.add_argument("--weights", type=int, nargs=2, default=(0, 1), metavar=("K", "N"))
     parser.add_argument("--tiny", action="store_true")

@@ -31,7 +31,7 @@ def generate(
     seed: int,
     out: Path,
     *,
-    minutes: tuple[float, float] = (7.0, 15.0),
+    minutes: tuple[float, float] = (7.0, 13.0),
     steps: int = 1_000_000,
     count: int = 10_000,
     trial: int = 2048,

@@ -119,10 +119,10 @@ def generate(
         paper="2503.16278",
         claim="An autoregressive transformer over octree tokens generates QM9's molecules better than earlier models.",
         protocol="EDM's training molecules of QM9, "
-        f"{'along their principal axes' if oriented else 'turned at random'}, {layers} layers of {width} whose "
-        f"attention turns values, too (the paper: 12 of 768, keys alone), {minutes:g} minutes of training on one GPU "
-        f"(500,000 steps), coordinates weighted {xyz:g} (0.1), hidden matrices by "
-        f"{'Muon' if muon else 'AdamW'}; {count} molecules begun, those not finished left out; "
+        f"{'along their principal axes' if oriented else 'turned at random'}, no nodes left out, {layers} layers of "
+        f"{width} whose attention turns values, too, by RoPE of base 1000 (the paper: 12 of 768, keys alone, 10,000), "
+        f"{minutes:g} minutes of training on one GPU (500,000 steps), coordinates weighted {xyz:g} (0.1), hidden "
+        f"matrices by {'Muon' if muon else 'AdamW'}; {count} molecules begun, those not finished left out; "
         f"temperatures {found['temperatures']} of trees (by level, the finest first), types and coordinates, and the "
         f"least share of the likeliest's probability, if any: of {len(temperatures)} tried with {trial} other samples "
         "each, the ones with the most that are valid by JODO's valences among those with as many different valid ones "
@@ -156,8 +156,8 @@ def _draw(
     if weights.exists():
         model = load_model(weights, settings["device"])
     else:
-        quiet = {"dropout": 0.0, "drop_path": 0.0}
-        config = Config(**shape, **quiet, heads=max(shape["width"] // 64, 1), turn_values=True)
+        attention: dict[str, Any] = {"heads": max(shape["width"] // 64, 1), "turn_values": True, "rope_theta": 1000.0}
+        config = Config(**shape, **attention, dropout=0.0, drop_path=0.0)
         trainer = trainer_of(record, given, config, weights=Weights(xyz=xyz), augment=augment, **settings)
         runs.train(trainer, record.path.with_suffix(".safetensors"), record, "train")
         model = runs.averaged(trainer)
