@@ -185,12 +185,17 @@ def _noise_loss(model: Any, given: Any, turn: bool, early: float) -> float:
     """The transformer's loss on the first molecules of a set: what it has learnt by heart shows."""
     import torch
 
+    from ..udm3d import dit
+
     torch.manual_seed(0)
     device, found = given.counts.device.type, []
+    batch = min(len(given), 512)  # in the shape that samples are drawn in, for which the transformer is compiled
     with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-        for rows in torch.arange(min(len(given), 10_240), device=device).split(512):
-            m = given.batch(rows, model.autoencoder.config.scale, turn)
-            found.append(float(model.loss(m, early=early)["loss"]))
+        for rows in torch.arange(min(len(given), 20 * 512) // batch * batch, device=device).split(batch):
+            with torch.autocast(device, enabled=False):
+                m = given.batch(rows, model.autoencoder.config.scale, turn)
+                z = model.latents(m)
+            found.append(float(dit.noise_loss(model.dit, z, m.real, early=early)["loss"]))
     return sum(found) / len(found)
 
 
