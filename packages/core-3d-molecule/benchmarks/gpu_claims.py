@@ -1,7 +1,7 @@
 """Uni-3DAR, UAE-3D and UDM-3D trained on QM9 for minutes on one GPU: what they draw, as tables and a picture.
 
 python benchmarks/gpu_claims.py DIR [--only uni3dar|udm3d] [--seconds S] [--minutes UNI UAE UDM] [--oriented]
-    [--weights K N] [--tiny]
+    [--noise S] [--weights K N] [--tiny]
 
 Trains on CUDA, or goes on with what an interrupted call left in DIR; where there is RDKit and no GPU it scores what was
 drawn elsewhere and copied into DIR. Tables and a picture go to results/ or -o. A call stops in time after S seconds and
@@ -11,8 +11,8 @@ exits 3: call again. Whenever a call ends, record (.json) and samples (.npz) are
 files, 64 MiB together, back: Uni-3DAR's weights fit whole, UDM-3D's in halves, both in thirds. Pieces that are in DIR,
 all of them, are drawn from instead of training; DIR must then hold the record, too, but no samples; what it says of
 trials is tried anew if it is taken out of it. Exits 0 if all claims hold, 1 if one does not, 2 if only RDKit is
-missing. --oriented: molecules lie along their principal axes. --tiny: the whole path in seconds, on the CPU, of 40
-molecules.
+missing. --oriented: molecules lie along their principal axes. --noise: that of latents in the autoencoder's training.
+--tiny: the whole path in seconds, on the CPU, of 40 molecules.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--minutes", type=float, nargs=3, default=(19.0, 7.0, 13.0), metavar=("UNI", "UAE", "UDM"))
     parser.add_argument("--oriented", action="store_true")
+    parser.add_argument("--noise", type=float, default=0.05)
     parser.add_argument("--weights", type=int, nargs=2, default=(0, 1), metavar=("K", "N"))
     parser.add_argument("--tiny", action="store_true")
     chosen = parser.parse_args()
@@ -66,9 +67,8 @@ def main() -> int:
         )
 
     def udm3d(seconds: float) -> Claim:
-        return uae3d_qm9.generate(
-            0, chosen.folder, minutes=tuple(latent), seconds=seconds, oriented=chosen.oriented, **tiny_udm
-        )
+        how = {"oriented": chosen.oriented, "noise": chosen.noise} | tiny_udm
+        return uae3d_qm9.generate(0, chosen.folder, minutes=tuple(latent), seconds=seconds, **how)
 
     parts: dict[str, tuple[Callable[[float], Claim], Callable[[Any], list[dict[str, Any]]]]] = {
         "uni3dar": (uni3dar, uni3dar_rows), "udm3d": (udm3d, udm3d_rows),

@@ -39,7 +39,7 @@ def generate(
     lr: tuple[float, float] = (2e-3, 1e-3),
     compiled: tuple[bool, bool] = (False, True),
     weights: tuple[float, float, float] = (10.0, 10.0, 30.0),
-    noise: float = 0.1,
+    noise: float = 0.05,
     muon: bool = True,
     early: float = 1.5,
     oriented: bool = False,
