@@ -158,8 +158,9 @@ def best_chunk(field: Field, setting: Size, device: torch.device) -> int:
     return min(setting.chunks, key=timed)
 
 
-def beside_field(field: Field, resolution: int, options: Mapping[str, Any], device: torch.device) -> float:
-    """The time of a decode whose field takes none: its answers are those that it gave before."""
+def beside_field(field: Field, resolution: int, options: Mapping[str, Any], device: torch.device) -> tuple[float, int]:
+    """The time of a decode whose field takes none, its answers being those that it gave before; how often it is
+    asked."""
     answers: list[Tensor] = []
 
     def ask(points: Tensor) -> Tensor:
@@ -168,7 +169,7 @@ def beside_field(field: Field, resolution: int, options: Mapping[str, Any], devi
 
     decode_volume(ask, resolution, **options)
     again = itertools.cycle(answers)
-    return seconds(lambda: decode_volume(lambda points: next(again), resolution, **options), device, 5)
+    return seconds(lambda: decode_volume(lambda points: next(again), resolution, **options), device, 5), len(answers)
 
 
 def train(
@@ -284,10 +285,14 @@ def measure(
         decode(latents[1], "hierarchy", resolution).values.sum().item()
         first = time.perf_counter() - start
         plain = decode(latents[0], "hierarchy", resolution)
-        besides = beside_field(decoder.field(latents[0]), resolution, common, device)
+        for way, (keys, options) in ways.items():
+            if way != "dense":
+                besides, calls = beside_field(decoder.field(latents[0], keys), resolution, options, device)
+                note(
+                    **{f"{way} beside the decoder, s at {resolution}": besides, f"{way}, calls at {resolution}": calls}
+                )
         note(
             **{
-                f"hierarchy beside the decoder, s at {resolution}": besides,
                 f"hierarchy, first time of another mesh, s at {resolution}": first,
                 f"mesh, s at {resolution}": seconds(plain.mesh, device, 1),
                 f"dense / hierarchy, queries at {resolution}": (resolution + 1) ** 3 / plain.queries,
