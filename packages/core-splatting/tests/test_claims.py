@@ -14,7 +14,7 @@ from core_splatting.claims import fourdgs_1k, m3  # noqa: E402
 from core_splatting.claims.notes import Notes  # noqa: E402
 
 TINY = {
-    "2503.16422": fourdgs_1k.Size(32, 32, 4, 3, 2000, 8000, 30, 2e-4, 9000, 2, 5, 2, "cpu"),
+    "2503.16422": fourdgs_1k.Size(32, 32, 4, 3, 2000, 8000, 30, 2e-4, 9000, 2, 5, 2, 1.0, "cpu"),
     "2503.16413": m3.Size(24, 3, 1500, ("CLIP",), 30, 5, 0.1, 0.98, 0.02, 2, "cpu"),
 }
 # Of the checks, one after each step: stopped within the training, and after it.

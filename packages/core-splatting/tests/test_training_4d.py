@@ -160,7 +160,7 @@ def test_key_times() -> None:
 def test_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs through at a size too small for its bars; key frames are equal at any size."""
     pytest.importorskip("matplotlib")
-    tiny = fourdgs_1k.Size(32, 32, 4, 3, 2000, 8000, 30, 2e-4, 9000, 2, 5, 2, "cpu")
+    tiny = fourdgs_1k.Size(32, 32, 4, 3, 2000, 8000, 30, 2e-4, 9000, 2, 5, 2, 1.0, "cpu")
     monkeypatch.setitem(fourdgs_1k.SIZES, "cpu", tiny)
     found = fourdgs_1k.claim("cpu", 0, tmp_path)
     assert found.measured["filtered against all: most at key frames"][0] <= 1 / 255

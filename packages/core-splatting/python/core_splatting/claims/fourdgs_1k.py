@@ -28,7 +28,8 @@ CONTROL = "PSNR of all, trained as much further, dB"
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Of the experiment: the video, the training, the pruning; `books` of the `fine_tune` steps are with code books."""
+    """Of the experiment: the video, the training, the pruning; in the `fine_tune` steps, of which `books` are with code
+    books, the means have `rate` times the learning rate of training."""
 
     width: int
     height: int
@@ -42,12 +43,13 @@ class Size:
     interval: int
     fine_tune: int
     books: int
+    rate: float
     device: str
 
 
 SIZES = {
-    "cpu": Size(128, 128, 24, 9, 30_000, 8000, 1500, 2e-4, 20_000, 6, 800, 200, "cpu"),
-    "gpu": Size(1352, 1014, 60, 12, 400_000, 40_000, 7000, 5e-5, 700_000, 20, 5000, 1000, "cuda"),
+    "cpu": Size(128, 128, 24, 9, 30_000, 8000, 1500, 2e-4, 20_000, 6, 800, 200, 1.0, "cpu"),
+    "gpu": Size(1352, 1014, 60, 12, 400_000, 40_000, 7000, 5e-5, 700_000, 6, 10_000, 2000, 3.0, "cuda"),
 }
 
 
@@ -72,8 +74,8 @@ def experiment(s: Size, seed: int, out: Path, notes: Notes | None = None) -> Cla
         protocol=(
             f"A synthetic walk, {s.frames} times x {s.cameras} cameras of {s.width}x{s.height}, one camera held out. "
             f"{s.steps} steps of 4D Gaussians; 80 % pruned; key frames at each {s.interval}th time; {s.fine_tune} "
-            f"steps of fine-tuning, the last {s.books} with code books in place; written and read. PSNR over the "
-            "held-out views, with its deviation over them. "
+            f"steps of fine-tuning, the means at {s.rate} times their rate, the last {s.books} with code books in "
+            "place; written and read. PSNR over the held-out views, with its deviation over them. "
             f"Bars: at most {MOST_LOST} dB lost, {LEAST_SAVED:.0f}x less storage (float32 to file), key frames "
             "equal to 1/255."
         ),
@@ -117,7 +119,7 @@ def _run(s: Size, seed: int, out: Path, plot: Path, notes: Notes) -> None:
         if LOST not in notes.measured:
             notes.note({"Gaussians before": (count, 0.0), "PSNR of all, dB": _spread(full)})
             shown = [_picture(trainer)]
-            prune(trainer, 0.8, interval=s.interval, steps=s.fine_tune)
+            prune(trainer, 0.8, interval=s.interval, steps=s.fine_tune, rate=s.rate)
             chosen, trainer.model.filter = trainer.model.filter, None
             cut = _psnr_by_view(trainer)
             trainer.model.filter = chosen
@@ -153,7 +155,7 @@ def _run(s: Size, seed: int, out: Path, plot: Path, notes: Notes) -> None:
                     "ms a frame, of the file": _spread(found["ms"]),
                 }
             )
-        prune(control, 0.0, steps=s.fine_tune, filtered=False)
+        prune(control, 0.0, steps=s.fine_tune, rate=s.rate, filtered=False)
         longer, _ = tune("train the unpruned as much further", control, s.fine_tune)
         notes.note({CONTROL: _spread(longer)})
 

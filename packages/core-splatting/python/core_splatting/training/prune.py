@@ -43,6 +43,7 @@ def prune(
     interval: int = 20,
     key_frames: int = 0,
     steps: int = 5000,
+    rate: float = 1.0,
     filtered: bool = True,
 ) -> None:
     """Leaves a trainer with the Gaussians that matter, ready to be fine-tuned: `trainer.run(steps)`, then `finish`.
@@ -54,6 +55,7 @@ def prune(
         share: of the Gaussians, those with the lowest scores, that go.
         interval, key_frames: see `key_times`.
         steps: of the fine-tuning, without clone and split, at the rates of training; that of the means falls again.
+        rate: of the means, times that of training.
         filtered: whether the filter is on while it is fine-tuned.
     """
     model = _dynamic(trainer)
@@ -61,7 +63,9 @@ def prune(
     values = {name: parameter.detach()[kept] for name, parameter in model.parameters.items()}
     c = trainer.config
     trainer.step = c.sh_degree + c.sh_time_degree  # with a step for each degree, every coefficient is in use
-    trainer.config = dataclasses.replace(c, steps=trainer.step + steps, strategy="fixed", sh_every=1)
+    trainer.config = dataclasses.replace(
+        c, steps=trainer.step + steps, strategy="fixed", sh_every=1, lr_means=rate * c.lr_means
+    )
     trainer.model = Model4D(values, trainer.config, trainer.extent)
     trainer.strategy = Fixed(trainer.config, trainer.extent, trainer.generator)
     if filtered:
