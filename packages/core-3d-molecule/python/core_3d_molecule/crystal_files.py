@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from core_registry.files import replace
 
-from .crystals import Crystals
+from .crystals import Crystals, Patterns
 from .elements import NUMBERS
 from .lines import MAX_ATOMS, Lines
 
@@ -18,6 +18,8 @@ Atoms = tuple[list[int], np.ndarray, np.ndarray]
 SAME_SITE = 0.01
 """Angstroms within which images of an atom under a crystal's symmetry are one."""
 MAX_OPERATIONS = 192
+MOST_EVEN = 50
+"""Peaks of a powder pattern that may lie at even steps."""
 
 
 def read(path: str | Path) -> Crystals:
@@ -38,6 +40,38 @@ def read(path: str | Path) -> Crystals:
 def from_cif(text: str, name: str = "<cif>") -> Crystals:
     """The crystals of the text of a CIF file; `name` stands for it in messages."""
     return _batch(list(_cif(Lines(name, text))))
+
+
+def read_pattern(path: str | Path) -> Patterns:
+    """The one powder pattern of a text file: in each line the angle 2 theta of a peak, in degrees, and its intensity.
+
+    Spaces, commas or semicolons part them; a line that begins with # says nothing. Intensities are scaled so that the
+    greatest is 100. Raises ValueError that names file and line: for what is no pair of numbers, an angle outside
+    0..180 or twice, a negative intensity; for a file without a peak; for more than 50 angles at even steps, which are a
+    measured curve whose peaks are to be found first.
+    """
+    lines, found = Lines.of(Path(path)), dict[float, float]()
+    while lines.skip_blank():
+        fields = lines.next("a peak").replace(",", " ").replace(";", " ").split()
+        if not fields or fields[0].startswith("#"):
+            continue
+        if len(fields) != 2:
+            raise lines.error(f"a peak must be an angle and an intensity, got {len(fields)} fields")
+        angle, intensity = lines.number(fields[0], "the angle"), lines.number(fields[1], "the intensity")
+        if not 0 <= angle <= 180 or angle in found:
+            raise lines.error(f"the angle must be new, and in 0..180 degrees, got {angle:g}")
+        if intensity < 0:
+            raise lines.error(f"the intensity must be 0 or above, got {intensity:g}")
+        found[angle] = intensity
+    greatest = max(found.values(), default=0.0)
+    if greatest <= 0:
+        raise ValueError(f"{path}: no line has a peak, an angle and an intensity above 0")
+    angles = np.array(sorted(found))
+    steps = np.diff(angles)
+    if len(angles) > MOST_EVEN and np.ptp(steps) < 0.1 * steps.mean():
+        raise ValueError(f"{path}: {len(angles)} angles at even steps are a measured curve; give the peaks alone")
+    intensities = np.array([found[angle] for angle in angles]) * (100 / greatest)
+    return Patterns(angles, intensities.clip(max=100), np.array([0, len(angles)]))
 
 
 def write(path: str | Path, crystals: Crystals) -> None:

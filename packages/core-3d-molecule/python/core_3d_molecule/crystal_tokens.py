@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from . import _core_3d_molecule as _C
-from .crystals import Crystals, niggli_reduce, pxrd_patterns
+from .crystals import Crystals, Patterns, niggli_reduce, pxrd_patterns
 from .octree import LATTICE, Augmentation, OctreeTokenizer, Packed, Tokens
 from .structures import offsets_of
 
 COMPONENTS, CNT, PXRD = 602, 603, 732
 MOST_ATOMS = 128
 PXRD_TOKENS, PXRD_POINTS = 4, 300
+PXRD_RANGE, PXRD_UNIT = (0.0, 120.0), 50.0
 VOCABULARY = PXRD + PXRD_TOKENS
 """736: that of molecules, [COMPONENTS], [CNT_0..128] and [PXRD_0..3]."""
 MOST_ERROR = 1.0
@@ -35,6 +36,12 @@ class Conditions:
     pxrd: Any
     composition_given: Any
     pxrd_given: Any
+
+    def told(self, composition: bool, pxrd: bool) -> Any:
+        """(B, V) float32, what a model is told: `told_rows` of the pattern, then of the composition, if wanted."""
+        parts = [told_rows(self.pxrd.reshape(len(self.tokens), -1), self.pxrd_given)] if pxrd else []
+        parts += [told_rows(self.composition, self.composition_given)] if composition else []
+        return np.hstack([np.empty((len(self.tokens), 0), np.float32), *parts])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,10 +123,11 @@ class CrystalTokenizer:
         return Crystals(atoms.numbers, np.where(fractional < 1, fractional, 0.0), cells, atoms.offsets), rows
 
     def conditions(
-        self, crystals: Crystals, *, pxrd: bool = False, noise: float = 0.0, drop: float = 0.0, seed: int = 0
+        self, crystals: Crystals, *, pxrd: bool | Patterns = False, noise: float = 0.0, drop: float = 0.0, seed: int = 0
     ) -> Conditions:
         """Composition, number of atoms and, with `pxrd`, powder pattern of each crystal.
 
+        pxrd: whether patterns are wanted, or the crystals' `pxrd_peaks`, where they are known.
         noise: standard deviation of normal noise on both (the paper's is 0.1 in training); drop: the probability
         (0.1) with which each condition of each crystal is left out.
         """
@@ -135,12 +143,13 @@ class CrystalTokenizer:
             noisy = values + noise * rng.standard_normal(values.shape) if noise else values
             return np.where(kept.reshape(-1, *[1] * (values.ndim - 1)), noisy, 0).astype(np.float32)
 
-        patterns = None
-        if pxrd:
-            patterns = varied(pxrd_profile(crystals, seed).reshape(batch, PXRD_TOKENS, PXRD_POINTS) / 50, given[1])
-        before = [*(PXRD + np.arange(PXRD_TOKENS * pxrd)), COMPONENTS]
+        patterns, wanted = None, pxrd is not False
+        if wanted:
+            profiles = pxrd_profile(pxrd if isinstance(pxrd, Patterns) else crystals, seed)
+            patterns = varied(profiles.reshape(batch, PXRD_TOKENS, PXRD_POINTS) / PXRD_UNIT, given[1])
+        before = [*(PXRD + np.arange(PXRD_TOKENS * wanted)), COMPONENTS]
         tokens = np.column_stack([np.tile(np.array(before, np.int32), (batch, 1)), (CNT + counts).astype(np.int32)])
-        return Conditions(tokens, varied(np.sqrt(composition), given[0]), patterns, given[0], given[1] & pxrd)
+        return Conditions(tokens, varied(np.sqrt(composition), given[0]), patterns, given[0], given[1] & wanted)
 
     def pack(self, tokens: Tokens, conditions: Conditions | None = None) -> Packed:
         """Model input: of each crystal its conditions, the lattice's tree and the atoms' tree; see `Packed`."""
@@ -158,12 +167,23 @@ def lattice_from_corners(corners: Any) -> tuple[Any, Any, Any]:
     return out
 
 
-def pxrd_profile(crystals: Crystals, seed: int = 0, points: int = PXRD_TOKENS * PXRD_POINTS) -> Any:
+def told_rows(values: Any, given: Any) -> Any:
+    """(B, 1 + N) float32 of values (B, N): whether a row's are given (B,), and the values, 0 if they are not."""
+    given = np.asarray(given, bool)[:, None]
+    return np.hstack([given, np.where(given, values, 0)]).astype(np.float32)
+
+
+def pxrd_peaks(crystals: Crystals) -> Patterns:
+    """The peaks of copper's powder pattern from 0 to 120 degrees, as `pxrd_profile` takes them."""
+    return pxrd_patterns(crystals, two_theta_range=PXRD_RANGE)
+
+
+def pxrd_profile(crystals: Crystals | Patterns, seed: int = 0, points: int = PXRD_TOKENS * PXRD_POINTS) -> Any:
     """(B, points) float32: copper's powder pattern at angles from 0 to 120 degrees; peaks above 5 of 100 and 64 random
     zeros beside them, joined by straight lines."""
-    found = pxrd_patterns(crystals, two_theta_range=(0.0, 120.0))
-    out = np.empty((len(crystals), points), np.float32)
-    _C.pxrd_profile(found.two_theta, found.intensity, found.offsets, 120.0, 5.0, 64, seed, out)
+    found = crystals if isinstance(crystals, Patterns) else pxrd_peaks(crystals)
+    out = np.empty((len(found), points), np.float32)
+    _C.pxrd_profile(found.two_theta, found.intensity, found.offsets, PXRD_RANGE[1], 5.0, 64, seed, out)
     return out
 
 

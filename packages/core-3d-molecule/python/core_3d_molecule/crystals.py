@@ -111,6 +111,11 @@ class Patterns:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def select(self, rows: Any) -> Patterns:
+        """The patterns of these rows (K,), in their order. Raises IndexError for a row too large."""
+        peaks, offsets = selected(self.offsets, rows)
+        return Patterns(self.two_theta[peaks], self.intensity[peaks], offsets)
+
 
 def niggli_reduce(crystals: Crystals) -> Crystals:
     """The same crystals in Niggli's reduced cells (doi 10.1107/S010876730302186X), coordinates in [0, 1).

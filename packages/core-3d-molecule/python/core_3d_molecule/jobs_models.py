@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .crystals import Crystals
+from .crystals import Crystals, Patterns
 from .structures import Structures
 
 SIZES = {
@@ -30,8 +30,10 @@ class _Run:
     device: str
     autoencoder: Path | None
     merge_level: int | None
+    conditions: tuple[str, ...]
 
 
+CONDITIONS = ("composition", "pxrd")
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
 
 
@@ -57,6 +59,10 @@ def train(
     merge_level: Annotated[
         int | None, typer.Option(help="Depth of uni3dar's octree; 6, of crystals 8, if not told.", min=1, max=10)
     ] = None,
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(help="Of uni3dar on crystals: what it is told, composition or pxrd (powder pattern); or both."),
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint if it is there.")] = False,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 1000,
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
@@ -78,8 +84,13 @@ def train(
     )
     if property_ is not None and model != "udm3d":
         raise typer.BadParameter("--property goes with --model udm3d alone")
+    told = tuple(dict.fromkeys(condition or ()))
+    if not set(told) <= set(CONDITIONS):
+        raise typer.BadParameter(f"--condition must be one of {', '.join(CONDITIONS)}, got {', '.join(told)}")
     given = _read(structures, property_)
-    trainer = makers[model](_Run(*given, optimisation, size, batch, _device(device), autoencoder, merge_level))
+    if told and (model != "uni3dar" or not isinstance(given[0], Crystals)):
+        raise typer.BadParameter("--condition goes with --model uni3dar on crystals alone")
+    trainer = makers[model](_Run(*given, optimisation, size, batch, _device(device), autoencoder, merge_level, told))
     if resume and out.exists():
         trainer.load(out)
     columns = (
@@ -110,6 +121,14 @@ def sample(
     count: Annotated[int, typer.Option(help="Molecules or crystals to begin.", min=1)] = 1000,
     keep: Annotated[float, typer.Option(help="Of uni3dar: the share with the lowest perplexity.", min=0, max=1)] = 1.0,
     formula: Annotated[str | None, typer.Option(help="Of uni3dar: the wanted composition, for example C6H6.")] = None,
+    pattern: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of uni3dar trained with --condition pxrd: a file with 2 theta (copper, degrees) and intensity of a "
+            "peak in each line, or a crystal .cif, .extxyz with the wanted powder pattern.",
+            exists=True,
+        ),
+    ] = None,
     temperature: Annotated[tuple[float, float, float], typer.Option(help="Of uni3dar: trees, types, coordinates.")] = (
         0.9,
         0.3,
@@ -134,8 +153,10 @@ def sample(
 
     model = load_model(checkpoint, _device(device))
     if isinstance(model, Uni3DAR) and model.config.trees > 1:
-        _sample_crystals(model, checkpoint, out, count, keep, formula, temperature, batch, seed)
+        _sample_crystals(model, checkpoint, out, count, keep, formula, pattern, temperature, batch, seed)
         return
+    if pattern is not None:
+        raise typer.BadParameter("--pattern goes with a model of crystals alone")
     if isinstance(model, Uni3DAR):
         tree, atom, xyz = temperature
         sampler = Sampler(model, Settings(tree=tree, atom=atom, xyz=xyz, max_tokens=256), batch=min(batch, count))
@@ -170,6 +191,7 @@ def _sample_crystals(
     count: int,
     keep: float,
     formula: str | None,
+    pattern: Path | None,
     temperature: tuple[float, float, float],
     batch: int,
     seed: int,
@@ -181,6 +203,9 @@ def _sample_crystals(
     from .training import read_about
     from .uni3dar import CrystalSampler, Settings
 
+    if pattern is not None and not model.config.pxrd:
+        raise ValueError(f"{checkpoint}: expected a model trained with --condition pxrd for --pattern")
+    peaks = None if pattern is None else _pattern(pattern)
     wanted = None if formula is None else _composition(formula)
     if wanted is None:
         atoms = np.array(read_about(checkpoint)["about"]["data"]["atoms"], np.float64)
@@ -189,7 +214,7 @@ def _sample_crystals(
         sizes = np.full(count, wanted.sum())
     tree, atom, xyz = temperature
     sampler = CrystalSampler(model, Settings(tree=tree, atom=atom, xyz=xyz, max_tokens=320), batch=min(batch, count))
-    found = sampler.sample(sizes, seed, wanted)
+    found = sampler.sample(sizes, seed, wanted, pattern=peaks)
     crystals = found.best(keep) if keep < 1 else found.crystals
     path = out or Path("samples.extxyz")
     write(path, crystals)
@@ -241,13 +266,27 @@ def _composition(formula: str) -> Any:
     return wanted
 
 
+def _pattern(path: Path) -> Patterns:
+    """The powder pattern of a file of peaks, or of the one crystal of a file."""
+    from .crystal_files import read, read_pattern
+    from .crystal_tokens import pxrd_peaks
+
+    if path.suffix.lower() not in (".cif", ".extxyz"):
+        return read_pattern(path)
+    crystals = read(path)
+    if len(crystals) != 1:
+        raise ValueError(f"{path}: expected one crystal for --pattern, got {len(crystals)}")
+    return pxrd_peaks(crystals)
+
+
 def _uni3dar(run: _Run) -> Any:
     from .octree import Augmentation
     from .uni3dar import Config, crystal_config, make_trainer
 
     level = {} if run.merge_level is None else {"merge_level": run.merge_level}
     crystals = isinstance(run.structures, Crystals)
-    config = (crystal_config if crystals else Config)(**SIZES[run.size], **level)
+    told = dict.fromkeys(run.conditions, True)
+    config = (crystal_config if crystals else Config)(**SIZES[run.size], **level, **told)
     return make_trainer(
         run.structures, config, run.optimisation, rows=run.batch * (224 if crystals else 192), device=run.device,
         augment=Augmentation(rotate=0.5 if crystals else 1.0), compiled=run.device != "cpu",

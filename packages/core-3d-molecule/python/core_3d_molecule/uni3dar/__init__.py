@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .batches import Stream, collate
+from .batches import Stream, Telling, collate
 from .crystals import CrystalSampler, CrystalSamples, crystal_config
 from .model import Batch, Config, PropertyHead, Uni3DAR, Weights, loss
 from .sampler import Sampler, Samples, Settings
@@ -19,6 +19,7 @@ __all__ = [
     "Samples",
     "Settings",
     "Stream",
+    "Telling",
     "Understanding",
     "Uni3DAR",
     "Weights",

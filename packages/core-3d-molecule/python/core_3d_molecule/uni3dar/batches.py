@@ -9,18 +9,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..crystal_tokens import CrystalTokenizer
-from ..crystals import Crystals
+from ..crystal_tokens import Conditions, CrystalTokenizer
+from ..crystals import Crystals, Patterns
 from ..octree import CLS, MASK, NULL, TREE, Augmentation, OctreeTokenizer, Packed, Tokens
 from ..structures import Structures
 from .model import IGNORED, Batch
 
 
 def collate(
-    packed: Packed, merge_level: int, resolution: float, rows: int = 0, sequences: int = 0, longest: int = 0
+    packed: Packed,
+    merge_level: int,
+    resolution: float,
+    rows: int = 0,
+    sequences: int = 0,
+    longest: int = 0,
+    told: Any = None,
 ) -> Batch:
     """The batch of packed tokens (`OctreeTokenizer.pack`), filled up to `rows` rows and `sequences` sequences.
 
+    told (B, V): what conditions the sequences are told, see `Conditions.told`.
     Filling rows are [NULL] in sequences of their own, of at most `longest` rows (0: as the longest given), and predict
     nothing. Raises ValueError if the tokens do not fit.
     """
@@ -51,6 +58,8 @@ def collate(
     tree, kind = np.where(target >= TREE, target - TREE - 1, IGNORED), np.where(target < CLS, target, IGNORED)
     trees, counts, remaining = (np.asarray(x, np.int64) for x in (packed.trees, packed.counts, packed.remaining))
 
+    told = np.empty((len(cu) - 1, 0), np.float32) if told is None else np.asarray(told, np.float32)
+
     def targets(x: np.ndarray) -> np.ndarray:
         return np.concatenate([x, np.full((missing, *x.shape[1:]), IGNORED, np.int64)])
 
@@ -60,16 +69,28 @@ def collate(
             filled(steps.astype(np.float32), 0), bounds.astype(np.int32),
             np.concatenate([masks, np.zeros(missing, np.int64)]), targets(tree), targets(kind),
             targets(np.where(atom, bins, IGNORED)), filled(trees, 0), targets(counts[masks + 1]), filled(counts, -1),
-            filled(remaining, 0),
+            filled(remaining, 0), np.pad(told, ((0, count - len(told)), (0, 0))),
         ))
     )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Telling:
+    """What a `Stream` tells of its crystals: compositions, and patterns (`pxrd_peaks` of all of them) if there are any,
+    with normal noise, each condition of each visit left out with the probability `drop`."""
+
+    composition: bool = False
+    patterns: Patterns | None = None
+    noise: float = 0.0
+    drop: float = 0.0
 
 
 @dataclasses.dataclass
 class Stream:
     """An endless stream of batches of `rows` rows from a set of molecules, or of crystals with a `CrystalTokenizer`.
 
-    In at most `sequences` sequences if given; crystals begin with [COMPONENTS] and [CNT_n].
+    In at most `sequences` sequences if given; crystals begin with [COMPONENTS] and [CNT_n], and with [PXRD_0..3] before
+    them if `telling` has patterns.
 
     Every epoch has its own order, every visit its own augmentation; both follow from `seed`, `epoch` and `cursor`, so a
     stream made with the epoch and cursor of a batch goes on behind it.
@@ -84,6 +105,7 @@ class Stream:
     cursor: int = 0
     sequences: int = 0
     longest: int = 0
+    telling: Telling = Telling()
 
     def __iter__(self) -> Iterator[tuple[Batch, dict[str, int]]]:
         """Batches, each with the state that makes the stream go on behind it."""
@@ -100,20 +122,32 @@ class Stream:
                 self.epoch, self.cursor = self.epoch + 1, 0
                 order = self._order()
             chosen = order[self.cursor : self.cursor + guess]
-            seed = int(np.random.SeedSequence([self.seed, self.epoch, self.cursor]).generate_state(1)[0] >> 1)
-            tokens, conditions, ends = tokenized(self.tokenizer, self.structures.select(chosen), self.augment, seed)
+            seeds = np.random.SeedSequence([self.seed, self.epoch, self.cursor]).generate_state(2) >> 1
+            few = self.structures.select(chosen)
+            conditions = self._conditions(few, chosen, int(seeds[1]))
+            before = 0 if conditions is None else conditions.tokens.shape[1]
+            tokens, ends = tokenized(self.tokenizer, few, self.augment, int(seeds[0]), before)
             fit = int(np.searchsorted(ends, self.rows, "right"))
             if self.sequences:
                 fit = min(fit, self.sequences - 1)
             if fit < 1:
                 raise ValueError(f"Stream: argument 'rows' must hold a structure of {ends[0]} rows, got {self.rows}")
             trees = 1 if conditions is None else 2
-            conditions = None if conditions is None else conditions[:fit]
             tokens = first(tokens, trees * fit)
-            packed = octree.pack(tokens, conditions, trees)
+            packed = octree.pack(tokens, None if conditions is None else conditions.tokens[:fit], trees)
             self.cursor += fit
-            batch = collate(packed, octree.merge_level, octree.resolution, *fixed)
+            told = None
+            if conditions is not None:
+                told = conditions.told(self.telling.composition, self.telling.patterns is not None)[:fit]
+            batch = collate(packed, octree.merge_level, octree.resolution, *fixed, told)
             yield batch, chosen[:fit], tokens, {"epoch": self.epoch, "cursor": self.cursor}
+
+    def _conditions(self, few: Structures | Crystals, chosen: np.ndarray, seed: int) -> Conditions | None:
+        if not isinstance(self.tokenizer, CrystalTokenizer) or not isinstance(few, Crystals):
+            return None
+        how = self.telling
+        patterns = False if how.patterns is None else how.patterns.select(chosen)
+        return self.tokenizer.conditions(few, pxrd=patterns, noise=how.noise, drop=how.drop, seed=seed)
 
     def _order(self) -> np.ndarray:
         return np.random.default_rng([self.seed, self.epoch]).permutation(len(self.structures))
@@ -124,16 +158,16 @@ def tokenized(
     structures: Structures | Crystals,
     augment: Augmentation | None = None,
     seed: int = 0,
-) -> tuple[Tokens, Any, np.ndarray]:
-    """Tokens, the conditions' tokens (B, C) of crystals, and where the packed rows of each structure end (B,)."""
+    before: int = 0,
+) -> tuple[Tokens, np.ndarray]:
+    """Tokens, and where the packed rows of each structure end (B,), `before` tokens for conditions among them."""
+    leading = before * np.arange(1, len(structures) + 1)
     if isinstance(tokenizer, CrystalTokenizer) and isinstance(structures, Crystals):
         tokens = tokenizer.tokenize(structures, augment=augment, seed=seed)
-        conditions = tokenizer.conditions(structures).tokens
-        before = conditions.shape[1] * np.arange(1, len(structures) + 1)
-        return tokens, conditions, 2 * np.asarray(tokens.offsets)[2::2] + before
+        return tokens, 2 * np.asarray(tokens.offsets)[2::2] + leading
     if isinstance(tokenizer, OctreeTokenizer) and isinstance(structures, Structures):
         tokens = tokenizer.tokenize(structures, augment=augment, seed=seed)
-        return tokens, None, 2 * np.asarray(tokens.offsets)[1:]
+        return tokens, 2 * np.asarray(tokens.offsets)[1:] + leading
     raise ValueError("argument 'tokenizer' must be a CrystalTokenizer for crystals, an OctreeTokenizer for molecules")
 
 

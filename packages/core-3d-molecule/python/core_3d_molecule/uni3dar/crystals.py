@@ -11,8 +11,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..crystal_tokens import CNT, COMPONENTS, MOST_ATOMS, VOCABULARY, CrystalTokenizer
-from ..crystals import Crystals
+from ..crystal_tokens import (
+    CNT,
+    COMPONENTS,
+    MOST_ATOMS,
+    PXRD,
+    PXRD_POINTS,
+    PXRD_TOKENS,
+    PXRD_UNIT,
+    VOCABULARY,
+    CrystalTokenizer,
+    pxrd_profile,
+    told_rows,
+)
+from ..crystals import Crystals, Patterns
 from ..octree import CLS, LATTICE, MASK, NULL, TREE, OctreeTokenizer
 from .model import TREE_CLASSES, Config, Uni3DAR
 from .sampler import Sampler, Settings, rows_at
@@ -22,7 +34,10 @@ _ATOMS, _LATTICE, _CONDITIONS = 0, 1, 2
 
 
 def crystal_config(*, merge_level: int = 8, **shape: Any) -> Config:
-    """The `Config` of a model of crystals: two trees, counts, and types that include the lattice's corners."""
+    """The `Config` of a model of crystals: two trees, counts, and types that include the lattice's corners.
+
+    `composition=True` and `pxrd=True` are models that are told a composition or a powder pattern.
+    """
     return Config(
         merge_level=merge_level, vocabulary=VOCABULARY, atom_types=CLS, max_num_atom=MOST_ATOMS, trees=2, **shape
     )
@@ -51,12 +66,11 @@ class CrystalSamples:
 class CrystalSampler(Sampler):
     """Draws crystals from a model made with `crystal_config`.
 
-    A sequence begins with [COMPONENTS] and [CNT_n]; the tree of eight corners and that of n atoms follow, each closed
-    by [CLS]. A node's count of atoms is drawn after its children, and both so that the counts of a level can still add
-    up to the tree's. Otherwise as `Sampler`.
+    A sequence begins with [COMPONENTS] and [CNT_n], before them [PXRD_0..3] if the model knows patterns; the tree of
+    eight corners and that of n atoms follow, each closed by [CLS]. A node's count of atoms is drawn after its children,
+    and both so that the counts of a level can still add up to the tree's. Otherwise as `Sampler`.
     """
 
-    _prefix = 2
     _entry = 5  # level, x, y, z, tree
 
     def __init__(
@@ -70,13 +84,18 @@ class CrystalSampler(Sampler):
         graphs: bool | None = None,
     ) -> None:
         """count: the temperature of counts."""
+        self._prefix = 2 + PXRD_TOKENS * model.config.pxrd
         super().__init__(model, settings, batch=batch, dtype=dtype, graphs=graphs)
         self._count = torch.tensor(count, dtype=torch.float32, device=self.device)
         self._state |= {
             "total": self._zeros(batch), "tree": self._zeros(batch), "drawn": self._zeros(batch),
             "level": self._zeros(batch, 2), "before": self._zeros(batch, 2),
         }  # fmt: skip
+        if model.config.conditions:
+            self._state["scale"] = self._zeros(batch, model.config.width, dtype=torch.float32)
         self._sizes = self._zeros(0)
+        self._told = self._zeros(0, 0, dtype=torch.float32)
+        self._leading = self._told
         masks = torch.arange(1, TREE_CLASSES + 1, device=self.device)
         self._children = (masks[:, None] >> torch.arange(8, device=self.device) & 1).sum(1)
         self._counts = torch.arange(model.config.max_num_atom + 1, device=self.device)
@@ -89,34 +108,61 @@ class CrystalSampler(Sampler):
             raise ValueError("CrystalSampler: argument 'model' must be a model of crystals (`crystal_config`)")
 
     def sample(  # type: ignore[override]
-        self, sizes: Any, seed: int = 0, composition: Any = None
+        self, sizes: Any, seed: int = 0, composition: Any = None, *, pattern: Patterns | None = None, hold: bool = True
     ) -> CrystalSamples:
         """Begins a crystal with each of these numbers of atoms (B,) and gives those that were finished.
 
-        composition: atoms wanted of each element, (118,) integers by atomic number - 1, the same for all crystals,
-        whose sizes must be their sum. Raises ValueError for sizes outside 1..128.
+        composition: atoms wanted of each element, (118,) integers by atomic number - 1, the same for all crystals, or
+        (B, 118), whose sums must be the sizes. The model is told it if it knows compositions, and held to it unless
+        `hold` is False: an exhausted element is not drawn any more. pattern: what a model that knows patterns is told,
+        one or B, the peaks of copper's rays. What is not given, such a model is told to be left out. Raises ValueError
+        for sizes outside 1..128, and for what the model cannot be told.
         """
         sizes = np.asarray(sizes, np.int64)
         if sizes.ndim != 1 or (len(sizes) and not (sizes.min() >= 1 and sizes.max() <= MOST_ATOMS)):
             raise ValueError(f"CrystalSampler: argument 'sizes' must be (B,) numbers of 1 to {MOST_ATOMS} atoms")
         wanted = None
         if composition is not None:
-            wanted = np.zeros(self.model.config.atom_types, np.int64)
             given = np.asarray(composition, np.int64)
-            if given.shape != (ELEMENTS,) or (given < 0).any() or (sizes != given.sum()).any():
+            fits = given.shape in ((ELEMENTS,), (len(sizes), ELEMENTS))
+            if not fits or (given < 0).any() or (sizes != given.sum(-1)).any():
                 raise ValueError(
-                    f"CrystalSampler: argument 'composition' must be ({ELEMENTS},) counts of 0 or more that add up to "
-                    "the sizes"
+                    f"CrystalSampler: argument 'composition' must be ({ELEMENTS},) or ({len(sizes)}, {ELEMENTS}) "
+                    "counts of 0 or more that add up to the sizes"
                 )
-            wanted[:ELEMENTS] = given
+            wanted = np.zeros((len(sizes), self.model.config.atom_types), np.int64)
+            wanted[:, :ELEMENTS] = given
+            if not (hold or self.model.config.composition):
+                raise ValueError("CrystalSampler: argument 'hold' must be True for a model that knows no compositions")
+        self._told = torch.from_numpy(self._conditions(len(sizes), wanted, pattern, seed)).to(self.device)
         self._sizes = torch.from_numpy(sizes).to(self.device)
         generator = torch.Generator(self.device).manual_seed(seed)
-        told = None if wanted is None else torch.from_numpy(wanted).to(self.device)
-        parts = [
-            self._batch(min(self.batch, len(sizes) - begin), begin, generator, told)
-            for begin in range(0, len(sizes), self.batch)
-        ]
+        held = torch.from_numpy(wanted).to(self.device) if wanted is not None and hold else None
+        parts = []
+        for begin in range(0, len(sizes), self.batch):
+            size = min(self.batch, len(sizes) - begin)
+            few = None if held is None else held[begin : begin + size]
+            parts.append(self._batch(size, begin, generator, few))
         return self._crystals(parts, sizes)
+
+    def _conditions(self, count: int, composition: Any, pattern: Patterns | None, seed: int) -> Any:
+        """(count, V) that the model is told, see `Conditions.told`."""
+        c = self.model.config
+        if pattern is not None and not c.pxrd:
+            raise ValueError("CrystalSampler: argument 'pattern' must be None for a model that knows no patterns")
+        if pattern is not None and len(pattern) not in (1, count):
+            raise ValueError(f"CrystalSampler: argument 'pattern' must be 1 or {count} patterns, got {len(pattern)}")
+        parts = [np.empty((count, 0), np.float32)]
+        if c.pxrd:
+            points = PXRD_TOKENS * PXRD_POINTS
+            values = np.zeros((1, points)) if pattern is None else pxrd_profile(pattern, seed) / PXRD_UNIT
+            parts.append(told_rows(np.broadcast_to(values, (count, points)), np.full(count, pattern is not None)))
+        if c.composition:
+            values = np.zeros((count, MOST_ATOMS))
+            if composition is not None:
+                values[:, :ELEMENTS] = np.sqrt(composition[:, :ELEMENTS])
+            parts.append(told_rows(values, np.full(count, composition is not None)))
+        return np.hstack(parts)
 
     def _start(self, s: dict[str, Tensor]) -> None:
         s["queue"][:, 0, 0] = self.model.config.merge_level
@@ -125,6 +171,9 @@ class CrystalSampler(Sampler):
         s["total"].copy_(self._sizes[s["row"]])
         s["level"][:, 0] = CORNERS
         s["level"][:, 1] = 1
+        if self.model.config.conditions:
+            self._leading, scale = self.model.conditions(self._told[s["row"]])
+            s["scale"].copy_(scale)
 
     def _one(self, s: dict[str, Tensor], length: int, first: bool, constrained: bool) -> None:
         c = self.model.config
@@ -134,7 +183,7 @@ class CrystalSampler(Sampler):
         corner = entry[:, 1:4].float() * c.bins
         mask_at = (entry[:, 1:4].float() + 0.5) * span * c.bins
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False):
-            x = self._hidden(*self._embedded(s, first, level, tree, mask_at), length)
+            x = self._hidden(*self._embedded(s, first, level, tree, mask_at), length, s.get("scale"))
             noise = s["noise"].split(self._noise, 1)
             lattice = tree == _LATTICE
             tree_logits = torch.where(lattice[:, None], *(self.model.heads[i].tree(x) for i in (_LATTICE, _ATOMS)))
@@ -197,17 +246,22 @@ class CrystalSampler(Sampler):
         middle = torch.full_like(mask_at, 2.0 ** (self.model.config.merge_level - 1) * self.model.config.bins)
         empty = torch.zeros_like(s["level"])
         if first:
-            kind = [none + COMPONENTS, CNT + s["total"]]
-            before = [none - 1] * 2, [none + _CONDITIONS] * 2, [none - 1, s["total"]], [empty] * 2, [middle] * 2
+            n = self._prefix
+            kind = [*(none + PXRD + i for i in range(n - 2)), none + COMPONENTS, CNT + s["total"]]
+            counts = [none - 1] * (n - 1) + [s["total"]]
+            before = [none - 1] * n, [none + _CONDITIONS] * n, counts, [empty] * n, [middle] * n
         else:
             kind = [s["last"][:, 0]]
             before = [s["last"][:, 1]], [s["tree"]], [s["drawn"]], [s["before"]], [s["at"]]
         own = (level, tree, none - 1, s["level"], mask_at)
-        levels, trees, counts, remaining, positions = (
+        levels, trees, numbers, remaining, positions = (
             torch.stack([*old, new], 1) for old, new in zip(before, own, strict=True)
         )
         tokens = torch.stack([*kind, none + MASK], 1)
-        return self.model.embed(tokens, levels, trees, counts, remaining), positions
+        x = self.model.embed(tokens, levels, trees, numbers, remaining)
+        if first and self.model.config.conditions:
+            x = x + F.pad(self._leading, (0, 0, 0, x.shape[1] - self._leading.shape[1]))
+        return x, positions
 
     def _next_level(self, s: dict[str, Tensor], live: Tensor, lattice: Tensor, closing: Tensor, count: Tensor) -> None:
         """What remains of the level, or of the next one; behind the corners, [CLS] and the root of the atoms' tree."""

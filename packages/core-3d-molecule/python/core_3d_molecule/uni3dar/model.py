@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..crystal_tokens import MOST_ATOMS, PXRD_POINTS, PXRD_TOKENS
 from ..octree import CLS, VOCABULARY
+from .conditions import Conditioning
 
 IGNORED = -100
 TREE_CLASSES = 255
@@ -26,7 +28,8 @@ class Config:
     those of the `OctreeTokenizer`; `recycle` runs the layers so many times; `max_num_atom` above 0 adds counts of atoms
     and the head that predicts them (crystals: 128); `trees` above 1 gives each tree heads of its own (crystals: 2).
     `turn_values`, not in the paper, turns values as keys, and what attention makes of them back as queries: a token
-    gets not only from whom but also whence.
+    gets not only from whom but also whence. A model with `composition` or `pxrd` is told the composition or powder
+    pattern of each crystal (trees 2).
     """
 
     layers: int = 12
@@ -44,6 +47,8 @@ class Config:
     drop_path: float = 0.1
     rope_theta: float = 10000.0
     turn_values: bool = False
+    composition: bool = False
+    pxrd: bool = False
 
     def __post_init__(self) -> None:
         problems = {
@@ -56,6 +61,8 @@ class Config:
             "recycle": 1 <= self.recycle <= 100,
             "max_num_atom": self.max_num_atom >= 0,
             "trees": self.trees in (1, 2),
+            "composition": not self.composition or self.trees == 2,
+            "pxrd": not self.pxrd or self.trees == 2,
             "dropout": 0 <= self.dropout < 1,
             "drop_path": 0 <= self.drop_path < 1,
         }
@@ -68,13 +75,23 @@ class Config:
         """Places of an atom in its cell, on each axis."""
         return round(self.grid_len / self.resolution)
 
+    @property
+    def conditions(self) -> list[tuple[int, int]]:
+        """Of what sequences are told, in their order: how many tokens it has, and values each."""
+        return [(PXRD_TOKENS, PXRD_POINTS)] * self.pxrd + [(1, MOST_ATOMS)] * self.composition
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint remembers; without conditions that the model has not, as before there were any."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v or k not in ("composition", "pxrd")}
+
 
 class Batch(NamedTuple):
     """Packed sequences (`OctreeTokenizer.pack`) and what their [MASK] rows are to predict.
 
     tokens, levels, trees (S,) int64; positions (S, 3) float32, in units of the resolution; cu_seqlens (B + 1,) int32,
     ending with S. rows (M,) int64: the [MASK] rows; tree, kind, count (M,) and bins (M, 3) int64: their targets, -100
-    where there is none. counts (S,) int64 and remaining (S, 2) int64 are read by models with counts only.
+    where there is none. counts (S,) int64 and remaining (S, 2) int64 are read by models with counts only, told (B, V)
+    float32 (`crystal_tokens.Conditions.told`) by models with conditions.
     """
 
     tokens: Tensor
@@ -89,6 +106,7 @@ class Batch(NamedTuple):
     count: Tensor
     counts: Tensor
     remaining: Tensor
+    told: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on a device."""
@@ -207,6 +225,8 @@ class Uni3DAR(nn.Module):
         self.norm = nn.RMSNorm(c.width, eps=1e-6)
         self.dropout = nn.Dropout(c.dropout)
         self.heads = nn.ModuleList(Heads(c) for _ in range(c.trees))
+        if c.conditions:
+            self.conditions = Conditioning(c.width, c.conditions)
         axes = c.width // c.heads // 6
         frequencies = torch.zeros(3, c.width // c.heads // 2)
         for axis in range(3):
@@ -219,6 +239,8 @@ class Uni3DAR(nn.Module):
         for layer in self.layers:
             nn.init.zeros_(layer.out.weight)
             nn.init.zeros_(layer.down.weight)
+        if c.conditions:
+            self.conditions.reset()
 
     def matrices(self) -> dict[str, int]:
         """The parameters that are hidden matrices, and of how many each consists, for `training.Trainer`."""
@@ -242,14 +264,15 @@ class Uni3DAR(nn.Module):
             angles = positions.float() @ self.frequencies
         return angles.cos(), angles.sin()
 
-    def trunk(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Embeddings (..., width) at positions (..., 3) through all layers and the last norm."""
+    def trunk(self, x: Tensor, positions: Tensor, attend: Attend, scale: Tensor | None = None) -> Tensor:
+        """Embeddings (..., width) at positions (..., 3) through all layers and the last norm, times 1 + `scale`."""
         rope = self.rope(positions)
         x = self.dropout(x)
         for turn in range(self.config.recycle):
             for i, layer in enumerate(self.layers):
                 x = layer(x, rope, attend, turn * len(self.layers) + i)
-        return self.norm(x)
+        x = self.norm(x)
+        return x if scale is None else x * (1 + scale)
 
     def hidden(self, batch: Batch, max_seqlen: int) -> Tensor:
         """(S, width) of every row of a batch."""
@@ -259,7 +282,16 @@ class Uni3DAR(nn.Module):
             return causal_attention(q, k, v, batch.cu_seqlens, max_seqlen, dropout)
 
         x = self.embed(batch.tokens, batch.levels, batch.trees, batch.counts, batch.remaining)
-        return self.trunk(x, batch.positions, attend)
+        if not self.config.conditions:
+            return self.trunk(x, batch.positions, attend)
+        row = torch.arange(len(x), dtype=torch.int32, device=x.device)
+        sequence = torch.bucketize(row, batch.cu_seqlens[1:], right=True)
+        leading, scales = self.conditions(batch.told)
+        most = leading.shape[1]
+        place = (row - batch.cu_seqlens[sequence]).clamp(max=most)  # behind the leading tokens, zeros are added
+        padded = F.pad(leading, (0, 0, 0, 1)).flatten(0, 1)
+        x = x + padded.index_select(0, sequence * (most + 1) + place)
+        return self.trunk(x, batch.positions, attend, scales.index_select(0, sequence))
 
     def forward(self, batch: Batch, max_seqlen: int) -> dict[str, Tensor]:
         """Cross-entropies (M,) in nats of the [MASK] rows: "tree", "kind", "x", "y", "z" and, with counts, "count".

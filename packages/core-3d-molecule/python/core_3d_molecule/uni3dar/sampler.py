@@ -296,8 +296,9 @@ class Sampler:
         s["last"].copy_(torch.stack([token, level], 1))
         s["at"].copy_(torch.where(is_atom[:, None], corner + bins, mask_at))
 
-    def _hidden(self, x: Tensor, positions: Tensor, length: int) -> Tensor:
-        """(B, width) of the last of the new rows x (B, P, width), which take their place in the arena."""
+    def _hidden(self, x: Tensor, positions: Tensor, length: int, scale: Tensor | None = None) -> Tensor:
+        """(B, width) of the last of the new rows x (B, P, width), which take their place in the arena; `scale`
+        (B, width) as in `Uni3DAR.trunk`."""
         size, rows = x.shape[:2]
         place = self._prefix + 2 * self._step + torch.arange(1 - rows, 1, device=self.device)
         columns = torch.arange(length, device=self.device)
@@ -312,7 +313,7 @@ class Sampler:
             )
             return out.transpose(1, 2)
 
-        return self.model.trunk(x, positions, attend)[:, -1]
+        return self.model.trunk(x, positions, attend, None if scale is None else scale[:, None])[:, -1]
 
     def _draw_atom(
         self, head: AtomHead, x: Tensor, noise: tuple[Tensor, ...], blocked: Tensor | None

@@ -12,14 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..crystal_tokens import CrystalTokenizer
+from ..crystal_tokens import PXRD_TOKENS, CrystalTokenizer, pxrd_peaks
 from ..crystals import Crystals
 from ..octree import CLS, Augmentation, OctreeTokenizer
 from ..structures import Structures
 from ..training import Optimisation, Trainer
-from .batches import Stream, tokenized
+from .batches import Stream, Telling, tokenized
 from .model import Batch, Config, Uni3DAR, Weights
 from .model import loss as total
+
+NOISE, DROP = 0.1, 0.1
+"""In training, of conditions: the standard deviation of noise on them, and the share that is left out."""
 
 
 def make_trainer(
@@ -35,7 +38,8 @@ def make_trainer(
 ) -> Trainer:
     """A trainer of a new `Uni3DAR` on batches of `rows` rows of packed tokens (about 165 a molecule of QM9).
 
-    Crystals go with a `crystal_config`; a checkpoint remembers how many of them have 0, 1, 2... atoms.
+    Crystals go with a `crystal_config`; a checkpoint remembers how many of them have 0, 1, 2... atoms. A model with
+    conditions is told them with noise of 0.1, and each of them in nine visits out of ten.
 
     On CUDA in bfloat16 with float32 weights, batches being made in a thread of their own and a step being a replayed
     graph; `compiled` runs the model through torch.compile. The weights at the beginning follow from
@@ -47,7 +51,13 @@ def make_trainer(
     octree = OctreeTokenizer(config.merge_level, config.grid_len, config.resolution)
     crystals = isinstance(structures, Crystals)
     tokenizer = CrystalTokenizer(octree) if crystals else octree
-    lengths = np.diff(tokenized(tokenizer, structures)[2], prepend=0)
+    if config.conditions and not crystals:
+        raise ValueError("make_trainer: argument 'structures' must be crystals for a model with conditions")
+    telling = Telling()
+    if isinstance(structures, Crystals) and config.conditions:
+        telling = Telling(config.composition, pxrd_peaks(structures) if config.pxrd else None, NOISE, DROP)
+    before = 2 + PXRD_TOKENS * config.pxrd if crystals else 0
+    lengths = np.diff(tokenized(tokenizer, structures, before=before)[1], prepend=0)
     cuda = torch.device(device).type == "cuda"
     # augmentation moves a molecule against the grid, and so its number of tokens
     longest = int(min(-(-1.5 * lengths.max(initial=1) // 128) * 128, rows))
@@ -72,11 +82,11 @@ def make_trainer(
         state = behind or {"epoch": 0, "cursor": 0}
         stream = Stream(
             structures, tokenizer, rows, augment, optimisation.seed, **state,
-            sequences=sequences if cuda else 0, longest=longest if cuda else 0,
+            sequences=sequences if cuda else 0, longest=longest if cuda else 0, telling=telling,
         )  # fmt: skip
         return ahead(iter(stream), device) if cuda else iter(stream)
 
-    about = {"model": "uni3dar", "config": dataclasses.asdict(config), "weights": dataclasses.asdict(weights)}
+    about = {"model": "uni3dar", "config": config.record(), "weights": dataclasses.asdict(weights)}
     about["data"] = {
         "structures": len(structures), "rows": rows, "augment": augment and dataclasses.asdict(augment)
     } | ({"atoms": np.bincount(np.diff(structures.offsets)).tolist()} if crystals else {})  # fmt: skip

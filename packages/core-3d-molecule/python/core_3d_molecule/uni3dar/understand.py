@@ -111,7 +111,7 @@ def make_property_trainer(
             yield (batch.to(device), wanted.to(device)), state
 
     about = {
-        "model": "uni3dar-property", "config": dataclasses.asdict(c), "properties": values.shape[1], "level": level,
+        "model": "uni3dar-property", "config": c.record(), "properties": values.shape[1], "level": level,
         "weights": dataclasses.asdict(weights), "data": {"structures": len(structures), "rows": rows},
     }  # fmt: skip
     amp = torch.bfloat16 if torch.device(device).type == "cuda" else None
