@@ -7,7 +7,14 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
+#include <cmath>
 #include <limits>
+#include <type_traits>
+
+#if CORE_HAS_ISA_LEVELS
+#include <immintrin.h>
+#endif
 
 #include "../scenes.hpp"
 #include "tiles.hpp"

@@ -11,6 +11,10 @@
 #include <utility>
 #include <vector>
 
+#if CORE_HAS_ISA_LEVELS
+#include <immintrin.h>
+#endif
+
 #include "../scenes.hpp"
 #include "tiles.hpp"
 
