@@ -207,8 +207,10 @@ class VecSetDecoder(ModelMixin, ConfigMixin):
         out: Tensor = self.query_proj(features.to(self.query_proj.weight.dtype))
         return out
 
-    def _ask(self, points: Tensor, k: Tensor, v: Tensor, *attend: Attend) -> Tensor:
-        return self._head(self.cross_attn_decoder(self._embedded(points), k, v, *attend))
+    def _ask(
+        self, points: Tensor, k: Tensor, v: Tensor, attend: Attend = functional.scaled_dot_product_attention
+    ) -> Tensor:
+        return self._head(self.cross_attn_decoder(self._embedded(points), k, v, attend))
 
     def _best(self, k: Tensor, keys: int, cells: int) -> Tensor:
         """The numbers int64 [B, heads, cells^3, keys] of those of the keys [B, heads, M, D] whose mean product with the
