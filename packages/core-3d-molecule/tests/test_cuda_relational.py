@@ -66,6 +66,32 @@ def test_equals_the_reference(counts, size):
         assert distance(got, expected[name]) < 2e-4 or np.linalg.norm(expected[name]) < 1e-6, name
 
 
+@pytest.mark.parametrize("size", [(8, 8, 16), (8, 8, 15), (3, 5, 7)], ids=str)
+@pytest.mark.parametrize("atoms", [0, 1, 31, 33, 300, 9001])
+def test_projections_and_values_equal_those_in_float64(atoms, size):
+    heads, channels, edge = size
+    q, k, out = (torch.randn(atoms, heads, channels).double() for _ in range(3))
+    edge_q, edge_k, edge_v = (torch.randn(heads, channels, edge).double() for _ in range(3))
+    out_edge = torch.randn(atoms, heads, edge).double()
+
+    def both(q, k, edge_q, edge_k, out, out_edge, edge_v):
+        projected = torch_ops.relational_projections(q, k, edge_q, edge_k, 0.3)
+        return *projected, torch_ops.relational_values(out, out_edge, edge_v)
+
+    inputs = [x.requires_grad_() for x in (q, k, edge_q, edge_k, out, out_edge, edge_v)]
+    on_gpu = [x.detach().float().cuda().requires_grad_() for x in inputs]
+    want, got = both(*inputs), both(*on_gpu)
+    directions = [torch.randn(x.shape).double() for x in want]
+    expected = torch.autograd.grad(want, inputs, directions)
+    found = torch.autograd.grad(got, on_gpu, [x.float().cuda() for x in directions])
+    for one, other in zip((*got, *found), (*want, *expected), strict=True):
+        assert one.shape == other.shape
+        assert distance(one, other.detach()) < 2e-6
+    again = torch.autograd.grad(both(*on_gpu), on_gpu, [x.float().cuda() for x in directions])
+    for one, other in zip(found, again, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 def test_any_strides_and_alignment():
     a = problem([18, 30], QM9)
     inputs = on_device(a)

@@ -40,7 +40,7 @@ struct AttentionBackward {
       float logit = dot(q, x, pair[C::E + h]);
 #pragma unroll
       for (int c = 0; c < C::E; ++c) logit += (q_edge[c] + k_edge[c]) * e[c];
-      const float weight = __expf(logit - lse), at_logit = part * weight;
+      const float weight = exponential(logit - lse), at_logit = part * weight;
       w.slope(i, j, h) = {at_logit, weight};
 #pragma unroll
       for (int d = 0; d < C::D; ++d) grad_q[d] += at_logit * x[d];
@@ -57,6 +57,7 @@ struct AttentionBackward {
     if (j >= tile.nj) return;
     const int64_t key = row(m, tile.j0 + j, h);
     float grad_k[C::D] = {}, grad_v[C::D] = {}, grad_k_edge[C::E] = {}, x[C::D], e[C::E];
+#pragma unroll(C::exact ? 2 : 1)
     for (int i = 0; i < tile.ni; ++i) {
       const int64_t query = row(m, tile.i0 + i, h);
       const float2 at_logit = w.slope(i, j, h);
@@ -142,6 +143,7 @@ struct AttentionBackward {
       const int64_t mine = (int64_t{m.begin} + (query ? tile.i0 : tile.j0) + own) * 3 + axis;
       const float here = o.positions[mine];
       float sum = 0.f;
+#pragma unroll 4
       for (int x = 0; x < others; ++x) {
         const int pair = query ? tile.pair(own, x) : tile.pair(x, own);
         const float there = o.positions[(int64_t{m.begin} + (query ? tile.j0 : tile.i0) + x) * 3 + axis];

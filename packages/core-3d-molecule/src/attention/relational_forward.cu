@@ -124,14 +124,14 @@ __global__ void __launch_bounds__(threads, C::exact ? 2 : 1)
 #pragma unroll
           for (int c = 0; c < C::E; ++c) logit += (q_edge[c] + k_edge[c]) * e[c];
           if (!(logit <= most_logit)) {  // NaN, too
-            const float shrink = __expf(most_logit - logit);
+            const float shrink = exponential(most_logit - logit);
             total *= shrink, most_logit = logit;
 #pragma unroll
             for (int d = 0; d < C::D; ++d) sum[d] *= shrink;
 #pragma unroll
             for (int c = 0; c < C::E; ++c) edge_sum[c] *= shrink;
           }
-          const float weight = __expf(logit - most_logit);
+          const float weight = exponential(logit - most_logit);
           load<C::D, C::exact>(x, o.v + key * D, D);
           total += weight;
 #pragma unroll

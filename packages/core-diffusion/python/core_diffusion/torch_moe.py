@@ -45,19 +45,13 @@ def topk_mask(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 # ---- experts ------------------------------------------------------------------------------------------------
-# On Hopper in bfloat16 the products are ours, all experts at once, and the host waits for nothing; on CPUs in float32
-# they are ours too. Elsewhere they are torch's, expert after expert over gathered rows. Around them nothing is
-# materialised but the values before the activation.
+# On CUDA, and on CPUs in float32, the products are ours, all experts in one call, and the host waits for nothing.
+# Elsewhere they are torch's, expert after expert over gathered rows. Around them nothing is materialised but the values
+# before the activation.
 
 
-def _ours(x: Tensor, up: Tensor) -> bool:
-    return _grouped(x, up) or (x.device.type == "cpu" and x.dtype == torch.float32)
-
-
-def _grouped(x: Tensor, up: Tensor) -> bool:
-    if x.device.type != "cuda" or x.dtype != torch.bfloat16 or x.shape[1] % 8 or up.shape[1] % 8:
-        return False
-    return bool(torch.cuda.get_device_capability(x.device)[0] == 9)
+def _ours(x: Tensor) -> bool:
+    return x.device.type == "cuda" or (x.device.type == "cpu" and x.dtype == torch.float32)
 
 
 def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -103,7 +97,7 @@ def _fake_experts(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     offsets = mask.new_empty(mask.shape[1] + 1, dtype=torch.int64)
     tokens = mask.new_empty(pairs, dtype=torch.int64)
-    kept = (pairs // 128 + up.shape[0]) * 128 if _grouped(x, up) else pairs  # whole tiles for each expert
+    kept = (pairs // 128 + up.shape[0]) * 128 if x.device.type == "cuda" else pairs  # whole tiles for each expert
     return x.new_empty(x.shape), offsets, tokens, x.new_empty(kept if keep else 0, up.shape[1])
 
 
@@ -121,8 +115,8 @@ def _experts(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     out, offsets, tokens, hidden = _fake_experts(x, mask, gates, up, up_bias, down, down_bias, activation, pairs, keep)
     _C.moe_route(mask, offsets, tokens)
-    if _ours(x, up):
-        if _grouped(x, up):
+    if _ours(x):
+        if x.device.type == "cuda":
             x, gates, up, up_bias, down, down_bias = _contiguous(x, gates, up, up_bias, down, down_bias)
         stored = hidden if keep else None
         _C.expert_ffn(x, tokens, offsets, gates, up, up_bias, down, down_bias, activation, stored, out)
@@ -177,8 +171,8 @@ def _gradients(
 ) -> list[Tensor]:
     outputs = _fake_gradients(grad, x, gates, up, down, down_bias, offsets, tokens, hidden, activation, biased)
     dx, dgates, dup, dup_bias, ddown, ddown_bias = outputs
-    if _ours(x, up):
-        if _grouped(x, up):
+    if _ours(x):
+        if x.device.type == "cuda":
             grad, x, gates, up, down, down_bias = _contiguous(grad, x, gates, up, down, down_bias)
         of_up, of_down = (dup_bias, ddown_bias) if biased else (None, None)
         inputs = (grad, x, tokens, offsets, gates, up, down, down_bias, hidden)

@@ -1,35 +1,30 @@
-// Products of bfloat16 matrices, one for each expert, on Hopper's tensor cores, without a word to the host.
+// The experts' products in bfloat16 or float16 on Hopper's tensor cores, for widths that are multiples of 8.
 //
-// The rows of all experts lie in one matrix, each expert's beginning at a multiple of `tile_m` and followed by zeros: so a
-// tile belongs to one expert, whether rows are the free side (outputs of a layer) or the depth (gradients of weights).
 // Blocks stay and take tiles in turn, in clusters of two that share the operand which their tiles have in common: its
 // halves are loaded once and sent to both. One warp loads, two warpgroups multiply, 64 x 256 each.
 #pragma once
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include "hopper.cuh"
+#include "product.cuh"
 
 namespace core_diffusion::grouped {
 using std::uint32_t;
 using std::uint64_t;
 
-constexpr int tile_m = 128, tile_n = 256, tile_k = 64, stages = 4;
+constexpr int tile_m = padding, tile_n = 256, tile_k = 64, stages = 4;
 constexpr int box = 64, box_bytes = box * box * 2;  // of the copy engine: 64 rows of 128 swizzled bytes
 constexpr int a_bytes = tile_m * tile_k * 2, stage_bytes = a_bytes + tile_n * tile_k * 2;
 constexpr int staging_bytes = 2 * box_bytes;  // of a warpgroup: half of its tile
 constexpr int shared_bytes = stages * stage_bytes + 2 * staging_bytes + (2 * stages + 4) * 8;
 constexpr int threads = 384;
 
-enum class Side { rows, columns };  // which side of a matrix is the product's depth: columns if its rows are contiguous along it
-enum class Group { rows, depth };   // what the experts share among them
-enum class After { nothing, activation, activation_backward };
-
+template <class T>
 struct Arguments {
   CUtensorMap a, b, out, second;  // second: the values before the activation
   CUtensorMap third;              // the activations times their gates, in the backward pass
   const int* starts;              // [experts + 1], first tile of each expert's rows
-  const __nv_bfloat16* bias;      // [experts, n], or null
+  const T* bias;                  // [experts, n], or null
   const float* gates;             // [rows], in the backward pass
   float* shares;                  // [rows, tiles of n]: sums over the tile of gradient times activation
   int experts, m, n, k;           // m: with Group::depth; k: with Group::rows
@@ -44,8 +39,8 @@ struct Tile {
 };
 
 /// The tile of this block among the cluster's item, or false behind the last. Items ascend from call to call.
-template <Group group>
-__device__ bool locate(const Arguments& p, int item, int rank, Tile& t) {
+template <Group group, class T>
+__device__ bool locate(const Arguments<T>& p, int item, int rank, Tile& t) {
   const int across = (p.n + tile_n - 1) / tile_n;
   for (; t.expert < p.experts; ++t.expert) {
     const int start = __ldg(p.starts + t.expert), tiles = __ldg(p.starts + t.expert + 1) - start;
@@ -91,8 +86,8 @@ struct Ring {
   }
 };
 
-template <Side a_side, Side b_side, Group group>
-__device__ void produce(const Arguments& p, uint32_t buffers, uint32_t full, uint32_t empty, int rank) {
+template <Side a_side, Side b_side, Group group, class T>
+__device__ void produce(const Arguments<T>& p, uint32_t buffers, uint32_t full, uint32_t empty, int rank) {
   Ring ring;
   Tile t;
   for (int item = static_cast<int>(blockIdx.x) / 2; locate<group>(p, item, rank, t); item += static_cast<int>(gridDim.x) / 2) {
@@ -134,11 +129,23 @@ __device__ float2 activate_both(float x) {
   return {x * s, fmaf(0.5f * x * fmaf(-t, t, 1.f), du, s)};
 }
 
-__device__ inline uint32_t pack(float x, float y) {
-  const __nv_bfloat162 v = __floats2bfloat162_rn(x, y);
-  return *reinterpret_cast<const uint32_t*>(&v);
+template <class T>
+__device__ uint32_t pack(float x, float y) {
+  if constexpr (std::is_same_v<T, __half>) {
+    const __half2 v = __floats2half2_rn(x, y);
+    return *reinterpret_cast<const uint32_t*>(&v);
+  } else {
+    const __nv_bfloat162 v = __floats2bfloat162_rn(x, y);
+    return *reinterpret_cast<const uint32_t*>(&v);
+  }
 }
-__device__ inline float2 unpack(uint32_t v) { return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&v)); }
+template <class T>
+__device__ float2 unpack(uint32_t v) {
+  if constexpr (std::is_same_v<T, __half>)
+    return __half22float2(*reinterpret_cast<const __half2*>(&v));
+  else
+    return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&v));
+}
 
 /// A warpgroup's share of a tile on its way between registers and memory, half after half of 128 columns.
 struct Staging {
@@ -184,8 +191,8 @@ struct Staging {
 
 /// The gradient d of the activations becomes that before the activation, box after box: while one is worked on, the
 /// stored values of the next arrive. The first two were asked for before the products.
-template <bool silu>
-__device__ void finish_backward(const Arguments& p, const Tile& t, Staging& staging, float (&d)[128]) {
+template <bool silu, class T>
+__device__ void finish_backward(const Arguments<T>& p, const Tile& t, Staging& staging, float (&d)[128]) {
   const int row = t.m * tile_m + staging.group * box, lane = staging.lane, line = row + staging.thread / 32 * 16 + lane / 4;
   if (t.n * tile_n >= p.n) return;
   float share[2] = {0, 0};
@@ -202,11 +209,11 @@ __device__ void finish_backward(const Arguments& p, const Tile& t, Staging& stag
       for (int r = 0; r < 2; ++r) {
         const float* v = d + 32 * q + 4 * j + 2 * r;
         const uint32_t at = staging.at(8 * i + j, r);
-        const float2 h = unpack(hopper::read_shared(at));
+        const float2 h = unpack<T>(hopper::read_shared(at));
         const float2 x = activate_both<silu>(h.x), y = activate_both<silu>(h.y);
         share[r] += v[0] * x.x + v[1] * y.x;
-        scaled[2 * j + r] = pack(gate[r] * x.x, gate[r] * y.x);
-        hopper::write_shared(at, pack(gate[r] * v[0] * x.y, gate[r] * v[1] * y.y));
+        scaled[2 * j + r] = pack<T>(gate[r] * x.x, gate[r] * y.x);
+        hopper::write_shared(at, pack<T>(gate[r] * v[0] * x.y, gate[r] * v[1] * y.y));
       }
     staging.store_one(&p.out, i, column, row);
     staging.reuse();
@@ -225,8 +232,8 @@ __device__ void finish_backward(const Arguments& p, const Tile& t, Staging& stag
   }
 }
 
-template <Group group, After after, bool silu>
-__device__ void finish(const Arguments& p, const Tile& t, const Staging& staging, float (&d)[128]) {
+template <Group group, After after, bool silu, class T>
+__device__ void finish(const Arguments<T>& p, const Tile& t, const Staging& staging, float (&d)[128]) {
   const int row = t.m * tile_m + staging.group * box, z = group == Group::depth ? t.expert : 0;
   if (group == Group::depth && row >= p.m) return;
 #pragma unroll
@@ -238,7 +245,7 @@ __device__ void finish(const Arguments& p, const Tile& t, const Staging& staging
       for (int j = 0; j < 16; ++j) {
         const int c = column + 8 * j + staging.lane % 4 * 2;
         const auto* from = reinterpret_cast<const uint32_t*>(p.bias + static_cast<int64_t>(t.expert) * p.n + c);
-        const float2 b = c < p.n ? unpack(__ldg(from)) : float2{0, 0};
+        const float2 b = c < p.n ? unpack<T>(__ldg(from)) : float2{0, 0};
         float* v = d + half * 64 + 4 * j;
         v[0] += b.x, v[1] += b.y, v[2] += b.x, v[3] += b.y;
       }
@@ -250,7 +257,7 @@ __device__ void finish(const Arguments& p, const Tile& t, const Staging& staging
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           const float x = d[half * 64 + 4 * j + 2 * r], y = d[half * 64 + 4 * j + 2 * r + 1];
-          hopper::write_shared(staging.at(j, r), act ? pack(activate<silu>(x), activate<silu>(y)) : pack(x, y));
+          hopper::write_shared(staging.at(j, r), act ? pack<T>(activate<silu>(x), activate<silu>(y)) : pack<T>(x, y));
         }
     };
     if (after == After::activation && p.keep) {
@@ -262,8 +269,8 @@ __device__ void finish(const Arguments& p, const Tile& t, const Staging& staging
   }
 }
 
-template <Side a_side, Side b_side, Group group, After after, bool silu>
-__device__ void consume(const Arguments& p, uint32_t buffers, uint32_t full, uint32_t empty, Staging& staging, int rank) {
+template <Side a_side, Side b_side, Group group, After after, bool silu, class T>
+__device__ void consume(const Arguments<T>& p, uint32_t buffers, uint32_t full, uint32_t empty, Staging& staging, int rank) {
   constexpr bool a_turned = a_side == Side::rows, b_turned = b_side == Side::rows;
   constexpr uint32_t a_step = a_turned ? 16 * 128 : 32, b_step = b_turned ? 16 * 128 : 32;
   Ring ring;
@@ -287,8 +294,8 @@ __device__ void consume(const Arguments& p, uint32_t buffers, uint32_t full, uin
       hopper::products_begin();
 #pragma unroll
       for (uint32_t i = 0; i < tile_k / 16; ++i)
-        hopper::multiply_add<a_turned, b_turned>(d, hopper::matrix_descriptor(a + i * a_step, 16),
-                                                 hopper::matrix_descriptor(b + i * b_step, b_turned ? box_bytes : 16));
+        hopper::multiply_add<std::is_same_v<T, __half>, a_turned, b_turned>(
+            d, hopper::matrix_descriptor(a + i * a_step, 16), hopper::matrix_descriptor(b + i * b_step, b_turned ? box_bytes : 16));
       hopper::products_commit();
       if (before >= 0) {
         hopper::products_wait<1>();
@@ -312,8 +319,8 @@ __device__ void consume(const Arguments& p, uint32_t buffers, uint32_t full, uin
 #else
 #define CORE_PAIRS_OF_BLOCKS  // this kernel is not called there, but the compiler refuses the attribute
 #endif
-template <Side a_side, Side b_side, Group group, After after, bool silu>
-__global__ void CORE_PAIRS_OF_BLOCKS __launch_bounds__(threads, 1) multiply(const __grid_constant__ Arguments p) {
+template <Side a_side, Side b_side, Group group, After after, bool silu, class T>
+__global__ void CORE_PAIRS_OF_BLOCKS __launch_bounds__(threads, 1) multiply(const __grid_constant__ Arguments<T> p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) unsigned char memory[];
   const uint32_t buffers = hopper::shared_address(memory), staging = buffers + stages * stage_bytes;

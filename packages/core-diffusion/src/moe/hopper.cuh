@@ -101,13 +101,19 @@ __device__ inline void hold(float (&d)[128]) {
   "%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,"                     \
   "%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119," \
   "%120,%121,%122,%123,%124,%125,%126,%127}"
-/// d += a b of 64 x 16 and 16 x 256 bfloat16; `turned` where the contiguous side is not the depth.
-template <bool a_turned, bool b_turned>
+#define CORE_MULTIPLY_ADD(dtype)                                                                                                         \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32." dtype "." dtype " " CORE_ACCUMULATORS ", %128, %129, 1, 1, 1, %130, %131;" \
+               : CORE_D32(0), CORE_D32(32), CORE_D32(64), CORE_D32(96)                                                                   \
+               : "l"(a), "l"(b), "n"(static_cast<int>(a_turned)), "n"(static_cast<int>(b_turned)))
+/// d += a b of 64 x 16 and 16 x 256 bfloat16, or float16; `turned` where the contiguous side is not the depth.
+template <bool half, bool a_turned, bool b_turned>
 __device__ inline void multiply_add(float (&d)[128], uint64_t a, uint64_t b) {
-  asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 " CORE_ACCUMULATORS ", %128, %129, 1, 1, 1, %130, %131;"
-               : CORE_D32(0), CORE_D32(32), CORE_D32(64), CORE_D32(96)
-               : "l"(a), "l"(b), "n"(static_cast<int>(a_turned)), "n"(static_cast<int>(b_turned)));
+  if constexpr (half)
+    CORE_MULTIPLY_ADD("f16");
+  else
+    CORE_MULTIPLY_ADD("bf16");
 }
+#undef CORE_MULTIPLY_ADD
 #undef CORE_ACCUMULATORS
 #undef CORE_D32
 #undef CORE_D8
