@@ -94,7 +94,8 @@ struct Sums {
 
 /// A thread's share of its warp's 64 x 32 sums, by tensor cores.
 template <class T, Side a_side, Side b_side>
-requires(sizeof(T) == 2) struct Sums<T, a_side, b_side> {
+  requires(sizeof(T) == 2)
+struct Sums<T, a_side, b_side> {
   static constexpr int run = 2, sharers = 4, parts = 4;
   float v[4][4][4] = {};  // [16 rows][8 columns][row of 2, column of 2]
 
