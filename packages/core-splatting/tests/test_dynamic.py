@@ -66,6 +66,102 @@ def test_rendering_equals_its_parts() -> None:
     assert np.abs(image - expected).max() < 5e-3
 
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+
+
+def torch_on(device: str) -> Any:
+    torch = pytest.importorskip("torch")
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    return torch
+
+
+def in_parts(a: dict[str, Any], looks: Any, views: tuple[Any, Any], indices: Any = None, **options: Any) -> Any:
+    """`rasterization_4d` at 0.4 by an operator for each of its steps."""
+    means, covars, opacities, _ = slice_4d(*a.values(), 0.4, indices)
+    rows = slice(None) if indices is None else indices
+    colors = looks[rows]
+    if looks.ndim == 3:
+        colors = colors_by_view(3, means, views[0], colors, 2, (a["means"][rows, 3] - 0.4) / 1.7)
+    return rasterization(means, None, None, opacities, colors, *views, *SIZE, covars=covars, **options)
+
+
+def whole(a: dict[str, Any], looks: Any, views: tuple[Any, Any], indices: Any = None, **options: Any) -> Any:
+    degrees = {"sh_degree": 3, "time_degree": 2, "duration": 1.7} if looks.ndim == 3 else {}
+    return rasterization_4d(*a.values(), looks, *views, *SIZE, 0.4, indices=indices, **degrees, **options)
+
+
+@pytest.mark.parametrize("device", ["numpy", *DEVICES])
+@pytest.mark.parametrize("harmonics", [False, True])
+@pytest.mark.parametrize("chosen", [False, True])
+def test_one_operator_renders_what_its_parts_do(device: str, harmonics: bool, chosen: bool) -> None:
+    a, views = gaussians(), cameras(3)
+    rng = np.random.default_rng(1)
+    looks = rng.normal(0, 0.3, (300, 48, 3)).astype(np.float32) if harmonics else rng.random((300, 5), np.float32)
+    indices = np.flatnonzero(rng.random(300) < 0.6) if chosen else None
+    behind = rng.random((3, looks.shape[-1]), np.float32)
+    if device != "numpy":
+        torch = torch_on(device)
+        a = {k: torch.from_numpy(v).to(device) for k, v in a.items()}
+        views = tuple(torch.from_numpy(v).to(device) for v in views)
+        looks, behind = (torch.from_numpy(v).to(device) for v in (looks, behind))
+        indices = None if indices is None else torch.from_numpy(indices).to(device)
+    for options in (
+        {}, {"backgrounds": behind, "rasterize_mode": "antialiased", "camera_model": "fisheye", "eps2d": 0.1},
+        {"near_plane": 2.3, "far_plane": 3.7, "radius_clip": 1.0, "camera_model": "ortho", "max_alpha": 0.5},
+    ):  # fmt: skip
+        got, want = (f(a, looks, views, indices, **options) for f in (whole, in_parts))
+        assert got[0].max() > 0.1
+        for ours, parts in zip(got[:2], want[:2], strict=True):
+            if device == "cuda":  # where torch divides the phases by multiplying
+                assert (ours - parts).abs().max() < 1e-6
+            else:
+                np.testing.assert_array_equal(ours, parts)
+        assert {k: v for k, v in got[2].items() if k != "indices"} == want[2]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("count", [0, 1, 80])
+def test_what_is_not_there_is_not_rendered(device: str, count: int) -> None:
+    """None, one, all of them too far in time, and each with a NaN or an infinity somewhere."""
+    torch = torch_on(device)
+    a = {k: torch.from_numpy(v).to(device) for k, v in gaussians(count).items()}
+    views = tuple(torch.from_numpy(v).to(device) for v in cameras())
+    coeffs = torch.full((count, 48, 3), 0.3, device=device)
+    a["means"][:, :3], a["means"][:, 3], a["scales"][:, :3] = 0, 0.4, 0.3
+    assert (whole(a, coeffs, views)[1].max() > 0.1) == bool(count)
+    bad = [a | {"means": a["means"] + torch.tensor([0, 0, 0, 50.0], device=device)}, a | {"scales": a["scales"] * 0}]
+    for k, v in a.items():
+        bad += [a | {k: v * x} for x in (float("nan"), float("inf"))]
+    bad += [a | {"quats_l": a["quats_l"] * 0}, a | {"opacities": a["opacities"] * 0}]
+    for given in bad:
+        image, alphas, _ = whole(given, coeffs, views)
+        assert (image == 0).all()
+        assert (alphas == 0).all()
+
+
+def test_bad_arguments_of_a_frame_are_named() -> None:
+    a, views = gaussians(10), cameras()
+    coeffs = np.zeros((10, 48, 3), np.float32)
+    wrong: list[tuple[str, Any, dict[str, Any]]] = [
+        ("indices", coeffs, {"indices": [3, 3]}), ("min_weight", coeffs, {"min_weight": 1.0}),
+        ("coeffs", coeffs[:, :47], {}), ("coeffs", coeffs[:9], {}), ("eps2d", coeffs, {"eps2d": -1.0}),
+        ("rasterize_mode", coeffs, {"rasterize_mode": "no"}), ("camera_model", coeffs, {"camera_model": "no"}),
+        ("backgrounds", coeffs, {"backgrounds": np.zeros((2, 4), np.float32)}),
+    ]  # fmt: skip
+    for name, looks, options in wrong:
+        with pytest.raises(ValueError, match=name):
+            whole(a, looks, views, **options)
+    with pytest.raises(ValueError, match="duration"):
+        rasterization_4d(*a.values(), coeffs, *views, *SIZE, 0.4, sh_degree=3, time_degree=2, duration=0.0)
+    with pytest.raises(ValueError, match="colors"):
+        rasterization_4d(*a.values(), np.zeros((9, 3), np.float32), *views, *SIZE, 0.4)
+    with pytest.raises(ValueError, match="width"):
+        rasterization_4d(*a.values(), coeffs[:, 0], *views, -1, 5, 0.4)
+    with pytest.raises(TypeError, match="packing"):
+        whole(a, coeffs, views, packing=True)
+
+
 def test_filter_changes_nothing_at_key_frames_and_little_between() -> None:
     a, (viewmats, Ks) = gaussians(), cameras()
     colors = np.random.default_rng(1).random((300, 3), np.float32)
@@ -133,6 +229,7 @@ def test_indices_are_checked() -> None:
 
 def test_torch_gradients_of_a_frame() -> None:
     torch = pytest.importorskip("torch")
+    from core_splatting.torch_ops import rasterize_4d as frame
     from core_splatting.torch_ops import slice_4d as op
 
     a, (viewmats, Ks) = gaussians(80), cameras()
@@ -157,6 +254,14 @@ def test_torch_gradients_of_a_frame() -> None:
     for one, other in zip((*x, coeffs), y, strict=True):
         torch.testing.assert_close(one.grad, other.grad)
     torch.library.opcheck(op, (*x, chosen, 0.5, 0.05, 0.01))
+    with torch.no_grad():
+        assert loss(*x, coeffs) == torch.compile(loss, fullgraph=True, backend="aot_eager")(*x, coeffs)
+        views = (torch.from_numpy(viewmats), torch.from_numpy(Ks), None, *SIZE)
+        options = (0.01, 1e10, 0.0, 0.3, 0.99, False, "pinhole")
+        given = [t.detach() for t in x]
+        torch.library.opcheck(
+            frame, (*given, chosen, 0.5, 0.05, 0.0, None, coeffs.detach(), 3, 2, 1.0, *views, *options)
+        )
 
 
 def test_cuda_equals_cpu() -> None:

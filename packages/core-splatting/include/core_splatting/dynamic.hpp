@@ -27,6 +27,20 @@ CORE_EXPORT void slice_4d_backward(In<2> means, In<2> scales, In<2> quats_l, In<
                                    double prefilter_var, In<2> v_out_means, In<2> v_out_covars, In<1> v_out_opacities, Out<2> v_means,
                                    Out<2> v_scales, Out<2> v_quats_l, Out<2> v_quats_r, Out<1> v_opacities);
 
+/// Renders N 4D Gaussians, or the M of them in `indices`, at `time` into C cameras: what `slice_4d`, `spherical_harmonics` and
+/// `rasterize` give one after the other, but a Gaussian is sliced where it is projected, and one that no camera sees is not coloured.
+///
+/// means .. prefilter_var: as in `slice_4d`. Either colors[1,M,D], or one set for each camera [C,M,D]; or coeffs[N,K,D], those of the 4D
+/// spherindrical harmonics of `degree` and `time_degree` as in `spherical_harmonics`, with the phases (mean_t - time) / duration.
+/// viewmats .. camera_model, out_colors, out_alphas and workspace: as in `rasterize`; seen[C,M,D]: with coeffs, the colours, written where
+/// a camera sees the Gaussian, for the gradient. Throws what these three throw.
+CORE_EXPORT void rasterize_4d(In<2> means, In<2> scales, In<2> quats_l, In<2> quats_r, In<1> opacities,
+                              std::optional<core::Tensor<const std::int64_t, 1>> indices, double time, double min_weight,
+                              double prefilter_var, MaybeIn<3> colors, MaybeIn<3> coeffs, std::int64_t degree, std::int64_t time_degree,
+                              double duration, In<3> viewmats, In<3> Ks, MaybeIn<2> backgrounds, double near_plane, double far_plane,
+                              double radius_clip, double eps2d, double max_alpha, bool antialiased, const char* camera_model,
+                              Out<4> out_colors, Out<3> out_alphas, MaybeOut<3> seen, MaybeOutWorkspace workspace);
+
 /// out[N] = sum over times[T] of 1 / (0.5 tanh(|p''(t)|) + 0.5), p'' the second derivative of the temporal weight
 /// (prefilter_var 0): the temporal part of the spatial-temporal variation score, each term in [1, 2].
 CORE_EXPORT void temporal_variation(In<2> means, In<2> scales, In<2> quats_l, In<2> quats_r, In<1> times, Out<1> out);
@@ -40,6 +54,13 @@ CORE_EXPORT void slice_4d_backward_cuda(In<2> means, In<2> scales, In<2> quats_l
                                         std::optional<core::Tensor<const std::int64_t, 1>> indices, double time, double min_weight,
                                         double prefilter_var, In<2> v_out_means, In<2> v_out_covars, In<1> v_out_opacities, Out<2> v_means,
                                         Out<2> v_scales, Out<2> v_quats_l, Out<2> v_quats_r, Out<1> v_opacities, core::Stream stream);
+CORE_EXPORT void rasterize_4d_cuda(In<2> means, In<2> scales, In<2> quats_l, In<2> quats_r, In<1> opacities,
+                                   std::optional<core::Tensor<const std::int64_t, 1>> indices, double time, double min_weight,
+                                   double prefilter_var, MaybeIn<3> colors, MaybeIn<3> coeffs, std::int64_t degree,
+                                   std::int64_t time_degree, double duration, In<3> viewmats, In<3> Ks, MaybeIn<2> backgrounds,
+                                   double near_plane, double far_plane, double radius_clip, double eps2d, double max_alpha,
+                                   bool antialiased, const char* camera_model, Out<4> out_colors, Out<3> out_alphas, MaybeOut<3> seen,
+                                   MaybeOutWorkspace workspace, core::Stream stream);
 CORE_EXPORT void temporal_variation_cuda(In<2> means, In<2> scales, In<2> quats_l, In<2> quats_r, In<1> times, Out<1> out,
                                          core::Stream stream);
 #endif

@@ -185,6 +185,38 @@ def slice_4d_backward(
 ) -> None:
     """The gradient of slice_4d by the 4D Gaussians."""
 
+def rasterize_4d(
+    means: Any,  # float32[N,4]
+    scales: Any,  # float32[N,4]
+    quats_l: Any,  # float32[N,4]
+    quats_r: Any,  # float32[N,4]
+    opacities: Any,  # float32[N]
+    indices: Any | None,  # int64[M]
+    time: float,
+    min_weight: float,
+    prefilter_var: float,
+    colors: Any | None,  # float32[*,*,D]
+    coeffs: Any | None,  # float32[N,K,D]
+    degree: SupportsIndex,
+    time_degree: SupportsIndex,
+    duration: float,
+    viewmats: Any,  # float32[C,4,4]
+    Ks: Any,  # float32[C,3,3]
+    backgrounds: Any | None,  # float32[C,D]
+    near_plane: float,
+    far_plane: float,
+    radius_clip: float,
+    eps2d: float,
+    max_alpha: float,
+    antialiased: bool,
+    camera_model: str,
+    out_colors: Any,  # out float32[C,H,W,D]
+    out_alphas: Any,  # out float32[C,H,W]
+    seen: Any | None,  # out float32[C,R,D]
+    workspace: Any | None,  # out int32[S]
+) -> None:
+    """Renders 4D Gaussians at a time into cameras: sliced where they are projected, coloured where they are seen."""
+
 def temporal_variation(
     means: Any,  # float32[N,4]
     scales: Any,  # float32[N,4]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from core_registry.testing import Case
 
-from .reference.dynamic import slice_4d, slice_4d_backward, temporal_variation
+from .reference.dynamic import rasterize_4d, slice_4d, slice_4d_backward, temporal_variation
 
 
 def gaussians_4d(rng: np.random.Generator, N: int, duration: float = 1.0) -> dict[str, Any]:
@@ -44,6 +44,38 @@ def _slice_backward(rng: np.random.Generator, N: int, share: float = 1.0) -> dic
     }
     names = ("means", "scales", "quats_l", "quats_r", "opacities")
     return inputs | derivatives | {f"v_{k}": np.empty_like(forward[k]) for k in names}
+
+
+def moving_scene(
+    rng: np.random.Generator, N: int, W: int, H: int, C: int = 1, D: int = 3, focal: float = 512.0, share: float = 1.0,
+    harmonics: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """N random 4D Gaussians, or about a `share` of them, as C cameras in a row see them at a time; with harmonics of
+    full degrees, or colours. The arguments of `rasterize_4d`."""
+    f32 = np.float32
+    sliced = _slice(rng, N, share)
+    rows = len(sliced["out_weights"])
+    viewmats = np.tile(np.eye(4, dtype=f32), (C, 1, 1))
+    viewmats[:, 0, 3], viewmats[:, 2, 3] = 0.2 * np.arange(C), 3
+    return {k: v for k, v in sliced.items() if not k.startswith("out_")} | {
+        "colors": None if harmonics else rng.random((1, rows, D), f32),
+        "coeffs": rng.normal(0, 0.2, (N, 48, D)).astype(f32) if harmonics else None, "degree": 3, "time_degree": 2,
+        "duration": 1.5, "viewmats": viewmats,
+        "Ks": np.tile(np.array([[focal, 0, W / 2], [0, focal, H / 2], [0, 0, 1]], f32), (C, 1, 1)),
+        "backgrounds": rng.random((C, D), f32), "near_plane": 0.01, "far_plane": 1e10, "radius_clip": 0.0,
+        "eps2d": 0.3, "max_alpha": 0.999, "antialiased": False, "camera_model": "pinhole",
+        "out_colors": np.empty((C, H, W, D), f32), "out_alphas": np.empty((C, H, W), f32), "seen": None,
+        "workspace": None,
+    }  # fmt: skip
+
+
+def _render_call(args: dict[str, Any]) -> Any:
+    from .torch_ops import rasterize_4d as op
+
+    tensors = [v for k, v in args.items() if k not in ("seen", "workspace") and not k.startswith("out_")]
+    height, width = args["out_alphas"].shape[1:]
+    image, alphas = op(*tensors[:17], width, height, *tensors[17:])
+    return image, alphas[..., 0]
 
 
 def _variation(rng: np.random.Generator, N: int, T: int) -> dict[str, Any]:
@@ -112,6 +144,20 @@ cases: list[Case] = [
         reference=slice_4d_backward,
         tolerance=dict.fromkeys(("v_means", "v_scales", "v_quats_l", "v_quats_r", "v_opacities"), (0.002, 0.002)),
         vary={"N": (0, 80)},
+        devices=("cpu", "cuda"),
+    ),
+    Case(
+        op="core_splatting.rasterize_4d",
+        sizes={
+            "tiny": {"N": 90, "W": 37, "H": 29, "C": 2, "focal": 40.0, "share": 0.6},
+            "bench": {"N": 50_000, "W": 512, "H": 512},
+        },
+        make=moving_scene,
+        reference=rasterize_4d,
+        # A pixel on the border of a Gaussian (alpha near 1/255) may fall on either side in float32.
+        tolerance={"out_colors": (1e-4, 5e-3), "out_alphas": (1e-4, 5e-3)},
+        vary={"N": (0, 80), "W": (0, 40), "H": (0, 40), "C": (0, 3), "D": (0, 8)},
+        torch_call=_render_call,
         devices=("cpu", "cuda"),
     ),
     Case(

@@ -126,24 +126,92 @@ def rasterization_4d(
     Raises:
         TypeError, ValueError, NotImplementedError: as `slice_4d` and `rasterization` do.
     """
-    means = as_array(means, "float32", "means")
-    colors = as_array(colors, "float32", "colors", like=means)
-    sliced, covars, alphas, _ = _slice(
-        means, scales, quats_l, quats_r, opacities, time, indices, min_weight, prefilter_var
-    )
+    arrays = _arrays(means, scales, quats_l, quats_r, opacities)
+    colors = as_array(colors, "float32", "colors", like=arrays[0])
     if indices is not None:
-        indices = as_array(indices, "int64", "indices", like=means)
-        colors = colors[indices]
-    if sh_degree is not None:
-        phases = None
-        if time_degree:
-            centres = means[:, 3] if indices is None else means[indices, 3]
-            phases = (centres - time) / duration
-        colors = colors_by_view(sh_degree, sliced, viewmats, colors, time_degree, phases)
-    image, coverage, information = rasterization(
-        sliced, None, None, alphas, colors, viewmats, Ks, width, height, covars=covars, **options
-    )
+        indices = as_array(indices, "int64", "indices", like=arrays[0])
+    if sh_degree is None and indices is not None:
+        colors = colors[..., indices, :]
+    moment = (indices, float(time), float(min_weight), float(prefilter_var))
+    changed = {k: v for k, v in options.items() if k not in _PLAIN or v != _PLAIN[k]}
+    looked = (viewmats, Ks, changed.get("backgrounds"))
+    if _FUSED.issuperset(changed) and not _differentiates(*arrays, colors, *looked):
+        looks = (None, colors, sh_degree, time_degree, float(duration))
+        if sh_degree is None:
+            looks = (colors if colors.ndim == 3 else colors[None], None, 0, 0, 1.0)
+        image, coverage = _render(arrays, moment, looks, viewmats, Ks, int(width), int(height), **changed)
+        information = {"width": width, "height": height, "n_cameras": viewmats.shape[0], "tile_size": 16}
+    else:
+        sliced, covars, alphas, _ = _slice(*arrays, float(time), indices, *moment[2:])
+        if sh_degree is not None:
+            centres = arrays[0][:, 3]
+            if indices is not None:
+                colors, centres = colors[indices], centres[indices]
+            phases = (centres - time) / duration if time_degree else None
+            colors = colors_by_view(sh_degree, sliced, viewmats, colors, time_degree, phases)
+        image, coverage, information = rasterization(
+            sliced, None, None, alphas, colors, viewmats, Ks, width, height, covars=covars, **options
+        )
     return image, coverage, information if indices is None else information | {"indices": indices}
+
+
+_PLAIN: dict[str, Any] = {"render_mode": "RGB", "precision": "float32", "meta": False, "absgrad": False}
+_FUSED = frozenset(
+    ("backgrounds", "near_plane", "far_plane", "radius_clip", "eps2d", "rasterize_mode", "camera_model", "max_alpha")
+)
+
+
+def _differentiates(*given: Any) -> bool:
+    """Whether a gradient by one of these is asked for."""
+    if not any(is_torch(x) and x.requires_grad for x in given):
+        return False
+    return bool(sys.modules["torch"].is_grad_enabled())
+
+
+def _render(
+    arrays: list[Any],
+    moment: tuple[Any, ...],
+    looks: tuple[Any, ...],
+    viewmats: Any,
+    Ks: Any,
+    width: int,
+    height: int,
+    *,
+    backgrounds: Any = None,
+    near_plane: float = 0.01,
+    far_plane: float = 1e10,
+    radius_clip: float = 0.0,
+    eps2d: float = 0.3,
+    rasterize_mode: str = "classic",
+    camera_model: str = "pinhole",
+    max_alpha: float = 0.999,
+) -> tuple[Any, Any]:
+    """`rasterization_4d` by one operator, which slices where it projects."""
+    viewmats, Ks, backgrounds = (
+        None if x is None else as_array(x, "float32", name, like=arrays[0])
+        for x, name in ((viewmats, "viewmats"), (Ks, "Ks"), (backgrounds, "backgrounds"))
+    )
+    if rasterize_mode not in ("classic", "antialiased"):
+        raise ValueError(
+            f"rasterization_4d: argument 'rasterize_mode' must be classic or antialiased, got {rasterize_mode!r}"
+        )
+    if width < 0 or height < 0:
+        raise ValueError(
+            f"rasterization_4d: argument 'width' and 'height' must not be negative, got {width} and {height}"
+        )
+    options = (float(near_plane), float(far_plane), float(radius_clip), float(eps2d), float(max_alpha))
+    given = (*arrays, *moment, *looks, viewmats, Ks, backgrounds)
+    modes = (rasterize_mode == "antialiased", camera_model)
+    if is_torch(arrays[0]):
+        from .torch_ops import rasterize_4d as operator
+
+        image, alphas = operator(*given, width, height, *options, *modes)
+        return image, alphas
+    channels = next(x for x in looks if x is not None).shape[-1]
+    image = empty((viewmats.shape[0], height, width, channels), "float32", like=arrays[0])
+    alphas = empty((viewmats.shape[0], height, width), "float32", like=arrays[0])
+    _C.rasterize_4d(*(*given, *options, *modes, image, alphas, None, None))
+    return image, alphas[..., None]
 
 
 def variation_scores(

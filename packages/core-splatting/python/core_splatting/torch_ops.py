@@ -284,3 +284,26 @@ slice_4d = torchlib.define(
     _slice_backward, _slice_context,
 )  # fmt: skip
 """(means (M, 3), covars (M, 6), opacities (M,), weights (M,)); see `core_splatting.dynamic.slice_4d`."""
+
+_RENDER = (
+    f"rasterize_4d({_SLICE}, Tensor? colors, Tensor? coeffs, int degree, int time_degree, float duration, "
+    "Tensor viewmats, Tensor Ks, Tensor? backgrounds, SymInt width, SymInt height, float near_plane, float far_plane, "
+    "float radius_clip, float eps2d, float max_alpha, bool antialiased, str camera_model) -> (Tensor, Tensor)"
+)
+
+
+def _render_fake(*args: Any) -> tuple[Tensor, Tensor]:
+    means, cameras, width, height = args[0], args[14].shape[0], args[17], args[18]
+    channels = (args[9] if args[10] is None else args[10]).shape[-1]
+    return means.new_empty((cameras, height, width, channels)), means.new_empty((cameras, height, width, 1))
+
+
+def _render_impl(*args: Any) -> tuple[Tensor, Tensor]:
+    image, alphas = _render_fake(*args)
+    _C.rasterize_4d(*(*args[:17], *args[19:], image, alphas.squeeze(3), None, None))
+    return image, alphas
+
+
+rasterize_4d = torchlib.define("core_splatting", _RENDER, _render_impl, _render_fake)
+"""(colours (C, H, W, D), alphas (C, H, W, 1)) of the raw operator's arguments; see
+`core_splatting.dynamic.rasterization_4d`."""

@@ -25,8 +25,6 @@ Dynamic check_slice(const char* op, const Dynamic& arrays, const Indices& indice
   return in;
 }
 
-namespace {
-
 void check_indices(const char* op, const Dynamic& in) {
   if (in.all) return;
   std::int64_t before = -1;
@@ -39,6 +37,8 @@ void check_indices(const char* op, const Dynamic& in) {
     before = index;
   }
 }
+
+namespace {
 
 template <class F>
 void for_each(std::int64_t n, F&& f) {

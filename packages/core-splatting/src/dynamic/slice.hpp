@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "../views.hpp"
+#include "../rasterize/project.hpp"
 
 namespace core_splatting {
 
@@ -69,7 +69,8 @@ struct Slice {
   float factor[4][4], beside[3][4], slope[3], variance, offset, weight;
 };
 
-CORE_HD void slice_of(const Dynamic& in, std::int64_t n, const Rotation4& rotation, Slice& s) {
+/// False, and no more than the weight, if the Gaussian is culled.
+CORE_HD bool slice_of(const Dynamic& in, std::int64_t n, const Rotation4& rotation, Slice& s) {
   for (int k = 0; k < 4; ++k) {
     const float scale = at(in.scales, n, k);
     for (int i = 0; i < 4; ++i) s.factor[i][k] = rotation.rot[i][k] * scale;
@@ -78,11 +79,13 @@ CORE_HD void slice_of(const Dynamic& in, std::int64_t n, const Rotation4& rotati
   s.variance = last[0] * last[0] + last[1] * last[1] + last[2] * last[2] + last[3] * last[3];
   s.offset = in.time - at(in.means, n, 3);
   s.weight = expf(-0.5f * s.offset * s.offset / (s.variance + in.prefilter_var));
+  if (!(s.weight > in.min_weight)) return false;
   for (int i = 0; i < 3; ++i) {
     const float* const row = s.factor[i];
     s.slope[i] = (row[0] * last[0] + row[1] * last[1] + row[2] * last[2] + row[3] * last[3]) / s.variance;
     for (int k = 0; k < 4; ++k) s.beside[i][k] = row[k] - s.slope[i] * last[k];
   }
+  return true;
 }
 
 /// The Gaussian of a row, or -1 if the index lies outside.
@@ -91,26 +94,43 @@ CORE_HD std::int64_t gaussian_of(const Dynamic& in, std::int64_t row) {
   return n >= 0 && n < in.opacities.shape[0] ? n : -1;
 }
 
-CORE_HD void write_slice(const Dynamic& in, const SliceOutputs& out, std::int64_t row) {
+/// How many Gaussians there are at the time, with those that are culled.
+CORE_HD std::int64_t count_of(const Dynamic& in) { return in.all ? in.opacities.shape[0] : in.indices.shape[0]; }
+
+/// The Gaussian of a row as it is at the time, and its weight; zeros if it is culled.
+CORE_HD Gaussian load_gaussian(const Dynamic& in, std::int64_t row, float& weight) {
   const std::int64_t n = gaussian_of(in, row);
+  Gaussian g{};
+  g.by_covariance = true;
+  weight = 0.f;
+  if (n < 0) return g;
+  Rotation4 rotation;
+  rotation4_of(in, n, rotation);
   Slice s;
-  s.weight = 0.f;
-  if (n >= 0) {
-    Rotation4 rotation;
-    rotation4_of(in, n, rotation);
-    slice_of(in, n, rotation, s);
-  }
-  const bool kept = s.weight > in.min_weight;
-  at(out.weights, row) = kept ? s.weight : 0.f;
-  at(out.opacities, row) = kept ? s.weight * at(in.opacities, n) : 0.f;
+  if (!slice_of(in, n, rotation, s)) return g;
+  weight = s.weight;
+  g.opacity = s.weight * at(in.opacities, n);
   for (int i = 0, to = 0; i < 3; ++i) {
-    at(out.means, row, i) = kept ? at(in.means, n, i) + s.slope[i] * s.offset : 0.f;
+    g.mean[i] = at(in.means, n, i) + s.slope[i] * s.offset;
     for (int k = i; k < 3; ++k, ++to) {
       float sum = 0.f;
-      for (int j = 0; kept && j < 4; ++j) sum += s.beside[i][j] * s.beside[k][j];
-      at(out.covars, row, to) = sum;
+      for (int j = 0; j < 4; ++j) sum += s.beside[i][j] * s.beside[k][j];
+      g.covar[to] = sum;
     }
   }
+  return g;
+}
+
+CORE_HD Gaussian load_gaussian(const Dynamic& in, std::int64_t row) {
+  float weight;
+  return load_gaussian(in, row, weight);
+}
+
+CORE_HD void write_slice(const Dynamic& in, const SliceOutputs& out, std::int64_t row) {
+  const Gaussian g = load_gaussian(in, row, at(out.weights, row));
+  at(out.opacities, row) = g.opacity;
+  for (int i = 0; i < 3; ++i) at(out.means, row, i) = g.mean[i];
+  for (int i = 0; i < 6; ++i) at(out.covars, row, i) = g.covar[i];
 }
 
 /// Writes the derivatives by the Gaussian of a row; nothing if the row is culled.
@@ -120,8 +140,7 @@ CORE_HD void slice_backward(const Dynamic& in, const SliceGradients& g, std::int
   Rotation4 rotation;
   rotation4_of(in, n, rotation);
   Slice s;
-  slice_of(in, n, rotation, s);
-  if (!(s.weight > in.min_weight)) return;
+  if (!slice_of(in, n, rotation, s)) return;
 
   const float cov[6] = {at(g.v_out_covars, row, 0), at(g.v_out_covars, row, 1), at(g.v_out_covars, row, 2),
                         at(g.v_out_covars, row, 3), at(g.v_out_covars, row, 4), at(g.v_out_covars, row, 5)};
@@ -204,5 +223,8 @@ CORE_HD float variation_of(Dynamic in, const In<1>& times, std::int64_t n) {
 /// The arguments in one; throws ValueError, in the name of the operator `op`, if the scalars or sizes do not fit.
 Dynamic check_slice(const char* op, const Dynamic& arrays, const Indices& indices, double time, double min_weight, double prefilter_var,
                     std::int64_t rows);
+
+/// Throws ValueError unless the indices rise within the Gaussians; for the CPU.
+void check_indices(const char* op, const Dynamic& in);
 
 }  // namespace core_splatting

@@ -66,13 +66,18 @@ struct Direction {
   float unit[3], length;
 };
 
-CORE_HD Direction direction_of(const Harmonics& in, const Centre& centre, std::int64_t n) {
+CORE_HD Direction direction_of(const Centre& centre, const float* place) {
   Direction d;
-  for (int k = 0; k < 3; ++k) d.unit[k] = at(in.dirs, n, k) - centre.at[k];
+  for (int k = 0; k < 3; ++k) d.unit[k] = place[k] - centre.at[k];
   d.length = sqrtf(d.unit[0] * d.unit[0] + d.unit[1] * d.unit[1] + d.unit[2] * d.unit[2]);
   const float over = 1.f / d.length;
   for (int k = 0; k < 3; ++k) d.unit[k] *= over;
   return d;
+}
+
+CORE_HD Direction direction_of(const Harmonics& in, const Centre& centre, std::int64_t n) {
+  const float place[3] = {at(in.dirs, n, 0), at(in.dirs, n, 1), at(in.dirs, n, 2)};
+  return direction_of(centre, place);
 }
 
 CORE_HD void basis_of(const float* u, int count, float* y) {
@@ -112,28 +117,33 @@ CORE_HD void basis_backward(const float* u, int count, const float* v, float* v_
             0.5f * e3 * (aa - bb) * v[14];
 }
 
-CORE_HD float time_factor(const Harmonics& in, int i, std::int64_t n) {
-  return i == 0 ? 1.f : cosf(6.283185307179586f * static_cast<float>(i) * at(in.phases, n));
-}
+CORE_HD float time_factor(int i, float phase) { return i == 0 ? 1.f : cosf(6.283185307179586f * static_cast<float>(i) * phase); }
 
-CORE_HD void harmonics_of(const Harmonics& in, const Centre& centre, const Out<3>& out, std::int64_t c, std::int64_t n) {
-  const std::int64_t channels = out.shape[2], set = in.coeffs.shape[0] == 1 ? 0 : c;
-  if (in.masks.data != nullptr && !at(in.masks, c, n)) {
-    for (std::int64_t d = 0; d < channels; ++d) at(out, c, n, d) = 0.f;
-    return;
-  }
+CORE_HD float phase_of(const Harmonics& in, std::int64_t n) { return in.times > 1 ? at(in.phases, n) : 0.f; }
+
+/// Writes the row of a camera, of the Gaussian n of a set of coefficients.
+CORE_HD void harmonics_along(const Harmonics& in, const float* unit, float phase, std::int64_t set, std::int64_t n, const Out<3>& out,
+                             std::int64_t c, std::int64_t row) {
   float y[most_harmonics], factor[most_times];
-  basis_of(direction_of(in, centre, n).unit, in.harmonics, y);
-  for (int i = 0; i < in.times; ++i) factor[i] = time_factor(in, i, n);
-  for (std::int64_t d = 0; d < channels; ++d) {
+  basis_of(unit, in.harmonics, y);
+  for (int i = 0; i < in.times; ++i) factor[i] = time_factor(i, phase);
+  for (std::int64_t d = 0; d < out.shape[2]; ++d) {
     float total = 0.f;
     for (int i = 0; i < in.times; ++i) {
       float sum = 0.f;
       for (int k = 0; k < in.harmonics; ++k) sum += y[k] * at(in.coeffs, set, n, most_harmonics * i + k, d);
       total += factor[i] * sum;
     }
-    at(out, c, n, d) = in.as_color ? (total > -0.5f ? total + 0.5f : total - total) : total;
+    at(out, c, row, d) = in.as_color ? (total > -0.5f ? total + 0.5f : total - total) : total;
   }
+}
+
+CORE_HD void harmonics_of(const Harmonics& in, const Centre& centre, const Out<3>& out, std::int64_t c, std::int64_t n) {
+  if (in.masks.data != nullptr && !at(in.masks, c, n)) {
+    for (std::int64_t d = 0; d < out.shape[2]; ++d) at(out, c, n, d) = 0.f;
+    return;
+  }
+  harmonics_along(in, direction_of(in, centre, n).unit, phase_of(in, n), in.coeffs.shape[0] == 1 ? 0 : c, n, out, c, n);
 }
 
 /// Adds one Gaussian's derivatives in one camera to v_coeffs and v_phase, gives those by its place.
@@ -144,8 +154,9 @@ CORE_HD void harmonics_backward(const Harmonics& in, const Centre& centre, const
   if (in.masks.data != nullptr && !at(in.masks, c, n)) return;
   float y[most_harmonics], v_y[most_harmonics] = {}, factor[most_times];
   const Direction direction = direction_of(in, centre, n);
+  const float phase = phase_of(in, n);
   basis_of(direction.unit, in.harmonics, y);
-  for (int i = 0; i < in.times; ++i) factor[i] = time_factor(in, i, n);
+  for (int i = 0; i < in.times; ++i) factor[i] = time_factor(i, phase);
   for (std::int64_t d = 0; d < channels; ++d) {
     float sums[most_times], total = 0.f;
     for (int i = 0; i < in.times; ++i) {
@@ -163,7 +174,7 @@ CORE_HD void harmonics_backward(const Harmonics& in, const Centre& centre, const
       }
       if (i) {
         const float turn = 6.283185307179586f * static_cast<float>(i);
-        v_phase -= v * sums[i] * turn * sinf(turn * at(in.phases, n));
+        v_phase -= v * sums[i] * turn * sinf(turn * phase);
       }
     }
   }

@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <optional>
 
-#include "project.hpp"
+#include "../dynamic/slice.hpp"
 
 namespace core_splatting {
 
@@ -47,13 +47,17 @@ __device__ inline float number(core::float16 x) { return __half2float(__ushort_a
 __device__ inline void set(float& to, float x) { to = x; }
 __device__ inline void set(core::float16& to, float x) { to.bits = __half_as_ushort(__float2half_rn(x)); }
 
-struct Scene {
-  Gaussians gaussians;
+/// What is rendered; `Source`: Gaussians or Dynamic.
+template <class Source>
+struct SceneFrom {
+  Source gaussians;
   In<3> viewmats, Ks;
 };
+using Scene = SceneFrom<Gaussians>;
 
 /// The camera of the arrays, not checked.
-__device__ inline Camera load_camera(const Scene& in, int c) {
+template <class Source>
+__device__ Camera load_camera(const SceneFrom<Source>& in, int c) {
   Camera cam;
   for (int row = 0; row < 3; ++row) {
     for (int k = 0; k < 3; ++k) cam.r[3 * row + k] = at(in.viewmats, c, row, k);
@@ -136,7 +140,13 @@ class OwnLists {
 void sort_lists(const Lists& lists, double expected, cudaStream_t stream);
 
 /// Projects, bins and sorts on `stream`; the host does not wait.
-void prepare(const Scene& in, const Options& o, const Lists& lists, int device, cudaStream_t stream);
+template <class Source>
+void prepare(const SceneFrom<Source>& in, const Options& o, const Lists& lists, int device, cudaStream_t stream);
+
+/// Blends all tiles.
+template <class T>
+void blend_lists(const Lists& lists, const Options& o, const core::Tensor<const T, 3>& colors, const MaybeIn<2>& backgrounds,
+                 const core::Tensor<T, 4>& out_colors, const Out<3>& out_alphas, cudaStream_t stream);
 
 inline unsigned blocks_for(std::int64_t n) { return static_cast<unsigned>((n + block - 1) / block); }
 

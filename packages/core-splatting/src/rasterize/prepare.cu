@@ -100,8 +100,9 @@ struct Part {
 };
 
 /// The splats and their depths; how many there are in each tile, in `counts`, and how many of these are of earlier blocks.
+template <class Source>
 __global__ void __launch_bounds__(binning, 2)
-    project_all(Scene in, Options o, Lists lists, Plan plan, std::uint32_t* counts, std::uint32_t* places) {
+    project_all(SceneFrom<Source> in, Options o, Lists lists, Plan plan, std::uint32_t* counts, std::uint32_t* places) {
   extern __shared__ std::uint32_t of_tiles[];
   const Part part(plan);
   for (int t = static_cast<int>(threadIdx.x); t < part.count; t += binning) of_tiles[t] = 0;
@@ -266,7 +267,8 @@ std::int64_t workspace_size(int device, std::int64_t total, std::int64_t tiles) 
   return Lists::size_without_ids(total, tiles) + (pairs + 65535) / 65536 * 65536;
 }
 
-void prepare(const Scene& in, const Options& o, const Lists& lists, int device, cudaStream_t stream) {
+template <class Source>
+void prepare(const SceneFrom<Source>& in, const Options& o, const Lists& lists, int device, cudaStream_t stream) {
   if (lists.total == 0 || lists.tiles == 0) {
     const std::size_t counters = 64 + static_cast<std::size_t>(lists.tiles) + 1;  // the pairs, and the tiles' begins behind
     check(cudaMemsetAsync(lists.pairs, 0, counters * sizeof(std::uint32_t), stream), "clearing the counters");
@@ -285,12 +287,15 @@ void prepare(const Scene& in, const Options& o, const Lists& lists, int device, 
     if (bytes > 40 * 1024)
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");
   };
-  ask(&project_all, shared), ask(&write_pairs, shared);
-  project_all<<<plan.blocks, binning, shared, stream>>>(in, o, lists, plan, counts, places);
+  ask(&project_all<Source>, shared), ask(&write_pairs, shared);
+  project_all<Source><<<plan.blocks, binning, shared, stream>>>(in, o, lists, plan, counts, places);
   const Expectation known = expect(device, lists.tiles);
   write_pairs<<<plan.blocks, binning, shared, stream>>>(lists, o, plan, counts, places, known.seen);
   check(cudaGetLastError(), "projecting");
   sort_lists(lists, static_cast<double>(known.ratio) * lists.total / lists.tiles, stream);
 }
+
+template void prepare(const SceneFrom<Gaussians>&, const Options&, const Lists&, int, cudaStream_t);
+template void prepare(const SceneFrom<Dynamic>&, const Options&, const Lists&, int, cudaStream_t);
 
 }  // namespace core_splatting

@@ -50,6 +50,8 @@ struct Gaussians {
   bool by_covariance;
 };
 
+CORE_HD std::int64_t count_of(const Gaussians& in) { return in.opacities.shape[0]; }
+
 struct Gaussian {
   float mean[3], quat[4], scale[3], covar[6], opacity;  // covar: xx, xy, xz, yy, yz, zz
   bool by_covariance;

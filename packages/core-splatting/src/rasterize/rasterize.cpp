@@ -43,8 +43,9 @@ void sort_by_depth(Untouched<Key>& keys) {
 
 }  // namespace
 
-Projected project_sorted(const Camera& cam, const Options& o, const Gaussians& gaussians) {
-  const std::int64_t n = gaussians.means.shape[0];
+template <class Source>
+Projected project_sorted(const Camera& cam, const Options& o, const Source& gaussians) {
+  const std::int64_t n = count_of(gaussians);
   Untouched<Splat> all(static_cast<std::size_t>(n));
   Untouched<float> depths(static_cast<std::size_t>(n));
   core::parallel_for(n, 1024, [&](std::int64_t begin, std::int64_t end) {
@@ -70,6 +71,9 @@ Projected project_sorted(const Camera& cam, const Options& o, const Gaussians& g
   });
   return p;
 }
+
+template Projected project_sorted(const Camera&, const Options&, const Gaussians&);
+template Projected project_sorted(const Camera&, const Options&, const Dynamic&);
 
 Bins bin(const Projected& projected, const Options& o) {
   const auto& splats = projected.splats;
@@ -130,20 +134,6 @@ namespace {
 
 constexpr int channel_chunk = 32;
 
-using Colors = core::Tensor<const float, 3>;
-
-struct Frame {
-  const Projected* projected;
-  const Bins* bins;
-  Options options;
-  std::int64_t camera, color_set;
-  Colors colors;
-  const core::Tensor<const float, 2>* backgrounds;  // or null
-  core::Tensor<float, 4> out_colors;
-  core::Tensor<float, 3> out_alphas;
-  std::int64_t channel, channels;  // the part of the channels that this pass blends
-};
-
 #define CORE_LEVEL_FILE "blend.inc"
 #include "each_level.inc"
 
@@ -155,6 +145,24 @@ auto blending_of_tile(std::int64_t channels) {
     default: return CORE_OF_THIS_LEVEL(blend_tile<0>);
   }
 }
+
+}  // namespace
+
+void blend(Frame frame) {
+  const std::int64_t tiles = static_cast<std::int64_t>(frame.options.tiles_x) * frame.options.tiles_y, channels = frame.colors.shape[2];
+  do {
+    frame.channels = std::min<std::int64_t>(channels - frame.channel, channel_chunk);
+    const auto run = blending_of_tile(frame.channels);
+    // Tiles are dealt one by one: they differ in work by orders of magnitude.
+    std::atomic<std::int64_t> next{0};
+    core::parallel_for(core::num_threads(), 1, [&](std::int64_t, std::int64_t) {
+      for (std::int64_t tile; (tile = next.fetch_add(1, std::memory_order_relaxed)) < tiles;) run(&frame, tile);
+    });
+    frame.channel += frame.channels;
+  } while (frame.channel < channels);
+}
+
+namespace {
 
 /// Of one scene.
 void rasterize_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors, In<3> viewmats,
@@ -172,18 +180,7 @@ void rasterize_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeI
     if (tiles == 0) continue;
     const Projected projected = project_sorted(cam, o, gaussians);
     const Bins bins = bin(projected, o);
-    Frame frame{&projected, &bins,      o, c, colors.shape[0] == 1 ? 0 : c, colors, backgrounds ? &*backgrounds : nullptr,
-                out_colors, out_alphas, 0, 0};
-    do {
-      frame.channels = std::min<std::int64_t>(colors.shape[2] - frame.channel, channel_chunk);
-      const auto run = blending_of_tile(frame.channels);
-      // Tiles are dealt one by one: they differ in work by orders of magnitude.
-      std::atomic<std::int64_t> next{0};
-      core::parallel_for(core::num_threads(), 1, [&](std::int64_t, std::int64_t) {
-        for (std::int64_t tile; (tile = next.fetch_add(1, std::memory_order_relaxed)) < tiles;) run(&frame, tile);
-      });
-      frame.channel += frame.channels;
-    } while (frame.channel < colors.shape[2]);
+    blend({&projected, &bins, o, c, colors.shape[0] == 1 ? 0 : c, colors, backgrounds ? &*backgrounds : nullptr, out_colors, out_alphas});
   }
 }
 

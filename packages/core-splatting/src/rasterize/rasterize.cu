@@ -97,6 +97,26 @@ __global__ void __launch_bounds__(batch)
   }
 }
 
+}  // namespace
+
+template <class T>
+void blend_lists(const Lists& lists, const Options& o, const core::Tensor<const T, 3>& colors, const MaybeIn<2>& backgrounds,
+                 const core::Tensor<T, 4>& out_colors, const Out<3>& out_alphas, cudaStream_t stream) {
+  const auto background = backgrounds.value_or(core::Tensor<const float, 2>{});
+  const std::int64_t channels = colors.shape[2];
+  if (channels > 4) {
+    blend_features(lists, o, colors, background, out_colors, out_alphas, stream);
+  } else {
+    const auto kernel = channels <= 1 ? &blend<1, T> : channels == 3 ? &blend<3, T> : &blend<4, T>;
+    kernel<<<static_cast<unsigned>(lists.tiles), batch, 0, stream>>>(lists, o, colors, background, out_colors, out_alphas);
+  }
+  check(cudaGetLastError(), "blending");
+}
+
+template void blend_lists(const Lists&, const Options&, const In<3>&, const MaybeIn<2>&, const Out<4>&, const Out<3>&, cudaStream_t);
+
+namespace {
+
 /// Of one scene.
 template <class T>
 void rasterize_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities,
@@ -114,18 +134,8 @@ void rasterize_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeI
   const core::OnDevice guard("rasterize", device);
   const auto stream = static_cast<cudaStream_t>(queue.handle);
   const OwnLists own(workspace, device, gaussians, cameras * gaussians, tiles, stream);
-  const Lists& lists = own.lists;
-  prepare(scene, o, lists, device, stream);
-
-  const auto background = backgrounds.value_or(core::Tensor<const float, 2>{});
-  const std::int64_t channels = colors.shape[2];
-  if (channels > 4) {
-    blend_features(lists, o, colors, background, out_colors, out_alphas, stream);
-  } else {
-    const auto kernel = channels <= 1 ? &blend<1, T> : channels == 3 ? &blend<3, T> : &blend<4, T>;
-    kernel<<<static_cast<unsigned>(tiles), batch, 0, stream>>>(lists, o, colors, background, out_colors, out_alphas);
-  }
-  check(cudaGetLastError(), "blending");
+  prepare(scene, o, own.lists, device, stream);
+  blend_lists<T>(own.lists, o, colors, backgrounds, out_colors, out_alphas, stream);
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
 #include <memory>
 #include <vector>
 
-#include "project.hpp"
+#include "../dynamic/slice.hpp"
 
 namespace core_splatting {
 
@@ -38,8 +38,25 @@ struct Bins {
 /// Throws ValueError, in the name of the operator `op`, if the camera is not finite or has no positive focal length.
 Camera load_camera(const char* op, const core::Tensor<const float, 3>& viewmats, const core::Tensor<const float, 3>& Ks, std::int64_t c);
 
-Projected project_sorted(const Camera& cam, const Options& o, const Gaussians& gaussians);
+/// `Source`: Gaussians or Dynamic.
+template <class Source>
+Projected project_sorted(const Camera& cam, const Options& o, const Source& gaussians);
 
 Bins bin(const Projected& projected, const Options& o);
+
+/// What a camera's picture is blended from, and where it goes.
+struct Frame {
+  const Projected* projected;
+  const Bins* bins;
+  Options options;
+  std::int64_t camera, color_set;
+  In<3> colors;
+  const In<2>* backgrounds;  // or null
+  Out<4> out_colors;
+  Out<3> out_alphas;
+  std::int64_t channel = 0, channels = 0;  // the part of the channels that a pass blends
+};
+
+void blend(Frame frame);
 
 }  // namespace core_splatting

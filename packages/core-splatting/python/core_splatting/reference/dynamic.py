@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .harmonics import spherical_harmonics
+from .rasterize import rasterize
+
 Array = npt.NDArray[Any]
 
 
@@ -73,6 +76,25 @@ def slice_4d_backward(args: dict[str, Any]) -> dict[str, Array]:
                 2 * step
             )
     return gradients
+
+
+def rasterize_4d(args: dict[str, Any]) -> dict[str, Array]:
+    """The raw operator's outputs: the slices, their colours and their picture, one after the other."""
+    sliced = slice_4d(args)
+    colors = args["colors"]
+    if colors is None:
+        chosen = slice(None) if args["indices"] is None else args["indices"]
+        cameras, count = len(args["viewmats"]), len(sliced["out_means"])
+        with np.errstate(all="ignore"):
+            phases = (args["means"][chosen, 3].astype(np.float64) - args["time"]) / args["duration"]
+            colors = spherical_harmonics(
+                {k: args[k] for k in ("degree", "time_degree", "viewmats")}
+                | {"dirs": sliced["out_means"], "coeffs": args["coeffs"][chosen][None], "phases": phases}
+                | {"masks": None, "as_color": True, "out": np.empty((cameras, count, args["coeffs"].shape[-1]))}
+            )["out"]
+    still = {"means": sliced["out_means"], "covars": sliced["out_covars"], "opacities": sliced["out_opacities"]}
+    picture: dict[str, Array] = rasterize(args | still | {"quats": None, "colors": colors})
+    return picture
 
 
 def temporal_variation(args: dict[str, Any]) -> dict[str, Array]:
