@@ -114,6 +114,21 @@ def test_estimate_of_longer_prompts(n, m, layout, stride):
     np.testing.assert_allclose(scores.cpu().numpy(), want, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("scale", [None, -0.1])
+@pytest.mark.parametrize(
+    ("n", "m", "stride", "block"),
+    [(8192, 8192, 16, 128), (8208, 8208, 16, 128), (2048, 12304, 16, 128), (4104, 4104, 8, 128), (2048, 3072, 4, 128)],
+)
+def test_estimate_with_and_without_hidden_columns(dtype, causal, scale, n, m, stride, block):
+    """Tiles of 128 x 256 of which nothing is hidden, something, or which the operands do not fill; a negative scale."""
+    (q, k, _), exact = inputs(dtype, 1, 2, 1, n, m)
+    scores, _ = core.xattn_estimate(q, k, stride=stride, block_size=block, is_causal=causal, scale=scale)
+    want = reference.antidiagonal_scores(exact[0], exact[1], stride, block, scale or 128**-0.5, causal)
+    np.testing.assert_allclose(scores.cpu().numpy(), want, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("blocks", [1, 31, 129, 1000, 13000])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("kind", ["skewed", "ties", "zero"])

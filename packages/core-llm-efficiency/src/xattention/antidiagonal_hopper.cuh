@@ -23,10 +23,11 @@ struct Maps {
   int together;  // neighbouring pairs whose tiles at one place are worked on together
 };
 
-/// Where a tile lies; `seen` if any of its rows sees any of its columns.
+/// Where a tile lies; `seen` if any of its rows sees any of its columns, `whole` if all its rows see all of them and the scale
+/// keeps the order of the products.
 struct Place {
   int pair, row, column;
-  bool seen;
+  bool seen, whole;
 };
 /// Tiles that are worked on together: the heads that share keys, of four rows of tiles.
 __device__ inline Place place(const Estimate& e, std::int64_t t, int together, int fours, int wide) {
@@ -34,23 +35,24 @@ __device__ inline Place place(const Estimate& e, std::int64_t t, int together, i
   t /= together;
   const int row = static_cast<int>(t / 4 / wide % fours * 4 + t % 4) * rows_of_tile,
             column = static_cast<int>(t / 4 % wide) * columns_of_tile;
-  Place p{static_cast<int>(t / 4 / wide / fours) * together + head, row, column, row < e.rows};
-  p.seen = p.seen && p.column < e.seen(min(p.row + rows_of_tile, e.rows) - 1);
+  Place p{static_cast<int>(t / 4 / wide / fours) * together + head, row, column, row < e.rows, e.scale > 0};
+  p.seen = p.seen && column < e.seen(min(row + rows_of_tile, e.rows) - 1);
+  p.whole = p.whole && row + rows_of_tile <= e.rows && column + columns_of_tile <= e.seen(row);
   return p;
 }
 
 /// Writes what a thread holds of 64 rows by 256 columns; a unit is `Eights` groups of 8 columns. Four units share the base of
 /// their exponentials; one so far below it that its sum is zero has no share of the row either. A lane of four writes one.
-template <int Eights>
+/// Whole: of a tile in which nothing is hidden, whose products are scaled within the exponent.
+template <int Eights, bool Whole>
 __device__ inline void reduce(const Estimate& e, float (&c)[128], int pair, int row, int column, float* partial) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int at = row + r * 8;
-    const bool inside = at < e.rows;
-    const int end = inside ? static_cast<int>(e.seen(at)) - column : 0, seen = end - lane % 4 * 2;
-    const bool whole = e.scale > 0 && end >= columns_of_tile;  // most tiles: no column is hidden, and the scale keeps the order
-    const float scale = whole ? e.scale : 1.f;                 // that is still to be applied
+    const bool inside = Whole || at < e.rows;
+    const int seen = (inside ? static_cast<int>(e.seen(at)) - column : 0) - lane % 4 * 2;
+    const float scale = Whole ? e.scale : 1.f;  // that is still to be applied
     float* const to = partial + (std::int64_t{pair} * e.rows + at) * e.units + column / e.per;
 #pragma unroll
     for (int four = 0; four < 8 / Eights; ++four) {
@@ -60,7 +62,7 @@ __device__ inline void reduce(const Estimate& e, float (&c)[128], int pair, int 
 #pragma unroll
         for (int x = 0; x < 2; ++x) {
           float& y = c[j * 4 + r * 2 + x];
-          if (!whole) y = j * 8 + x < seen ? y * e.scale : -INFINITY;
+          if constexpr (!Whole) y = j * 8 + x < seen ? y * e.scale : -INFINITY;
           top = fmaxf(top, y);
         }
       top = quad_max(top);
@@ -76,7 +78,7 @@ __device__ inline void reduce(const Estimate& e, float (&c)[128], int pair, int 
       for (int u = 0; u < 2; ++u) sum[u] = (odd ? sum[u + 2] : sum[u]) + __shfl_xor_sync(~0u, odd ? sum[u] : sum[u + 2], 1);
       const float all = (high ? sum[1] : sum[0]) + __shfl_xor_sync(~0u, high ? sum[0] : sum[1], 2);
       const int unit = four * 4 + (odd ? 2 : 0) + (high ? 1 : 0);
-      if (inside && column / e.per + unit < e.units) to[unit] = base + __log2f(all);
+      if (Whole || (inside && column / e.per + unit < e.units)) to[unit] = base + __log2f(all);
     }
   }
 }
@@ -136,7 +138,10 @@ __global__ void __launch_bounds__(128 * (1 + multipliers), 1)
       hopper::wait_products<0>();
       hopper::hold(c);
       if (lane == 0) hopper::arrive(&s.empty[(i - 1) % stages]);
-      reduce<Eights>(e, c, p.pair, p.row + within, p.column, partial);
+      if (p.whole)
+        reduce<Eights, true>(e, c, p.pair, p.row + within, p.column, partial);
+      else
+        reduce<Eights, false>(e, c, p.pair, p.row + within, p.column, partial);
     }
   }
 #endif
