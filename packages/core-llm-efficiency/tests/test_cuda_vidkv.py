@@ -19,10 +19,19 @@ def on_cuda(packed):
     return dataclasses.replace(packed, **arrays)
 
 
+def padded(packed, name):
+    """The same, with an array whose rows are apart, so that the operator must take it element by element."""
+    return dataclasses.replace(packed, **{name: torch.nn.functional.pad(getattr(packed, name), (1, 2))[..., 1:-2]})
+
+
 def compare(
-    dtype, batch=2, heads=8, groups=2, n=1024, recent=37, dim=128, e=128, group=32, bits=1.5, protect=0, seen=None
-):
-    """The largest error of a head, relative to its norm or to the mean norm of all heads, whichever is larger."""
+    dtype, batch=2, heads=8, groups=2, n=1024, recent=37, dim=128, e=128, group=32, bits=1.5, protect=0, seen=None,
+    apart=(),
+):  # fmt: skip
+    """The largest error of a head, relative to its norm or to the mean norm of all heads, whichever is larger.
+
+    apart: which of "query", "keys", "protected" and "values" do not lie in one piece.
+    """
     rng = np.random.default_rng()
     key, value = cache_like(rng, batch, groups, n, dim), cache_like(rng, batch, groups, n, e)
     query = rng.standard_normal((batch, heads, dim)).astype(np.float32)
@@ -34,8 +43,13 @@ def compare(
     q, k, v = (x.double().cpu().numpy() for x in like)
     mask = None if seen is None else rng.random((batch, n + recent)) < seen
     there = None if mask is None else torch.from_numpy(mask).cuda()
-    options = {"protected": None if four is None else on_cuda(four), "seen": there}
-    out = core.packed_attention(like[0], on_cuda(keys), on_cuda(three), like[1], like[2], **options)
+    packed = {"keys": on_cuda(keys), "protected": None if four is None else on_cuda(four), "values": on_cuda(three)}
+    packed |= {x: padded(packed[x], "planes" if x == "keys" else "codes") for x in apart if x != "query"}
+    if "query" in apart:
+        like[0] = like[0].mT.contiguous().mT
+    options = {"protected": packed["protected"], "seen": there}
+    operands = like[0], packed["keys"], packed["values"], *like[1:]
+    out = core.packed_attention(*operands, **options)
     assert out.dtype == dtype
     whole_k = np.concatenate([core.unpack_keys(keys), k], 2)
     parts = [*([core.unpack_values(four)] if four else []), core.unpack_values(three), v]
@@ -43,7 +57,7 @@ def compare(
     norm = np.linalg.norm(want, axis=-1)
     size = np.maximum(np.maximum(norm, norm.mean()), 1e-30)
     error = np.linalg.norm(out.double().cpu().numpy() - want, axis=-1) / size
-    again = core.packed_attention(like[0], on_cuda(keys), on_cuda(three), like[1], like[2], **options)
+    again = core.packed_attention(*operands, **options)
     assert torch.equal(out, again)
     return float(error.max())
 
@@ -79,6 +93,28 @@ def test_lengths_and_masks(dtype, n, recent, protect, seen):
     assert compare(dtype, n=n, recent=recent, protect=protect, seen=seen) < BOUND[dtype]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize(("dim", "group"), [(128, 32), (128, 128), (64, 32), (64, 64)])
+@pytest.mark.parametrize(("length", "recents"), [(157, True), (1125, True), (1152, False)])
+@pytest.mark.parametrize("protect", [0, 128])
+def test_shapes_with_kernels_of_their_own(dtype, batch, dim, group, length, recents, protect):
+    """With what does not fill a group among the recent tokens, and with none of these."""
+    n = length // group * group
+    sizes = {"dim": dim, "e": dim, "n": n, "recent": length - n if recents else 0, "protect": min(protect, n)}
+    assert compare(dtype, batch=batch, heads=12, groups=2, group=group, seen=0.8, **sizes) < BOUND[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dim", [128, 64])
+@pytest.mark.parametrize("recent", [0, 70])
+@pytest.mark.parametrize("apart", [("query",), ("keys",), ("values",), ("protected",), ("values", "protected")])
+def test_either_kernel_for_the_same_operands(dtype, dim, recent, apart):
+    """Keys or values that do not lie in one piece take the kernel for any shape, each kind of values by itself."""
+    sizes = {"dim": dim, "e": dim, "n": 1056, "recent": recent, "protect": 256}
+    assert compare(dtype, apart=apart, **sizes) < BOUND[dtype]
+
+
 @pytest.mark.parametrize("dtype", list(BOUND))
 def test_long(dtype):
     assert compare(dtype, batch=1, heads=8, groups=2, n=65536, recent=100) < BOUND[dtype]
@@ -95,15 +131,19 @@ def test_many_heads(dtype, batch, heads, groups, dim, n, recent, seen):
 
 @pytest.mark.parametrize("dtype", list(BOUND))
 @pytest.mark.parametrize("dim", [64, 128])
-def test_more_tokens_than_a_thread_block_takes_at_once(dtype, dim):
+@pytest.mark.parametrize("protect", [0, 4992])
+def test_more_tokens_than_a_thread_block_takes_at_once(dtype, dim, protect):
     """So many query heads share a key head that nobody shares the tokens."""
     rng = np.random.default_rng()
     key, value = cache_like(rng, 1, 1, 9984, dim), cache_like(rng, 1, 1, 9984, dim)
-    keys, values = core.pack_keys(key, *core.select_channels(key)), core.pack_values(value)
+    keys, three = core.pack_keys(key, *core.select_channels(key)), core.pack_values(value[:, :, protect:])
+    four = core.pack_values(value[:, :, :protect], 4) if protect else None
     query = torch.randn(1, 1600, dim, device="cuda").to(dtype)
     nothing = torch.zeros(1, 1, 0, dim, device="cuda", dtype=dtype)
-    out = core.packed_attention(query, on_cuda(keys), on_cuda(values), nothing, nothing)
-    k, v = (torch.from_numpy(x[0, 0]).cuda().double() for x in (core.unpack_keys(keys), core.unpack_values(values)))
+    options = {"protected": on_cuda(four)} if protect else {}
+    out = core.packed_attention(query, on_cuda(keys), on_cuda(three), nothing, nothing, **options)
+    values = np.concatenate([core.unpack_values(x) for x in ([four] if protect else []) + [three]], 2)
+    k, v = (torch.from_numpy(x[0, 0]).cuda().double() for x in (core.unpack_keys(keys), values))
     want = (query[0].double() @ k.T * dim**-0.5).softmax(-1) @ v
     assert ((out[0].double() - want).norm(dim=-1) / want.norm(dim=-1)).max() < BOUND[dtype]
 
@@ -167,11 +207,9 @@ def test_strided_operands_and_huge_logits():
     query = 30 * torch.randn(1, 8, 128, device="cuda")
     nothing = torch.zeros(1, 2, 0, 128, device="cuda")
     want = core.packed_attention(query, keys, values, nothing, nothing)
-    pad = torch.nn.functional.pad
     scales = keys.scales.transpose(1, 2).contiguous().transpose(1, 2)
-    odd = dataclasses.replace(keys, planes=pad(keys.planes, (1, 2))[..., 1:-2], scales=scales)
-    apart = dataclasses.replace(values, codes=pad(values.codes, (1, 2))[..., 1:-2])
-    assert torch.equal(core.packed_attention(query, odd, apart, nothing, nothing), want)
+    odd = dataclasses.replace(padded(keys, "planes"), scales=scales)
+    assert torch.equal(core.packed_attention(query, odd, padded(values, "codes"), nothing, nothing), want)
     dense = (x.double().cpu().numpy() for x in (core.unpack_keys(keys), core.unpack_values(values)))
     exact = reference.attention(query.double().cpu().numpy(), *dense, None, 128**-0.5)
     np.testing.assert_allclose(want.cpu().numpy(), exact, rtol=1e-3, atol=1e-3)

@@ -6,7 +6,8 @@
 #include "checks.hpp"
 
 namespace core_llm_efficiency::decode {
-constexpr int stages = 4;
+constexpr int warps = 8;            // of a thread block
+constexpr int stages = 4;           // blocks on their way to a warp
 constexpr int tile_heads = 4;       // query heads of a thread block
 constexpr int tile_bytes = 32;      // of a token's packed values that a thread block reads, in pairs
 constexpr int recent_tokens = 64;   // of a thread block
@@ -64,10 +65,11 @@ struct Operands {
   struct Prepared* prepared;                                  // [batch, group, tile]
 };
 
-/// The sizes of a kernel's work where the compiler knows them: as many channels of values as of keys, every operand flat.
+/// The sizes of a kernel's work where the compiler knows them: as many channels of values as of keys, every operand flat, a query
+/// of 16 bits a number.
 template <int Wide, int Signs, int PerByte>
 struct Fixed {
-  static constexpr bool known = true, flat = true;
+  static constexpr bool known = true;
   static constexpr int wide = Wide, signs = Signs, c = Wide, d = Wide + Signs, e = d, width = (e + PerByte - 1) / PerByte;
   __device__ Fixed(const Operands&, const Values&) {}
 };
@@ -82,25 +84,28 @@ struct Any {
 
 /// Where a block's parts lie in shared memory.
 struct Stage {
-  int scales, codes, value_scales, value_zeros, bytes;
-  __host__ __device__ constexpr Stage(int wide, int signs, int width, int e, bool with_zeros)
+  int scales, codes, value_scales, value_zeros, zeros, bytes;
+  __host__ __device__ constexpr Stage(int wide, int signs, int width, int e, bool values_have_zeros, bool with_zeros)
       : scales(4 * (2 * wide + signs)),
         codes(scales + up(2 * (wide + signs))),
         value_scales(codes + up(32 * width + tile_bytes)),  // a tile reads past the last token
         value_zeros(value_scales + up(2 * (e + 40))),       // and past the last channel
-        bytes(value_zeros + (with_zeros ? up(2 * (e + 40)) : 0)) {}
+        zeros(value_zeros + (values_have_zeros ? up(2 * (e + 40)) : 0)),
+        bytes(zeros + (with_zeros ? up(2 * wide) : 0)) {}
 
  private:
   static __host__ __device__ constexpr int up(int x) { return (x + 15) / 16 * 16; }
 };
 
+__device__ inline void copy_piece(std::uint32_t to, const char* from) {  // 16 bytes
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
 __device__ inline void copy_flat(void* to, const void* from, int bytes, int lane) {
   const std::uint32_t base = shared_address(to) + static_cast<std::uint32_t>(lane) * 16;
   const char* const source = static_cast<const char*>(from) + lane * 16;
 #pragma unroll
   for (int i = 0; i < bytes; i += 512)
-    if (i + 512 <= bytes || i + lane * 16 < bytes)
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(base + static_cast<std::uint32_t>(i)), "l"(source + i) : "memory");
+    if (i + 512 <= bytes || i + lane * 16 < bytes) copy_piece(base + static_cast<std::uint32_t>(i), source + i);
 }
 __device__ inline void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int Left>
@@ -133,9 +138,8 @@ struct Sources {
 };
 
 /// One warp brings a block's keys and values into shared memory.
-template <class Shape>
-__device__ inline void fetch(const Operands& p, const Values& v, const Sources& from, const Shape& s, const Stage& at, int block,
-                             char* stage, int lane) {
+__device__ inline void fetch(const Operands& p, const Values& v, const Sources& from, const Any& s, const Stage& at, int block, char* stage,
+                             int lane) {
   const int run = block >> p.run;  // v.first is a multiple of a run's blocks
   const std::int32_t* planes = from.planes + block * p.planes.row;
   const __half *scales = from.scales + run * p.scales.row, *value_scales = from.value_scales + run * v.scales.row;
@@ -182,10 +186,18 @@ __device__ inline uint2 four(const __half* row, std::int64_t col, int first, int
   return {bits(__halves2half2(x[0], x[1])), bits(__halves2half2(x[2], x[3]))};
 }
 
+/// The power of two that numbers up to `most` are below.
+__device__ inline int power_above(float most) { return most > 0 && most < INFINITY ? min(__float_as_int(most) / (1 << 23) - 126, 126) : 0; }
+__device__ inline float two_to(int power) { return __int_as_float((127 + power) << 23); }
+
 /// The query transformed, in the order of the packed channels, as two float16 numbers.
 struct Prepared {
   __half split[2][tile_heads][most_channels + 32];
   float factor[tile_heads];  // what brings a product to a logit in powers of two
+  __device__ void put(int h, int i, float x) {
+    const __half high = __float2half_rn(x);
+    split[0][h][i] = high, split[1][h][i] = __float2half_rn(x - __half2float(high));
+  }
 };
 
 /// What a thread block works on.

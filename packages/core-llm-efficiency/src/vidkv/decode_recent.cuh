@@ -51,16 +51,10 @@ __global__ void __launch_bounds__(preparers) prepare(const __grid_constant__ Ope
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < preparers / 32; ++i) most = fmaxf(most, tops[i]);
-  const int power = most > 0 && most < INFINITY ? min(__float_as_int(most) / (1 << 23) - 126, 126) : 0;
-  const float down = __int_as_float((127 - power) << 23);
+  const int power = power_above(most);
   Prepared& to = p.prepared[u.tile];
-  if (x == 0) to.factor[h] = p.scale * __int_as_float((127 + power) << 23);
-  for (int i = x; i < positions; i += preparers) {
-    const float y = packed[i] * down;
-    const __half high = __float2half_rn(y);
-    to.split[0][h][i] = high;
-    to.split[1][h][i] = __float2half_rn(y - __half2float(high));
-  }
+  if (x == 0) to.factor[h] = p.scale * two_to(power);
+  for (int i = x; i < positions; i += preparers) to.put(h, i, packed[i] * two_to(-power));
 }
 
 /// What `prepare` found for a tile, into shared memory; the caller synchronises.

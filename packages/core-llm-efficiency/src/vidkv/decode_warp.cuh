@@ -125,8 +125,7 @@ class KeyProduct {
 
 /// base[i][h], for the runs of up to 16 blocks from `block` on: x what belongs to every logit, y to those in the sign
 /// bit's row too.
-template <class Shape>
-__device__ inline void find_bases(const Lane& l, const Operands& p, const Shape& s, const Prepared& q, int b, int g, int block, int end,
+__device__ inline void find_bases(const Lane& l, const Operands& p, const Any& s, const Prepared& q, int b, int g, int block, int end,
                                   float2 (*base)[tile_heads]) {
   float zero[4] = {}, wide[4] = {}, sign[4] = {};
   const __half *zeros[2], *scales[2];

@@ -2,70 +2,113 @@
 // 32 tokens each with a softmax of its own, and what they found is merged in a fixed order.
 #include <algorithm>
 
+#include "decode_fixed.cuh"
 #include "decode_recent.cuh"
-#include "decode_warp.cuh"
 
 namespace core_llm_efficiency {
 namespace {
 using namespace decode;
-constexpr int warps = 8;  // of a thread block
 
-/// What a thread block's warps keep beside the query.
-template <int Warps>
+/// How packed keys and values, and the query, come to a thread block whatever the sizes; a warp takes the blocks [first, last).
+template <class Digits>
+class AnyFeed {
+ public:
+  struct Shared {
+    alignas(16) float2 bases[warps][16][tile_heads];
+    Sources sources;
+  };
+  __device__ AnyFeed(const Operands& p, const Values& v, const Unit& u, const Lane& l, const Any& s, int first, int last, Shared& shared)
+      : p_(p),
+        v_(v),
+        u_(u),
+        s_(s),
+        at_(s.wide, s.signs, s.width, s.e, std::is_same_v<Digits, TwoBits>, false),
+        l_(l),
+        first_(first),
+        last_(last),
+        shared_(shared) {
+    if (threadIdx.x == 0) shared.sources.find(p, v, u.b, u.g);
+    __syncthreads();
+  }
+
+  __device__ void bring(int block, char* stage) const { fetch(p_, v_, shared_.sources, s_, at_, block, stage, l_.lane); }
+
+  __device__ void query(Prepared& q) const {
+    if (const int run = (v_.first + first_ + l_.lane) >> p_.run; s_.flat && l_.lane < 16 && first_ + l_.lane < last_) {  // for `bases`
+      const auto soon = [](const __half* row) { asm volatile("prefetch.global.L2 [%0];" ::"l"(row)); };
+      for (int x = 0; x < s_.c; x += 64) soon(p_.zeros.at(u_.b, u_.g, run) + x);
+      for (int x = 0; x < s_.d; x += 64) soon(p_.scales.at(u_.b, u_.g, run) + x);
+    }
+    fetch_query<warps>(p_.prepared[u_.tile], s_.wide + s_.signs, q);
+  }
+
+  __device__ void bases(const Prepared& q, const char*, int block, float (&every)[2], float (&last)[2]) const {
+    auto* const base = shared_.bases[threadIdx.x / 32];
+    const int i = (block - first_) % 16;
+    if (i == 0) find_bases(l_, p_, s_, q, u_.b, u_.g, v_.first + block, v_.first + last_, base);
+    const float4 x = *reinterpret_cast<const float4*>(&base[i][l_.head()]);
+    every[0] = x.x, last[0] = x.y, every[1] = x.z, last[1] = x.w;
+  }
+
+ private:
+  const Operands& p_;
+  const Values& v_;
+  const Unit& u_;
+  const Any& s_;
+  const Stage at_;
+  const Lane& l_;
+  int first_, last_;
+  Shared& shared_;
+};
+template <class Digits, class Shape>
+using Feed = std::conditional_t<Shape::known, FixedFeed<Digits, Shape>, AnyFeed<Digits>>;
+
+/// What a thread block's warps keep beside the query: the largest logit and the sum of weights, of a warp and of all.
 struct Kept {
-  alignas(16) float2 bases[Warps][16][tile_heads];
-  float2 tops[Warps][tile_heads];
-  Sources sources;
+  float2 tops[warps][tile_heads], whole[tile_heads];
 };
 
 /// Packed tokens whose values are of one kind: blocks [begin, end) of them.
-template <class Digits, class Shape, bool Exact, int Warps>
-__device__ void attend_packed(const Operands& p, const Values& v, const Unit& u, int begin, int end, Prepared& q, Kept<Warps>& kept,
-                              char* shared, const Found& found) {
-  constexpr int threads = 32 * Warps;
+template <class Digits, class Shape, bool Exact>
+__device__ void attend_packed(const Operands& p, const Values& v, const Unit& u, int begin, int end, Prepared& q, Kept& kept,
+                              typename Feed<Digits, Shape>::Shared& fed, char* shared, const Found& found) {
+  constexpr int threads = 32 * warps;
   const Shape s(p, v);
-  auto& [bases, tops, sources] = kept;
   const Lane l;
-  const int warp = static_cast<int>(threadIdx.x) / 32, each = (end - begin + warps - 1) / warps;
+  const int warp = static_cast<int>(threadIdx.x) / 32, each = (end - begin + warps - 1) / warps, set = Shape::known ? 0 : u.set;
   const int first = min(begin + warp * each, end), last = min(first + each, end);
-  const Stage at(s.wide, s.signs, s.width, s.e, std::is_same_v<Digits, TwoBits>);
+  const Stage at(s.wide, s.signs, s.width, s.e, std::is_same_v<Digits, TwoBits>, Shape::known);
   char* const ring = shared + warp * stages * at.bytes;
+  const auto stage_of = [&](int i) { return ring + static_cast<unsigned>(i - first) % stages * at.bytes; };
+  const Feed<Digits, Shape> feed(p, v, u, l, s, first, last, fed);
   const auto bring = [&](int i) {
-    if (i < last) fetch(p, v, sources, s, at, i, ring + static_cast<unsigned>(i - first) % stages * at.bytes, l.lane);
+    if (i < last) feed.bring(i, stage_of(i));
     commit();
   };
 #pragma unroll 1
-  for (int i = 0; i < stages - 1; ++i) bring(first + i);
-  if (const int run = (v.first + first + l.lane) >> p.run; s.flat && l.lane < 16 && first + l.lane < last) {  // for find_bases
-    const auto soon = [](const __half* row) { asm volatile("prefetch.global.L2 [%0];" ::"l"(row)); };
-    for (int x = 0; x < s.c; x += 64) soon(p.zeros.at(u.b, u.g, run) + x);
-    for (int x = 0; x < s.d; x += 64) soon(p.scales.at(u.b, u.g, run) + x);
-  }
-  fetch_query<Warps>(p.prepared[u.tile], s.wide + s.signs, q);
+  for (int i = 0; i < stages; ++i) bring(first + i);
+  feed.query(q);
   __syncthreads();
   const KeyProduct<Shape, Exact> product(l, s, q);
   const float factor[2] = {q.factor[l.head()], q.factor[l.head() + 1]};
   float top[2] = {-INFINITY, -INFINITY}, sum[2] = {}, out[Digits::planes][4] = {};
 #pragma unroll 1
   for (int i = first; i < last; ++i) {
-    wait_copies<stages - 2>();
+    wait_copies<stages - 1>();
     __syncwarp();
-    bring(i + stages - 1);
-    if ((i - first) % 16 == 0) find_bases(l, p, s, q, u.b, u.g, v.first + i, v.first + last, bases[warp]);
-    const char* const stage = ring + static_cast<unsigned>(i - first) % stages * at.bytes;
+    const char* const stage = stage_of(i);
     bool seen[2] = {true, true};
     if (p.seen) {
       const bool* from = p.seen + u.b * p.seen_row + (std::int64_t{v.first + i} * 32 + l.row + 16 * l.half()) * p.seen_col;
       seen[0] = from[0], seen[1] = from[8 * p.seen_col];
     }
-    float x[4];
+    float x[4], base[2], more[2];
     product(stage, reinterpret_cast<const __half*>(stage + at.scales), x);
-    const float4 base = *reinterpret_cast<const float4*>(&bases[warp][(i - first) % 16][l.head()]);
-    x[0] += base.x, x[1] += base.z;
-    x[2] += l.last ? base.x + base.y : base.x, x[3] += l.last ? base.z + base.w : base.z;
+    feed.bases(q, stage, i, base, more);
     bool higher = false;
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
+      x[k] += k / 2 && l.last ? base[k % 2] + more[k % 2] : base[k % 2];
       x[k] = seen[k / 2] ? x[k] * factor[k % 2] : -INFINITY;
       higher |= x[k] > top[k % 2] + 8;  // float16 holds weights up to 2^15
     }
@@ -95,47 +138,41 @@ __device__ void attend_packed(const Operands& p, const Values& v, const Unit& u,
         low[k] = pack<__half>(x[2 * k] - y.x, x[2 * k + 1] - y.y);
       }
     }
-    Digits::template add<Exact>(l, s.width, at, stage, u.set, high, low, out);
+    Digits::template add<Exact>(l, s.width, at, stage, set, high, low, out);
+    __syncwarp();
+    bring(i + stages);
   }
   wait_copies<0>();
 #pragma unroll
   for (int k = 0; k < 2; ++k) {
 #pragma unroll
     for (int o = 2; o < 32; o *= 2) sum[k] += __shfl_xor_sync(~0u, sum[k], o);
-    if (l.lane < 2) tops[warp][l.head() + k] = {top[k], sum[k]};
+    if (l.lane < 2) kept.tops[warp][l.head() + k] = {top[k], sum[k]};
   }
   __syncthreads();
-
-  float whole[tile_heads], total[tile_heads];
-#pragma unroll
-  for (int h = 0; h < tile_heads; ++h) {
-    whole[h] = -INFINITY, total[h] = 0;
-    for (int w = 0; w < warps; ++w) whole[h] = fmaxf(whole[h], tops[w][h].x);
-    for (int w = 0; w < warps; ++w)
-      total[h] += tops[w][h].x == -INFINITY ? tops[w][h].y : tops[w][h].y * exp2_fast(tops[w][h].x - whole[h]);
+  if (warp < tile_heads) {
+    const float2 mine = l.lane < warps ? kept.tops[l.lane][warp] : float2{-INFINITY, 0.f};
+    float most = mine.x;
+    for (int o = 16; o; o /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, o));
+    float total = mine.x == -INFINITY ? mine.y : mine.y * exp2_fast(mine.x - most);
+    for (int o = 16; o; o /= 2) total += __shfl_xor_sync(~0u, total, o);
+    if (l.lane == 0) kept.whole[warp] = {most, total};
   }
+  __syncthreads();
   auto* sums = reinterpret_cast<float*>(shared);
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    const int h = l.head() + k % 2, w = u.set * tile_bytes + 2 * (l.row + k / 2 * 8) + l.half();
-    const float most = l.head() ? whole[2 + k % 2] : whole[k % 2],
-                keep = (top[k % 2] == -INFINITY ? 1.f : exp2_fast(top[k % 2] - most)) / Digits::template unit<Exact>;
+    const int h = l.head() + k % 2, w = set * tile_bytes + 2 * (l.row + k / 2 * 8) + l.half();
+    const float keep = (top[k % 2] == -INFINITY ? 1.f : exp2_fast(top[k % 2] - kept.whole[h].x)) / Digits::template unit<Exact>;
 #pragma unroll
     for (int d = 0; d < Digits::planes; ++d)
       if (const int x = w + d * s.width; w < s.width && x < s.e) sums[(warp * tile_heads + h) * s.e + x] = out[d][k] * keep;
   }
   __syncthreads();
-  if (u.set == 0 && threadIdx.x < static_cast<unsigned>(u.count)) {
-    const int h = static_cast<int>(threadIdx.x);
-    float most = whole[0], all = total[0];
-#pragma unroll
-    for (int i = 1; i < tile_heads; ++i)
-      if (i == h) most = whole[i], all = total[i];
-    found.tops[h * found.tops_step] = {most, all};
-  }
+  if (set == 0 && threadIdx.x < static_cast<unsigned>(u.count)) found.tops[threadIdx.x * found.tops_step] = kept.whole[threadIdx.x];
   for (int i = static_cast<int>(threadIdx.x); i < u.count * s.e; i += threads) {
     const int h = i / s.e, x = i % s.e;
-    if (x % s.width / tile_bytes != u.set) continue;
+    if (x % s.width / tile_bytes != set) continue;
     float sum_of_warps = 0;
 #pragma unroll
     for (int w = 0; w < warps; ++w) sum_of_warps += sums[(w * tile_heads + h) * s.e + x];
@@ -148,7 +185,8 @@ template <class Digits, class Shape, bool Exact>
 __global__ void __launch_bounds__(32 * warps, 2) attend(const __grid_constant__ Operands p) {
   extern __shared__ __align__(16) char shared[];
   __shared__ alignas(16) Prepared q;
-  __shared__ Kept<warps> kept;
+  __shared__ Kept kept;
+  __shared__ typename Feed<Digits, Shape>::Shared fed;
   let_next_start();
   constexpr bool two = std::is_same_v<Digits, TwoBits>;
   const Values& v = p.values[two ? 0 : 1];
@@ -158,11 +196,10 @@ __global__ void __launch_bounds__(32 * warps, 2) attend(const __grid_constant__ 
     if (u.set == 0) attend_recent<warps>(p, u, part, Found(p, u, part));
     return wait_for_last();  // whoever waits for this kernel waits for those before it
   }
-  if (threadIdx.x == 0) kept.sources.find(p, v, u.b, u.g);
-  __syncthreads();
   const int own = two ? part : part - p.recent_splits, begin = own * p.per_split;
-  attend_packed<Digits, Shape, Exact>(p, v, u, begin, min(begin + p.per_split, v.blocks), q, kept, shared,
+  attend_packed<Digits, Shape, Exact>(p, v, u, begin, min(begin + p.per_split, v.blocks), q, kept, fed, shared,
                                       Found(p, u, p.recent_splits + (two ? 0 : p.values[0].splits) + own));
+  if constexpr (Shape::known) wait_for_last();
 }
 
 /// Where `early`, beside the kernel before.
@@ -186,17 +223,26 @@ void launch(const Operands& p, bool early, cudaStream_t stream) {
   const std::int64_t blocks = std::int64_t{p.batch} * p.groups * p.tiles * p.sets * splits;
   if (blocks == 0) return;
   if (blocks > INT32_MAX) refuse(op, "q", "of fewer batches, heads and tokens on CUDA");
-  const int bytes = std::max(warps * stages * Stage(p.wide, p.signs, v.width, p.e, two).bytes, warps * tile_heads * p.e * 4);
+  const int bytes = std::max(warps * stages * Stage(p.wide, p.signs, v.width, p.e, two, Shape::known).bytes, warps * tile_heads * p.e * 4);
   check_cuda(op, cudaFuncSetAttribute(attend<Digits, Shape, Exact>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
              "asking for shared memory");
   launch_kernel(attend<Digits, Shape, Exact>, dim3(static_cast<unsigned>(blocks)), 32 * warps, bytes, early, stream, p);
 }
 
+/// Channels of the fixed shape that operands with such values are of, or 0.
+template <bool Exact>
+int fixed_channels(const Operands& p, const Values& v) {
+  const bool fixed = !Exact && p.flat && v.flat && p.e == p.d && p.sets == 1 && p.wide == p.signs && (p.d == 64 || p.d == 128);
+  return fixed ? p.d : 0;
+}
+
 template <class Digits, bool Exact>
 void launch_any(const Operands& p, bool early, cudaStream_t stream) {
-  const bool plain = !Exact && p.flat && p.values[std::is_same_v<Digits, TwoBits> ? 0 : 1].flat && p.e == p.d && p.sets == 1;
-  if (plain && p.wide == 64 && p.signs == 64) return launch < Digits, Fixed<64, 64, Digits::planes>, Exact && false > (p, early, stream);
-  if (plain && p.wide == 32 && p.signs == 32) return launch < Digits, Fixed<32, 32, Digits::planes>, Exact && false > (p, early, stream);
+  const int fixed = fixed_channels<Exact>(p, p.values[std::is_same_v<Digits, TwoBits> ? 0 : 1]);
+  if constexpr (!Exact) {
+    if (fixed == 128) return launch<Digits, Fixed<64, 64, Digits::planes>, false>(p, early, stream);
+    if (fixed == 64) return launch<Digits, Fixed<32, 32, Digits::planes>, false>(p, early, stream);
+  }
   launch<Digits, Any, Exact>(p, early, stream);
 }
 
@@ -207,7 +253,7 @@ bool aligned(const void* p, std::initializer_list<std::int64_t> bytes) {
 template <class T>
 bool rows_aligned(const Array<T>& x) {
   constexpr std::int64_t size = sizeof(T);
-  return x.col == 1 && aligned(x.data, {x.batch * size, x.head * size, x.row * size});
+  return x.col == 1 && x.row >= 0 && x.row <= UINT32_MAX / size && aligned(x.data, {x.batch * size, x.head * size, x.row * size});
 }
 
 Values values_of(const core::Tensor<const std::uint8_t, 4>& codes, const core::Tensor<const core::float16, 4>& scales,
@@ -272,10 +318,10 @@ void attention_on(core::Tensor<const T, 3> q, core::Tensor<const std::int32_t, 2
   p.parts = reinterpret_cast<float*>(p.tops + rows);
   int major = 0;
   check_cuda(op, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, q.device_id), "asking for the device");
-  if (n) launch_kernel(prepare, dim3(static_cast<unsigned>(of_query * tile_heads)), preparers, 0, false, stream, p);
-  const bool early = major >= 9 && n > 0;
-  launch_any<TwoBits, exact>(p, early, stream);
-  launch_any<Ternary, exact>(p, early, stream);
+  const bool prepared = std::any_of(p.values, p.values + 2, [&](const Values& v) { return v.blocks && !fixed_channels<exact>(p, v); });
+  if (prepared) launch_kernel(prepare, dim3(static_cast<unsigned>(of_query * tile_heads)), preparers, 0, false, stream, p);
+  launch_any<TwoBits, exact>(p, major >= 9 && prepared, stream);
+  launch_any<Ternary, exact>(p, major >= 9 && (prepared || two), stream);
   const dim3 merged(static_cast<unsigned>(batch * heads), static_cast<unsigned>(ceil_div(e, merged_channels)));
   launch_kernel(merge<Out>, merged, sharers * merged_channels, 0, major >= 9, stream, static_cast<const float2*>(p.tops),
                 static_cast<const float*>(p.parts), p.splits, p.heads, p.e, reinterpret_cast<Out*>(out.data), out.stride[0], out.stride[1],
