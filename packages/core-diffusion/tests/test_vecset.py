@@ -6,6 +6,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
+from core_diffusion import vecset  # noqa: E402
 from core_diffusion.vecset import VecSetDecoder, VecSetVAE, fourier_features, vae_loss  # noqa: E402
 from core_diffusion.volume_decoding import decode_volume  # noqa: E402
 
@@ -115,6 +116,50 @@ def test_a_value_does_not_depend_on_what_is_asked_with_it(count):
         together = field(points)
         apart = torch.cat([field(part) for part in points.flip(1).split(300, 1)], 1).flip(1)
     torch.testing.assert_close(together, apart, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_order_of_the_points_changes_no_value(apart):
+    """Nor does a cell without points, or with one."""
+    model, points = decoder(), torch.cat([torch.rand(2, 300, 3), torch.tensor([-0.9, 0.1, 0.4]).expand(2, 1, 3)], 1)
+    field, order = model.field(torch.randn(2, 20, 32), 5 if apart else None, 2), torch.randperm(301)
+    with torch.no_grad():
+        found = field(points)
+        assert torch.equal(found, field(points))
+        torch.testing.assert_close(field(points[:, order]), found[:, order], rtol=0, atol=1e-6)
+        torch.testing.assert_close(field(points[:, -1:]), found[:, -1:], rtol=0, atol=1e-6)
+
+
+def test_cells_of_their_own_lengths_in_one_call(monkeypatch):
+    """What CUDA does in half precision, with a plain attention in place of its kernel."""
+
+    def ragged(q, k, v, begin_q, begin_k, longest_q, longest_k):
+        assert begin_q.dtype == begin_k.dtype == torch.int32
+        assert begin_q[-1] == len(q)
+        assert begin_k[-1] == len(k) == len(v)
+        assert longest_q == begin_q.diff().max()
+        assert bool((begin_k.diff() == longest_k).all())
+        out = []
+        for cell in range(len(begin_q) - 1):
+            mine, keys = slice(begin_q[cell], begin_q[cell + 1]), slice(begin_k[cell], begin_k[cell + 1])
+            weights = torch.einsum("nhd,mhd->hnm", q[mine], k[keys]) / math.sqrt(q.shape[-1])
+            out.append(torch.einsum("hnm,mhd->nhd", weights.softmax(-1), v[keys]))
+        return torch.cat(out)
+
+    model, points, latents = decoder(qk_norm=True), torch.rand(2, 700, 3) * 1.4 - 1, torch.randn(2, 20, 32)
+    with torch.no_grad():
+        one_by_one = model.field(latents, 7, 3)(points)
+        monkeypatch.setattr(vecset, "_flash_takes", lambda q: True)
+        monkeypatch.setattr(vecset, "varlen_attn", ragged)
+        torch.testing.assert_close(model.field(latents, 7, 3)(points), one_by_one, rtol=0, atol=1e-5)
+
+
+def test_probes_in_parts_choose_the_same_keys(monkeypatch):
+    model, points, latents = decoder(), torch.rand(1, 200, 3) * 2 - 1, torch.randn(1, 20, 32)
+    with torch.no_grad():
+        whole = model.field(latents, 5, 5)(points)
+        monkeypatch.setattr(vecset, "_PROBED", 2 * 5**2 * 4**3)
+        torch.testing.assert_close(model.field(latents, 5, 5)(points), whole, rtol=0, atol=1e-5)
 
 
 def test_any_decoder_is_a_field():

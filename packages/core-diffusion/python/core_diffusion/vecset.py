@@ -9,6 +9,7 @@ it.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,20 +19,23 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.varlen import varlen_attn
 
 __all__ = ["VecSetDecoder", "VecSetVAE", "fourier_features", "vae_loss"]
 
-_GROUP = 512
-"""Points that attend together: a cell of the coarsest grid's nodes where that has 64 of them an axis and 8 cells."""
 _PROBES = 4
 """Points along each axis of a cell, in which its keys are chosen."""
+_PROBED = 2**17
+"""Such points at once, about."""
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """q [1, heads, N, D], k and v [B, heads, M, D] -> [1, heads, N, D]."""
 
 
 def fourier_features(points: Tensor, octaves: int, include_pi: bool = False) -> Tensor:
     """[..., 3] -> [..., 3 + 6 octaves]: the points, sines, cosines at 1, 2, 4, ... (times pi)."""
-    rate = 2.0 ** torch.arange(octaves, device=points.device, dtype=torch.float32) * (math.pi if include_pi else 1.0)
+    rate = 2.0 ** torch.arange(octaves, device=points.device, dtype=torch.float32)
+    rate = rate * math.pi if include_pi else rate
     angles = (points.float()[..., None] * rate).flatten(-2)
     return torch.cat([points.float(), angles.sin(), angles.cos()], -1)
 
@@ -91,36 +95,51 @@ class _CrossBlock(nn.Module):
         return out
 
 
-class _Cells:
-    """Points in the cells of a grid over [-1, 1]^3, `cells` along each axis, in groups that attend to the cell's keys.
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention whose kernel depends on no length: cuDNN's, torch's first choice on Hopper, is built anew, in tens of
+    milliseconds, for each number of queries, and a surface has its own at every level."""
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        return functional.scaled_dot_product_attention(q, k, v)
 
-    A group has `_GROUP` places; a cell's last group may have free ones.
-    """
+
+class _Cells:
+    """Points in the cells of a grid over [-1, 1]^3, `cells` along each axis, that attend to their cell's keys."""
 
     def __init__(self, points: Tensor, cells: int) -> None:
-        place = ((points + 1) * (cells / 2)).to(torch.int64).clamp(0, cells - 1)
-        each = cells**3
-        shapes = torch.arange(len(points), device=points.device)[:, None] * each
-        cell = (((place[..., 0] * cells + place[..., 1]) * cells + place[..., 2]) + shapes).flatten()
-        self.order = cell.argsort(stable=True)
-        counts = torch.bincount(cell, minlength=len(points) * each)
-        groups = -(-counts // _GROUP)
-        self.owners = torch.repeat_interleave(groups)
-        """int64 [groups]: the cell of each, numbered over all shapes."""
-        begin = (groups.cumsum(0) - groups) * _GROUP - (counts.cumsum(0) - counts)
-        self.slots = torch.arange(len(cell), device=cell.device) + begin[cell[self.order]]
+        x, y, z = ((points + 1) * (cells / 2)).to(torch.int32).clamp_(0, cells - 1).unbind(-1)
+        cell = torch.add(z, torch.add(y, x, alpha=cells), alpha=cells)
+        shapes = torch.arange(len(points) + 1, dtype=torch.int32, device=points.device) * cells**3
+        ordered, self.order = (cell + shapes[:-1, None]).flatten().sort(stable=True)
+        every = torch.arange(len(points) * cells**3 + 1, dtype=torch.int32, device=points.device)
+        self.begin = torch.searchsorted(ordered, every, out_int32=True)
+        """int32 [B cells^3 + 1]: where each cell's points begin, cells numbered over all shapes."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, best: Tensor) -> Tensor:
-        """q [1, heads, N, D] of the ordered points, the chosen keys' numbers int64 [B, heads, cells^3, keys]."""
-        heads, width, keys = q.shape[1], q.shape[3], best.shape[3]
-        padded = q.new_zeros(heads, len(self.owners) * _GROUP, width)
-        padded[:, self.slots] = q[0]
-        grouped = padded.view(heads, -1, _GROUP, width).transpose(0, 1)
-        rows = best + torch.arange(len(k) * heads, device=k.device).view(-1, heads, 1, 1) * k.shape[2]
-        rows = rows.transpose(1, 2).flatten(0, 1)[self.owners]  # [groups, heads, keys]
-        chosen = torch.cat([k, v], -1).flatten(0, 2)[rows.flatten()].view(-1, heads, keys, 2 * width)
-        found = functional.scaled_dot_product_attention(grouped, *chosen.chunk(2, -1))
-        return found.transpose(0, 1).reshape(1, heads, -1, width)[:, :, self.slots]
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, chosen: Tensor) -> Tensor:
+        """q [1, heads, N, D] of the ordered points, the chosen keys and values [B cells^3, keys, heads, 2 D]."""
+        count, keys = chosen.shape[:2]
+        rows, begin = q[0].transpose(0, 1), self.begin
+        if _flash_takes(q):
+            longest = int(begin.diff().max())
+            ends = torch.arange(count + 1, dtype=torch.int32, device=q.device) * keys
+            found: Tensor = varlen_attn(rows, *chosen.flatten(0, 1).chunk(2, -1), begin, ends, longest, keys)
+        else:
+            found = torch.empty_like(rows)
+            for pair, (first, last) in zip(chosen, itertools.pairwise(begin.tolist()), strict=True):
+                if first < last:
+                    of_cell = pair.transpose(0, 1)[None].chunk(2, -1)
+                    found[first:last] = _attend(q[:, :, first:last], *of_cell)[0].transpose(0, 1)
+        return found.transpose(0, 1)[None]
+
+
+def _flash_takes(q: Tensor) -> bool:
+    """Whether `varlen_attn` is there for queries [..., D]."""
+    return (
+        q.is_cuda
+        and torch.cuda.get_device_capability(q.device) >= (8, 0)
+        and q.dtype in (torch.float16, torch.bfloat16)
+        and q.shape[-1] % 8 == 0
+        and q.shape[-1] <= 256
+    )
 
 
 class VecSetDecoder(ModelMixin, ConfigMixin):
@@ -212,17 +231,22 @@ class VecSetDecoder(ModelMixin, ConfigMixin):
     ) -> Tensor:
         return self._head(self.cross_attn_decoder(self._embedded(points), k, v, attend))
 
-    def _best(self, k: Tensor, keys: int, cells: int) -> Tensor:
-        """The numbers int64 [B, heads, cells^3, keys] of those of the keys [B, heads, M, D] whose mean product with the
-        queries of a cell's probes is largest."""
+    def _chosen(self, k: Tensor, v: Tensor, keys: int, cells: int) -> Tensor:
+        """Keys and values [B cells^3, keys, heads, 2 D]: of those given, [B, heads, M, D], each cell's and head's whose
+        mean product with the queries of the cell's probes is largest."""
+        heads, count = k.shape[1:3]
         axis = (torch.arange(cells * _PROBES, device=k.device) + 0.5) * (2 / (cells * _PROBES)) - 1
         block, means = self.cross_attn_decoder, []
-        for x in axis.split(_PROBES):
-            probes = torch.cartesian_prod(x, axis, axis).view(_PROBES, cells, _PROBES, cells, _PROBES, 3)
-            probes = probes.permute(1, 3, 0, 2, 4, 5).reshape(1, -1, 3)
+        at_once = max(_PROBED // (cells**2 * _PROBES**3), 1)
+        for x in axis.split(at_once * _PROBES):
+            probes = torch.cartesian_prod(x, axis, axis).view(-1, _PROBES, cells, _PROBES, cells, _PROBES, 3)
+            probes = probes.permute(0, 2, 4, 1, 3, 5, 6).reshape(1, -1, 3)
             q = block.attn.queries(block.ln_1(self._embedded(probes)))
-            means.append(q.unflatten(2, (cells**2, _PROBES**3)).mean(3))
-        return (torch.cat(means, 2) @ k.transpose(2, 3)).topk(keys, sorted=False).indices
+            means.append(q.unflatten(2, (-1, _PROBES**3)).mean(3))
+        best = (torch.cat(means, 2) @ k.transpose(2, 3)).topk(keys, sorted=False).indices
+        best += torch.arange(len(k) * heads, device=k.device).view(-1, heads, 1, 1) * count
+        rows = torch.cat([k, v], -1).flatten(0, 2)[best.permute(0, 2, 3, 1).flatten()]
+        return rows.view(-1, keys, heads, rows.shape[1])
 
     def field(self, latents: Tensor, keys: int | None = None, cells: int = 8) -> Callable[[Tensor], Tensor]:
         """The field of `decode_volume` of latent vectors [B, M, latent_width]: points [B, N, 3] -> [B, N].
@@ -231,7 +255,8 @@ class VecSetDecoder(ModelMixin, ConfigMixin):
         points attend, head by head, to only those keys whose mean product with the queries of 64 places of the cell
         is largest. A point's value does not depend on what else is asked with it, so that a surface that is followed
         from one call to the next does not tear; points outside belong to the nearest cell. With keys >= M it is the
-        whole attention.
+        whole attention. Chosen keys and values take 2 B cells^3 keys width numbers; half precision on CUDA attends to
+        them in one call, another cell by cell.
 
         Raises:
             ValueError: keys or cells out of range.
@@ -242,13 +267,13 @@ class VecSetDecoder(ModelMixin, ConfigMixin):
             raise ValueError(f"field: argument 'cells' must be in 1..64, got {cells}")
         k, v = self._prepared(latents)
         if keys is None or keys >= k.shape[2]:
-            return lambda points: self._ask(points, k, v)[..., 0].float()
-        best = self._best(k, keys, cells)
+            return lambda points: self._ask(points, k, v, _attend)[..., 0].float()
+        chosen = self._chosen(k, v, keys, cells)
 
         def ask(points: Tensor) -> Tensor:
             groups = _Cells(points, cells)
             ordered = points.flatten(0, 1)[None, groups.order]
-            found = self._ask(ordered, k, v, functools.partial(groups.attend, best=best))[0, :, 0].float()
+            found = self._ask(ordered, k, v, functools.partial(groups.attend, chosen=chosen))[0, :, 0].float()
             return torch.empty_like(found).scatter_(0, groups.order, found).view(points.shape[:2])
 
         return ask

@@ -13,7 +13,7 @@ of the queries and after which the mesh is closed.
 
 from __future__ import annotations
 
-import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -112,11 +112,11 @@ def _dilate(x: Tensor) -> Tensor:
 
 def _active(values: Tensor, level: float, near: float, dilation: int) -> Tensor:
     """Cells [B, n, n, n] whose eight nodes are known and which the surface crosses or approaches, dilated."""
-    above = values > level
-    crossed = _corners(above, torch.logical_or) & ~_corners(above, torch.logical_and)
+    # Of a cell's nodes, how many lie above, and nine times how many are unknown.
+    count = _corners((values > level).to(torch.int8).add_(values.isnan(), alpha=9), torch.add)
+    cells = (count > 0) & (count < 8)
     if near > 0:
-        crossed |= _corners((values - level).abs() <= near, torch.logical_or)
-    cells = crossed & ~_corners(values.isnan(), torch.logical_or)
+        cells |= _corners((values - level).abs() <= near, torch.logical_or) & (count < 9)
     for _ in range(dilation):
         cells = _dilate(cells)
     return cells
@@ -131,20 +131,20 @@ class _Level:
     """
 
     def __init__(self, batch: int, nodes: int, device: torch.device) -> None:
-        cells, arange = nodes // 2, functools.partial(torch.arange, device=device)
+        cells = nodes // 2
         self.shape, self.side, self.across = (batch, *[nodes] * 3), 2 * cells + 1, cells + 2
         self.values = torch.full((batch * self.side**3,), math.nan, device=device)
         self.known = torch.zeros(self.values.shape, dtype=torch.bool, device=device)
-        inner = torch.zeros((batch, *[cells] * 3), dtype=torch.bool, device=device)
-        self.refined = pad(inner, (1,) * 6, value=True).view(-1)
-        self.corners = _cube(arange(3), self.side)
-        """From a cell's first node to all of its 27."""
-        self.around = _cube(arange(-1, 2), self.across)
-        """From a cell to itself and its neighbours."""
-        self.sides = self.around[[4, 10, 12, 22, 16, 14]]
-        cube = arange(27).view(3, 3, 3)
-        self.faces = torch.stack([cube.select(axis, at).flatten() for at in (0, 2) for axis in range(3)])
-        """Of the 27 nodes, the nine that a cell shares with the neighbour on each of its `sides`."""
+        refined = torch.ones((batch, *[self.across] * 3), dtype=torch.bool, device=device)
+        refined[:, 1:-1, 1:-1, 1:-1] = False
+        self.refined = refined.view(-1)
+        around = _cube(range(-1, 2), self.across)
+        sides = [around[i] for i in (4, 10, 12, 22, 16, 14)]
+        numbers = torch.tensor([*_cube(range(-2, 1), self.side), *around, *sides, *_FACES], device=device)
+        self.corners, self.around, self.sides, faces = numbers.split((27, 27, 6, 54))
+        """From a cell's first node, displaced by 2 in each direction, to all of its 27; from a cell to itself and its
+        neighbours; to the six with which it shares a side."""
+        self.faces = faces.view(6, 9)
 
     def of_volume(self, x: Tensor) -> Tensor:
         """Of something for each node, what is in the volume: [B, nodes, nodes, nodes]."""
@@ -158,12 +158,12 @@ class _Level:
     def refine(self, cells: Tensor) -> tuple[Tensor, Tensor]:
         """Marks cells [M] as refined and their nodes [M, 27] as known; gives these, and those to ask at, ascending."""
         n, p = self.side, self.across
+        # Of a cell ((shape p + x) p + y) p + z the first node is ((shape n + 2x - 2) n + 2y - 2) n + 2z - 2.
         rows = cells // p
         planes = rows // p
-        shapes = planes // p
-        # Of a cell ((shape p + x) p + y) p + z the first node is ((shape n + 2x - 2) n + 2y - 2) n + 2z - 2.
-        first = torch.add(2 * cells - 2 * (n * n + n + 1), rows, alpha=2 * (n - p))
-        first.add_(planes, alpha=2 * n * (n - p)).add_(shapes, alpha=n * n * (n - 2 * p))
+        first = torch.add(cells, rows, alpha=n - p).add_(planes, alpha=n * (n - p)).mul_(2)
+        if self.shape[0] > 1:
+            first.add_(planes // p, alpha=n * n * (n - 2 * p))
         at = first[:, None] + self.corners
         new = at[self.values[at].isnan() & ~self.known[at]].unique()
         self.refined[cells] = True
@@ -182,9 +182,14 @@ class _Level:
         return near.unique()
 
 
-def _cube(steps: Tensor, stride: int) -> Tensor:
-    """The numbers [27] of a cube of three steps an axis in a grid of `stride` an axis."""
-    return ((steps[:, None, None] * stride + steps[:, None]) * stride + steps).flatten()
+def _cube(steps: Sequence[int], stride: int) -> list[int]:
+    """The numbers of a cube of three steps an axis in a grid of `stride` an axis."""
+    return [(x * stride + y) * stride + z for x, y, z in itertools.product(steps, repeat=3)]
+
+
+_NODES = list(itertools.product(range(3), repeat=3))
+_FACES = [i for at in (0, 2) for axis in range(3) for i, node in enumerate(_NODES) if node[axis] == at]
+"""Of a cell's 27 nodes, the nine that it shares with the neighbour on each of its `sides`, one side after the other."""
 
 
 class _Asker:
@@ -192,7 +197,7 @@ class _Asker:
 
     def __init__(self, field: Field, batch: int, low: Tensor, chunk: int) -> None:
         self.field, self.batch, self.low, self.chunk = field, batch, low, chunk
-        self.asked = torch.zeros(batch, dtype=torch.int64, device=low.device)
+        self.asked = [0] * batch
 
     def __call__(self, at: Tensor | None, nodes: int, side: int, spacing: Tensor) -> Tensor:
         """Values at the nodes `at`, ascending over all shapes, of grids of `nodes` an axis, numbered as if they were
@@ -200,13 +205,14 @@ class _Asker:
         total = side**3
         if at is None or self.batch == 1:
             whole = torch.arange(total, device=self.low.device) if at is None else at
-            self.asked += len(whole)
+            self.asked = [asked + len(whole) for asked in self.asked]
             return self._rows(whole.expand(self.batch, -1), nodes, side, spacing).view(-1)
         shape_of = at // total
         counts = torch.bincount(shape_of, minlength=self.batch)
-        self.asked += counts
         column = torch.arange(len(at), device=at.device) - (counts.cumsum(0) - counts)[shape_of]
-        table = at.new_zeros(self.batch, int(counts.max()))
+        asked = counts.tolist()
+        self.asked = [a + b for a, b in zip(self.asked, asked, strict=True)]
+        table = at.new_zeros(self.batch, max(asked))
         table[shape_of, column] = at % total
         return self._rows(table, nodes, side, spacing)[shape_of, column]
 
@@ -216,7 +222,9 @@ class _Asker:
         for begin in range(0, table.shape[1], self.chunk):
             part = table[:, begin : begin + self.chunk]
             rows = part // side
-            place = torch.stack([rows // side, rows % side, part % side], -1).clamp_(max=nodes - 1)
+            planes = rows // side
+            place = torch.stack([planes, rows.sub(planes, alpha=side), part.sub(rows, alpha=side)], -1)
+            place = place.clamp_(max=nodes - 1) if nodes < side else place
             points = torch.addcmul(self.low, place.to(torch.float32), spacing)
             values = self.field(points)
             if values.shape not in (part.shape, (*part.shape, 1)):
@@ -304,15 +312,13 @@ def decode_volume(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     fine = (corners[1] - corners[0]) / resolution
     sizes = levels_of(resolution, coarsest) if hierarchical else [resolution]
-    ask = _Asker(field, batch, corners[0].to(device, torch.float32), chunk)
-    values = ask(None, sizes[0] + 1, sizes[0] + 1, (fine * 2 ** (len(sizes) - 1)).to(device, torch.float32))
-    values = values.view(batch, *[sizes[0] + 1] * 3)
+    steps = fine * 2.0 ** torch.arange(len(sizes) - 1, -1, -1)[:, None]
+    low, *spacings = torch.cat([corners[:1], steps]).to(device, torch.float32)
+    ask = _Asker(field, batch, low, chunk)
+    values = ask(None, sizes[0] + 1, sizes[0] + 1, spacings[0]).view(batch, *[sizes[0] + 1] * 3)
     known: Tensor | None = None  # of nodes; None: all
-    for i, count in enumerate(sizes[1:], 2):
-        scale = 2 ** (len(sizes) - i)
-        spacing = (fine * scale).to(device, torch.float32)
-        half_diagonal = float((fine * (2 * scale)).norm()) / 2
-        near = band if lipschitz is None else max(band, lipschitz * half_diagonal)
+    for count, spacing, above in zip(sizes[1:], spacings[1:], steps, strict=False):
+        near = band if lipschitz is None else max(band, lipschitz * math.hypot(*above.tolist()) / 2)
         grid = _Level(batch, count + 1, device)
         new = grid.take(_active(values, level, near, dilation))
         grid.values.view(batch, *[grid.side] * 3)[:, ::2, ::2, ::2] = values
@@ -328,10 +334,11 @@ def decode_volume(
         at, parts = torch.arange(total, device=device).repeat(batch), [total] * batch
         found = values.view(-1)
     else:
-        at = known.nonzero().squeeze(1)
-        parts = torch.bincount(at // total, minlength=batch).tolist()
-        found = values.reshape(-1)[at]
+        at, found = known.nonzero().squeeze(1), values.reshape(-1)
+        found = found[at]
+        parts = [len(at)] if batch == 1 else torch.bincount(at // total, minlength=batch).tolist()
+    at = at if batch == 1 else at % total
     return [
         SparseVolume(index, value, (resolution + 1,) * 3, tuple(corners[0].tolist()), tuple(fine.tolist()), asked)
-        for index, value, asked in zip((at % total).split(parts), found.split(parts), ask.asked.tolist(), strict=True)
+        for index, value, asked in zip(at.split(parts), found.split(parts), ask.asked, strict=True)
     ]
