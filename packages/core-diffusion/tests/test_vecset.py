@@ -108,7 +108,7 @@ def test_a_cell_takes_the_keys_of_the_largest_mean_product():
                 torch.testing.assert_close(found[shape, mine], y, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("count", [1, 511, 512, 513, 2000])
+@pytest.mark.parametrize("count", [1, 127, 128, 129, 2000])
 def test_a_value_does_not_depend_on_what_is_asked_with_it(count):
     model, points = decoder(), torch.rand(1, count, 3) * 2 - 1
     field = model.field(torch.randn(1, 20, 32), 5, 3)
@@ -148,10 +148,10 @@ def test_cells_of_their_own_lengths_in_one_call(monkeypatch):
 
     model, points, latents = decoder(qk_norm=True), torch.rand(2, 700, 3) * 1.4 - 1, torch.randn(2, 20, 32)
     with torch.no_grad():
-        one_by_one = model.field(latents, 7, 3)(points)
+        in_groups = model.field(latents, 7, 3)(points)
         monkeypatch.setattr(vecset, "_flash_takes", lambda q: True)
         monkeypatch.setattr(vecset, "varlen_attn", ragged)
-        torch.testing.assert_close(model.field(latents, 7, 3)(points), one_by_one, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model.field(latents, 7, 3)(points), in_groups, rtol=0, atol=1e-5)
 
 
 def test_probes_in_parts_choose_the_same_keys(monkeypatch):

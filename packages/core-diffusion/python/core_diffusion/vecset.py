@@ -9,7 +9,6 @@ it.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,6 +23,8 @@ from torch.nn.attention.varlen import varlen_attn
 
 __all__ = ["VecSetDecoder", "VecSetVAE", "fourier_features", "vae_loss"]
 
+_GROUP = 128
+"""Points of a cell that attend together where cells of their own lengths cannot."""
 _PROBES = 4
 """Points along each axis of a cell, in which its keys are chosen."""
 _PROBED = 2**17
@@ -103,32 +104,41 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class _Cells:
-    """Points in the cells of a grid over [-1, 1]^3, `cells` along each axis, that attend to their cell's keys."""
+    """The cells of a grid over [-1, 1]^3, `cells` along each axis, whose points attend to the cell's keys.
 
-    def __init__(self, points: Tensor, cells: int) -> None:
-        x, y, z = ((points + 1) * (cells / 2)).to(torch.int32).clamp_(0, cells - 1).unbind(-1)
-        cell = torch.add(z, torch.add(y, x, alpha=cells), alpha=cells)
-        shapes = torch.arange(len(points) + 1, dtype=torch.int32, device=points.device) * cells**3
-        ordered, self.order = (cell + shapes[:-1, None]).flatten().sort(stable=True)
-        every = torch.arange(len(points) * cells**3 + 1, dtype=torch.int32, device=points.device)
-        self.begin = torch.searchsorted(ordered, every, out_int32=True)
-        """int32 [B cells^3 + 1]: where each cell's points begin, cells numbered over all shapes."""
+    Numbered over all shapes; chosen: keys and values [B cells^3, keys, heads, 2 D].
+    """
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, chosen: Tensor) -> Tensor:
-        """q [1, heads, N, D] of the ordered points, the chosen keys and values [B cells^3, keys, heads, 2 D]."""
-        count, keys = chosen.shape[:2]
-        rows, begin = q[0].transpose(0, 1), self.begin
+    def __init__(self, chosen: Tensor, cells: int) -> None:
+        arange = functools.partial(torch.arange, dtype=torch.int32, device=chosen.device)
+        self.chosen, self.cells = chosen, cells
+        self.numbers = arange(len(chosen) + 1)
+        self.ends = self.numbers * chosen.shape[1]
+        self.shapes = self.numbers[: -1 : cells**3, None]
+
+    def sort(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Of points [B, N, 3], all shapes' in a row: their order int64 [B N] by cells, and where in it each cell's
+        begin, int32 [B cells^3 + 1]."""
+        x, y, z = ((points + 1) * (self.cells / 2)).to(torch.int32).clamp_(0, self.cells - 1).unbind(-1)
+        cell = torch.add(z, torch.add(y, x, alpha=self.cells), alpha=self.cells) + self.shapes
+        ordered, order = cell.flatten().sort(stable=True)
+        return order, torch.searchsorted(ordered, self.numbers, out_int32=True)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, begin: Tensor) -> Tensor:
+        """q [1, heads, N, D] of the ordered points -> [1, heads, N, D]."""
+        rows, lengths = q[0].transpose(0, 1), begin.diff()
         if _flash_takes(q):
-            longest = int(begin.diff().max())
-            ends = torch.arange(count + 1, dtype=torch.int32, device=q.device) * keys
-            found: Tensor = varlen_attn(rows, *chosen.flatten(0, 1).chunk(2, -1), begin, ends, longest, keys)
-        else:
-            found = torch.empty_like(rows)
-            for pair, (first, last) in zip(chosen, itertools.pairwise(begin.tolist()), strict=True):
-                if first < last:
-                    of_cell = pair.transpose(0, 1)[None].chunk(2, -1)
-                    found[first:last] = _attend(q[:, :, first:last], *of_cell)[0].transpose(0, 1)
-        return found.transpose(0, 1)[None]
+            k, v = self.chosen.flatten(0, 1).chunk(2, -1)
+            found: Tensor = varlen_attn(rows, k, v, begin, self.ends, int(lengths.max()), self.chosen.shape[1])
+            return found.transpose(0, 1)[None]
+        groups = -(-lengths // _GROUP)
+        moved = (groups.cumsum(0) - groups) * _GROUP - begin[:-1]
+        slots = torch.arange(len(rows), device=q.device) + moved.repeat_interleave(lengths)
+        owners = torch.repeat_interleave(groups)
+        padded = rows.new_zeros(len(owners) * _GROUP, *rows.shape[1:]).index_copy_(0, slots, rows)
+        k, v = self.chosen[owners].transpose(1, 2).chunk(2, -1)
+        found = _attend(padded.unflatten(0, (-1, _GROUP)).transpose(1, 2), k, v)
+        return found.transpose(1, 2).flatten(0, 1)[slots].transpose(0, 1)[None]
 
 
 def _flash_takes(q: Tensor) -> bool:
@@ -256,7 +266,7 @@ class VecSetDecoder(ModelMixin, ConfigMixin):
         is largest. A point's value does not depend on what else is asked with it, so that a surface that is followed
         from one call to the next does not tear; points outside belong to the nearest cell. With keys >= M it is the
         whole attention. Chosen keys and values take 2 B cells^3 keys width numbers; half precision on CUDA attends to
-        them in one call, another cell by cell.
+        them as they are, another copies them for each 128 points.
 
         Raises:
             ValueError: keys or cells out of range.
@@ -268,13 +278,13 @@ class VecSetDecoder(ModelMixin, ConfigMixin):
         k, v = self._prepared(latents)
         if keys is None or keys >= k.shape[2]:
             return lambda points: self._ask(points, k, v, _attend)[..., 0].float()
-        chosen = self._chosen(k, v, keys, cells)
+        groups = _Cells(self._chosen(k, v, keys, cells), cells)
 
         def ask(points: Tensor) -> Tensor:
-            groups = _Cells(points, cells)
-            ordered = points.flatten(0, 1)[None, groups.order]
-            found = self._ask(ordered, k, v, functools.partial(groups.attend, chosen=chosen))[0, :, 0].float()
-            return torch.empty_like(found).scatter_(0, groups.order, found).view(points.shape[:2])
+            order, begin = groups.sort(points)
+            ordered = points.flatten(0, 1)[None, order]
+            found = self._ask(ordered, k, v, functools.partial(groups.attend, begin=begin))[0, :, 0].float()
+            return torch.empty_like(found).scatter_(0, order, found).view(points.shape[:2])
 
         return ask
 

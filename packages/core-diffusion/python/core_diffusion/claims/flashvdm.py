@@ -105,7 +105,7 @@ GPU = Size(
     512,
     True,
     2,
-    (3, 6, 12),
+    (3, 4, 6, 12),
     chunks=(2**15, 2**16, 2**17, 2**19),
 )
 SIZES = {"tiny": TINY, "cpu": CPU, "gpu": GPU}
