@@ -121,6 +121,55 @@ def test_one_operator_renders_what_its_parts_do(device: str, harmonics: bool, ch
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("harmonics", [False, True])
+@pytest.mark.parametrize("chosen", [False, True])
+def test_one_operator_differentiates_what_its_parts_do(device: str, harmonics: bool, chosen: bool) -> None:
+    """By every input, with the centres' derivatives and their absolute values, to the rounding of float32."""
+    torch = torch_on(device)
+    rng, views = np.random.default_rng(1), cameras(3)
+    looks = rng.normal(0, 0.3, (300, 48, 3)).astype(np.float32) if harmonics else rng.random((300, 5), np.float32)
+    indices = torch.from_numpy(np.flatnonzero(rng.random(300) < 0.6)).to(device) if chosen else None
+    behind = rng.random((3, looks.shape[-1]), np.float32)
+    given, results = (*gaussians().values(), looks, views[0], behind), []
+    weights = torch.from_numpy(rng.normal(size=(3, SIZE[1], SIZE[0], looks.shape[-1])).astype(np.float32)).to(device)
+    for render in (whole, in_parts):
+        x = [torch.from_numpy(v).to(device).requires_grad_() for v in given]
+        a = dict(zip(gaussians(1), x, strict=False))
+        options = {"backgrounds": x[7], "rasterize_mode": "antialiased", "meta": True, "absgrad": True}
+        image, alphas, meta = render(a, x[5], (x[6], torch.from_numpy(views[1]).to(device)), indices, **options)
+        ((image * weights).sum() + alphas.square().sum()).backward()
+        arrays = [v.detach() for v in meta.values() if torch.is_tensor(v) and v is not indices]
+        results.append(
+            ([image.detach(), *arrays], [*(t.grad for t in x), meta["means2d"].grad, meta["means2d"].absgrad])
+        )
+    for ours, parts in zip(*(r[0] for r in results), strict=True):
+        torch.testing.assert_close(ours, parts, rtol=0, atol=1e-6 if device == "cuda" else 0)
+    for ours, parts in zip(*(r[1] for r in results), strict=True):
+        assert parts.norm() > 0
+        assert (ours - parts).norm() < (1e-3 if device == "cuda" else 2e-5) * parts.norm()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradients_of_a_frame_are_the_same_on_every_run(device: str) -> None:
+    torch = torch_on(device)
+    a, (viewmats, Ks) = gaussians(3000), cameras()
+    coeffs = np.random.default_rng(1).normal(0, 0.3, (3000, 48, 3)).astype(np.float32)
+    runs = []
+    torch.use_deterministic_algorithms(True)
+    try:
+        for _ in range(2):
+            x = [torch.from_numpy(v).to(device).requires_grad_() for v in (*a.values(), coeffs)]
+            views = (torch.from_numpy(v).to(device) for v in (viewmats, Ks))
+            image = rasterization_4d(*x, *views, *SIZE, 0.4, sh_degree=3, time_degree=2)[0]
+            image.square().sum().backward()
+            runs.append([t.grad for t in x])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for one, other in zip(*runs, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("count", [0, 1, 80])
 def test_what_is_not_there_is_not_rendered(device: str, count: int) -> None:
     """None, one, all of them too far in time, and each with a NaN or an infinity somewhere."""
@@ -135,9 +184,12 @@ def test_what_is_not_there_is_not_rendered(device: str, count: int) -> None:
         bad += [a | {k: v * x} for x in (float("nan"), float("inf"))]
     bad += [a | {"quats_l": a["quats_l"] * 0}, a | {"opacities": a["opacities"] * 0}]
     for given in bad:
-        image, alphas, _ = whole(given, coeffs, views)
+        leaves = {k: v.clone().requires_grad_() for k, v in given.items()}
+        image, alphas, _ = whole(leaves, coeffs, views)
         assert (image == 0).all()
         assert (alphas == 0).all()
+        (image.sum() + alphas.sum()).backward()
+        assert all((x.grad == 0).all() for x in leaves.values())
 
 
 def test_bad_arguments_of_a_frame_are_named() -> None:
@@ -229,7 +281,6 @@ def test_indices_are_checked() -> None:
 
 def test_torch_gradients_of_a_frame() -> None:
     torch = pytest.importorskip("torch")
-    from core_splatting.torch_ops import rasterize_4d as frame
     from core_splatting.torch_ops import slice_4d as op
 
     a, (viewmats, Ks) = gaussians(80), cameras()
@@ -256,11 +307,28 @@ def test_torch_gradients_of_a_frame() -> None:
     torch.library.opcheck(op, (*x, chosen, 0.5, 0.05, 0.01))
     with torch.no_grad():
         assert loss(*x, coeffs) == torch.compile(loss, fullgraph=True, backend="aot_eager")(*x, coeffs)
-        views = (torch.from_numpy(viewmats), torch.from_numpy(Ks), None, *SIZE)
-        options = (0.01, 1e10, 0.0, 0.3, 0.99, False, "pinhole")
-        given = [t.detach() for t in x]
+
+
+def test_opcheck_of_a_frame() -> None:
+    torch = pytest.importorskip("torch")
+    from core_splatting.torch_ops import rasterize_4d, rasterize_4d_backward
+
+    a, views = gaussians(40), [torch.from_numpy(v) for v in cameras()]
+    options = (0.01, 1e10, 0.0, 0.3, 0.99, False, "pinhole")
+    coeffs, colors = torch.full((40, 48, 3), 0.1), torch.full((1, 20, 3), 0.4)
+    for looks in ((None, coeffs, 3, 2, 1.0), (colors, None, 0, 0, 1.0)):
+        for keep in (False, True):
+            x = [torch.from_numpy(v).requires_grad_(keep) for v in a.values()]
+            given = (*x, torch.arange(0, 40, 2), 0.5, 0.05, 0.0, *looks, *views)
+            means2d = torch.zeros(2, 20, 2, requires_grad=True) if keep else None
+            frame = (*given, None, means2d, *SIZE, *options, False, keep)
+            torch.library.opcheck(rasterize_4d, frame)
+        image, alphas, seen, _ = (t.detach() for t in rasterize_4d(*frame))
+        colors_there = seen if looks[0] is None else looks[0]
+        derived = (image, alphas, torch.ones_like(image), None, None, False, True, 4)
+        detached = [t.detach() for t in x]
         torch.library.opcheck(
-            frame, (*given, chosen, 0.5, 0.05, 0.0, None, coeffs.detach(), 3, 2, 1.0, *views, *options)
+            rasterize_4d_backward, (*detached, *given[5:9], colors_there, *looks[1:], *views, *options, *derived)
         )
 
 

@@ -9,7 +9,7 @@ from core_splatting.reference.rasterize import covariances_of
 torch = pytest.importorskip("torch")
 from core_splatting.memory_ops import memory_attention  # noqa: E402
 from core_splatting.ssim import ssim  # noqa: E402
-from core_splatting.torch_ops import rasterize, slice_4d  # noqa: E402
+from core_splatting.torch_ops import rasterize, rasterize_4d, slice_4d  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:Input #:UserWarning")  # the operators are float32
 
@@ -53,6 +53,27 @@ def test_slice_4d() -> None:
     means = np.concatenate([rng.uniform(-1, 1, (4, 3)), rng.uniform(0.4, 0.6, (4, 1))], 1)
     inputs = [means, rng.uniform(0.3, 0.8, (4, 4)), quats[0], quats[1], rng.uniform(0.3, 0.9, 4)]
     check(lambda *x: slice_4d(*x, None, 0.5, 0.05, 0.01)[:3], inputs, 2e-3)
+
+
+@pytest.mark.parametrize("harmonics", [False, True])
+def test_rasterize_4d(harmonics: bool) -> None:
+    """As `test_rasterize`: three Gaussians far larger than the picture, which are there for longer than the video."""
+    rng = np.random.default_rng(0)
+    means = np.concatenate([rng.uniform(-0.3, 0.3, (3, 3)), rng.uniform(0.4, 0.6, (3, 1))], 1)
+    means[:, 2] += [-0.5, 0, 0.5]
+    quats = np.array([1, 0, 0, 0]) + rng.normal(0, 0.1, (2, 3, 4))
+    looks = rng.normal(0, 0.1, (3, 20, 2)) if harmonics else rng.uniform(size=(1, 3, 2))
+    view = np.eye(4)[None].repeat(2, 0)
+    view[:, 2, 3], view[1, 0, 3] = 3, 0.2
+    Ks = torch.tensor([[8.0, 0, 3.5], [0, 8, 2.5], [0, 0, 1]]).repeat(2, 1, 1)
+    inputs = [means, rng.uniform(0.7, 1.2, (3, 4)), quats[0], quats[1], rng.uniform(0.3, 0.6, 3), looks, view]
+
+    def call(*given: Any) -> Any:
+        looks = (None, given[5], 1, 1, 1.5) if harmonics else (given[5], None, 0, 0, 1.0)
+        options = (7, 5, 0.01, 1e10, 0.0, 0.3, 0.999, False, "pinhole", False, True)
+        return rasterize_4d(*given[:5], None, 0.5, 0.05, 0.01, *looks, given[6], Ks, None, None, *options)[:2]
+
+    check(call, inputs, 3e-3)
 
 
 def test_memory_attention() -> None:

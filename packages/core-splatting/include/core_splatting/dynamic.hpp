@@ -41,6 +41,20 @@ CORE_EXPORT void rasterize_4d(In<2> means, In<2> scales, In<2> quats_l, In<2> qu
                               double radius_clip, double eps2d, double max_alpha, bool antialiased, const char* camera_model,
                               Out<4> out_colors, Out<3> out_alphas, MaybeOut<3> seen, MaybeOutWorkspace workspace);
 
+/// The gradient of `rasterize_4d`: v_means[N,4] .. v_opacities[N] are written whole, 0 for Gaussians that no camera sees.
+///
+/// colors: as they were given or, with coeffs, `seen`; v_colors as colors without coeffs, or v_coeffs as coeffs; image .. deterministic,
+/// v_viewmats and v_means2d: as in `rasterize_backward`, by the rows. What is known of a sliced Gaussian is passed on to the 4D one where
+/// it is found; it is in no array.
+CORE_EXPORT void rasterize_4d_backward(In<2> means, In<2> scales, In<2> quats_l, In<2> quats_r, In<1> opacities,
+                                       std::optional<core::Tensor<const std::int64_t, 1>> indices, double time, double min_weight,
+                                       double prefilter_var, In<3> colors, MaybeIn<3> coeffs, std::int64_t degree, std::int64_t time_degree,
+                                       double duration, In<3> viewmats, In<3> Ks, double near_plane, double far_plane, double radius_clip,
+                                       double eps2d, double max_alpha, bool antialiased, const char* camera_model, In<4> image,
+                                       In<3> alphas, In<4> v_image, MaybeIn<3> v_alphas, MaybeWorkspace workspace, bool deterministic,
+                                       Out<2> v_means, Out<2> v_scales, Out<2> v_quats_l, Out<2> v_quats_r, Out<1> v_opacities,
+                                       MaybeOut<3> v_colors, MaybeOut<3> v_coeffs, MaybeOut<3> v_viewmats, MaybeOut<3> v_means2d);
+
 /// out[N] = sum over times[T] of 1 / (0.5 tanh(|p''(t)|) + 0.5), p'' the second derivative of the temporal weight
 /// (prefilter_var 0): the temporal part of the spatial-temporal variation score, each term in [1, 2].
 CORE_EXPORT void temporal_variation(In<2> means, In<2> scales, In<2> quats_l, In<2> quats_r, In<1> times, Out<1> out);
@@ -61,6 +75,16 @@ CORE_EXPORT void rasterize_4d_cuda(In<2> means, In<2> scales, In<2> quats_l, In<
                                    double near_plane, double far_plane, double radius_clip, double eps2d, double max_alpha,
                                    bool antialiased, const char* camera_model, Out<4> out_colors, Out<3> out_alphas, MaybeOut<3> seen,
                                    MaybeOutWorkspace workspace, core::Stream stream);
+/// v_viewmats is, with coeffs, added up in no fixed order.
+CORE_EXPORT void rasterize_4d_backward_cuda(In<2> means, In<2> scales, In<2> quats_l, In<2> quats_r, In<1> opacities,
+                                            std::optional<core::Tensor<const std::int64_t, 1>> indices, double time, double min_weight,
+                                            double prefilter_var, In<3> colors, MaybeIn<3> coeffs, std::int64_t degree,
+                                            std::int64_t time_degree, double duration, In<3> viewmats, In<3> Ks, double near_plane,
+                                            double far_plane, double radius_clip, double eps2d, double max_alpha, bool antialiased,
+                                            const char* camera_model, In<4> image, In<3> alphas, In<4> v_image, MaybeIn<3> v_alphas,
+                                            MaybeWorkspace workspace, bool deterministic, Out<2> v_means, Out<2> v_scales, Out<2> v_quats_l,
+                                            Out<2> v_quats_r, Out<1> v_opacities, MaybeOut<3> v_colors, MaybeOut<3> v_coeffs,
+                                            MaybeOut<3> v_viewmats, MaybeOut<3> v_means2d, core::Stream stream);
 CORE_EXPORT void temporal_variation_cuda(In<2> means, In<2> scales, In<2> quats_l, In<2> quats_r, In<1> times, Out<1> out,
                                          core::Stream stream);
 #endif

@@ -217,6 +217,48 @@ def rasterize_4d(
 ) -> None:
     """Renders 4D Gaussians at a time into cameras: sliced where they are projected, coloured where they are seen."""
 
+def rasterize_4d_backward(
+    means: Any,  # float32[N,4]
+    scales: Any,  # float32[N,4]
+    quats_l: Any,  # float32[N,4]
+    quats_r: Any,  # float32[N,4]
+    opacities: Any,  # float32[N]
+    indices: Any | None,  # int64[M]
+    time: float,
+    min_weight: float,
+    prefilter_var: float,
+    colors: Any,  # float32[*,*,D]
+    coeffs: Any | None,  # float32[N,K,D]
+    degree: SupportsIndex,
+    time_degree: SupportsIndex,
+    duration: float,
+    viewmats: Any,  # float32[C,4,4]
+    Ks: Any,  # float32[C,3,3]
+    near_plane: float,
+    far_plane: float,
+    radius_clip: float,
+    eps2d: float,
+    max_alpha: float,
+    antialiased: bool,
+    camera_model: str,
+    image: Any,  # float32[C,H,W,D]
+    alphas: Any,  # float32[C,H,W]
+    v_image: Any,  # float32[C,H,W,D]
+    v_alphas: Any | None,  # float32[C,H,W]
+    workspace: Any | None,  # int32[S]
+    deterministic: bool,
+    v_means: Any,  # out float32[N,4]
+    v_scales: Any,  # out float32[N,4]
+    v_quats_l: Any,  # out float32[N,4]
+    v_quats_r: Any,  # out float32[N,4]
+    v_opacities: Any,  # out float32[N]
+    v_colors: Any | None,  # out float32[*,*,D]
+    v_coeffs: Any | None,  # out float32[N,K,D]
+    v_viewmats: Any | None,  # out float32[C,4,4]
+    v_means2d: Any | None,  # out float32[C,*,*]
+) -> None:
+    """The gradient of rasterize_4d by 4D Gaussians, colours or harmonics, cameras and projected centres."""
+
 def temporal_variation(
     means: Any,  # float32[N,4]
     scales: Any,  # float32[N,4]

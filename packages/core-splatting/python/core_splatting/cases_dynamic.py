@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 from core_registry.testing import Case
 
-from .reference.dynamic import rasterize_4d, slice_4d, slice_4d_backward, temporal_variation
+from .reference.dynamic import (
+    colors_seen,
+    rasterize_4d,
+    rasterize_4d_backward,
+    slice_4d,
+    slice_4d_backward,
+    temporal_variation,
+)
 
 
 def gaussians_4d(rng: np.random.Generator, N: int, duration: float = 1.0) -> dict[str, Any]:
@@ -69,12 +76,42 @@ def moving_scene(
     }  # fmt: skip
 
 
+def moving_scene_backward(rng: np.random.Generator, **size: Any) -> dict[str, Any]:
+    """A `moving_scene` with its picture, and random derivatives of a loss by the picture; the gradient's arguments."""
+    forward, f32 = moving_scene(rng, **size), np.float32
+    cameras, height, width, channels = forward["out_colors"].shape
+    if forward["coeffs"] is not None:
+        forward["colors"] = colors_seen(forward).astype(f32)
+    picture = rasterize_4d(forward) if size["N"] <= 100 else _rendered(forward)
+    rows = forward["colors"].shape[1]
+    inputs = {k: v for k, v in forward.items() if k not in ("backgrounds", "seen") and not k.startswith("out_")}
+    del inputs["workspace"]
+    harmonics = forward["coeffs"] is not None
+    return inputs | {
+        "image": picture["out_colors"].astype(f32), "alphas": picture["out_alphas"].astype(f32),
+        "v_image": rng.normal(size=(cameras, height, width, channels)).astype(f32),
+        "v_alphas": rng.normal(size=(cameras, height, width)).astype(f32), "workspace": None, "deterministic": False,
+        **{f"v_{k}": np.empty_like(forward[k]) for k in ("means", "scales", "quats_l", "quats_r", "opacities")},
+        "v_colors": None if harmonics else np.empty_like(forward["colors"]),
+        "v_coeffs": np.empty_like(forward["coeffs"]) if harmonics else None,
+        "v_viewmats": np.empty((cameras, 4, 4), f32), "v_means2d": np.empty((cameras, rows, 4), f32),
+    }  # fmt: skip
+
+
+def _rendered(forward: dict[str, Any]) -> dict[str, Any]:
+    from . import _core_splatting as _C
+
+    _C.rasterize_4d(*(forward | ({} if forward["coeffs"] is None else {"colors": None})).values())
+    return forward
+
+
 def _render_call(args: dict[str, Any]) -> Any:
     from .torch_ops import rasterize_4d as op
 
     tensors = [v for k, v in args.items() if k not in ("seen", "workspace") and not k.startswith("out_")]
     height, width = args["out_alphas"].shape[1:]
-    image, alphas = op(*tensors[:17], width, height, *tensors[17:])
+    keep = any(getattr(t, "requires_grad", False) for t in tensors)
+    image, alphas = op(*tensors[:17], None, width, height, *tensors[17:], False, keep)[:2]
     return image, alphas[..., 0]
 
 
@@ -158,6 +195,23 @@ cases: list[Case] = [
         tolerance={"out_colors": (1e-4, 5e-3), "out_alphas": (1e-4, 5e-3)},
         vary={"N": (0, 80), "W": (0, 40), "H": (0, 40), "C": (0, 3), "D": (0, 8)},
         torch_call=_render_call,
+        differentiable=True,
+        devices=("cpu", "cuda"),
+    ),
+    Case(
+        op="core_splatting.rasterize_4d_backward",
+        sizes={
+            "tiny": {"N": 16, "W": 21, "H": 18, "C": 2, "focal": 40.0, "share": 0.7},
+            "bench": {"N": 50_000, "W": 512, "H": 512},
+        },
+        make=moving_scene_backward,
+        reference=rasterize_4d_backward,
+        tolerance=dict.fromkeys(
+            ("v_means", "v_scales", "v_quats_l", "v_quats_r", "v_opacities", "v_coeffs", "v_viewmats", "v_means2d"),
+            (2e-3, 2e-3),
+        ),
+        sums=True,
+        vary={"N": (0, 14), "W": (0, 20), "H": (0, 20), "C": (0, 2), "D": (0, 4)},
         devices=("cpu", "cuda"),
     ),
     Case(

@@ -11,7 +11,7 @@ from core_registry.arrays import as_array, empty, is_torch
 from . import _core_splatting as _C
 from .contributions import contributions
 from .harmonics import colors_by_view
-from .rasterize import rasterization
+from .rasterize import projections, rasterization
 
 _SYMMETRIC = [[0, 1, 2], [1, 3, 4], [2, 4, 5]]
 
@@ -132,17 +132,14 @@ def rasterization_4d(
         indices = as_array(indices, "int64", "indices", like=arrays[0])
     if sh_degree is None and indices is not None:
         colors = colors[..., indices, :]
-    moment = (indices, float(time), float(min_weight), float(prefilter_var))
-    changed = {k: v for k, v in options.items() if k not in _PLAIN or v != _PLAIN[k]}
-    looked = (viewmats, Ks, changed.get("backgrounds"))
-    if _FUSED.issuperset(changed) and not _differentiates(*arrays, colors, *looked):
+    if options.get("render_mode", "RGB") == "RGB" and _FUSED.issuperset(options):
+        moment = (indices, float(time), float(min_weight), float(prefilter_var))
         looks = (None, colors, sh_degree, time_degree, float(duration))
         if sh_degree is None:
             looks = (colors if colors.ndim == 3 else colors[None], None, 0, 0, 1.0)
-        image, coverage = _render(arrays, moment, looks, viewmats, Ks, int(width), int(height), **changed)
-        information = {"width": width, "height": height, "n_cameras": viewmats.shape[0], "tile_size": 16}
+        image, coverage, information = _render(arrays, moment, looks, viewmats, Ks, int(width), int(height), **options)
     else:
-        sliced, covars, alphas, _ = _slice(*arrays, float(time), indices, *moment[2:])
+        sliced, covars, alphas, _ = _slice(*(*arrays, time, indices, min_weight, prefilter_var))
         if sh_degree is not None:
             centres = arrays[0][:, 3]
             if indices is not None:
@@ -155,17 +152,10 @@ def rasterization_4d(
     return image, coverage, information if indices is None else information | {"indices": indices}
 
 
-_PLAIN: dict[str, Any] = {"render_mode": "RGB", "precision": "float32", "meta": False, "absgrad": False}
 _FUSED = frozenset(
-    ("backgrounds", "near_plane", "far_plane", "radius_clip", "eps2d", "rasterize_mode", "camera_model", "max_alpha")
-)
-
-
-def _differentiates(*given: Any) -> bool:
-    """Whether a gradient by one of these is asked for."""
-    if not any(is_torch(x) and x.requires_grad for x in given):
-        return False
-    return bool(sys.modules["torch"].is_grad_enabled())
+    ("backgrounds", "near_plane", "far_plane", "radius_clip", "eps2d", "render_mode", "absgrad", "rasterize_mode",
+     "camera_model", "max_alpha", "meta")
+)  # fmt: skip
 
 
 def _render(
@@ -182,10 +172,13 @@ def _render(
     far_plane: float = 1e10,
     radius_clip: float = 0.0,
     eps2d: float = 0.3,
+    render_mode: str = "RGB",
+    absgrad: bool = False,
     rasterize_mode: str = "classic",
     camera_model: str = "pinhole",
     max_alpha: float = 0.999,
-) -> tuple[Any, Any]:
+    meta: bool = False,
+) -> tuple[Any, Any, dict[str, Any]]:
     """`rasterization_4d` by one operator, which slices where it projects."""
     viewmats, Ks, backgrounds = (
         None if x is None else as_array(x, "float32", name, like=arrays[0])
@@ -199,19 +192,36 @@ def _render(
         raise ValueError(
             f"rasterization_4d: argument 'width' and 'height' must not be negative, got {width} and {height}"
         )
-    options = (float(near_plane), float(far_plane), float(radius_clip), float(eps2d), float(max_alpha))
+    named = {
+        "near_plane": float(near_plane), "far_plane": float(far_plane), "radius_clip": float(radius_clip),
+        "eps2d": float(eps2d), "max_alpha": float(max_alpha), "antialiased": rasterize_mode == "antialiased",
+        "camera_model": camera_model,
+    }  # fmt: skip
+    information: dict[str, Any] = {
+        "width": width, "height": height, "n_cameras": viewmats.shape[0], "tile_size": 16,
+    }  # fmt: skip
+    if meta:
+        indices, *scalars = moment
+        shape = [x.detach() if is_torch(x) else x for x in arrays]
+        sliced, covars, alphas, _ = _slice(*(*shape, scalars[0], indices, *scalars[1:]))
+        size = {"width": width, "height": height, "scenes": 1}
+        information |= projections((sliced, None, None, covars, alphas), viewmats, Ks, named | size)
+        information |= {"tile_width": -(-width // 16), "tile_height": -(-height // 16)}
     given = (*arrays, *moment, *looks, viewmats, Ks, backgrounds)
-    modes = (rasterize_mode == "antialiased", camera_model)
     if is_torch(arrays[0]):
-        from .torch_ops import rasterize_4d as operator
+        from .torch_ops import eager_rasterize_4d
 
-        image, alphas = operator(*given, width, height, *options, *modes)
-        return image, alphas
+        enabled, means2d = sys.modules["torch"].is_grad_enabled(), None
+        if meta and enabled:
+            means2d = information["means2d"].requires_grad_()
+        keep = enabled and any(is_torch(x) and x.requires_grad for x in (*given, means2d))
+        image, alphas = eager_rasterize_4d(*given, means2d, width, height, *named.values(), absgrad, keep)[:2]
+        return image, alphas, information
     channels = next(x for x in looks if x is not None).shape[-1]
     image = empty((viewmats.shape[0], height, width, channels), "float32", like=arrays[0])
     alphas = empty((viewmats.shape[0], height, width), "float32", like=arrays[0])
-    _C.rasterize_4d(*(*given, *options, *modes, image, alphas, None, None))
-    return image, alphas[..., None]
+    _C.rasterize_4d(*(*given, *named.values(), image, alphas, None, None))
+    return image, alphas[..., None], information
 
 
 def variation_scores(

@@ -204,7 +204,7 @@ def _render(
     shape = (means, quats, scales, covars, opacities)
     by_camera = (*batch, cameras // scenes)
     if meta:
-        parts = _projections(shape, viewmats, Ks, named)
+        parts = projections(shape, viewmats, Ks, named)
         information |= {k: v.reshape((*by_camera, *v.shape[1:])) for k, v in parts.items()}
         information |= {"tile_width": -(-width // 16), "tile_height": -(-height // 16)}
     scalars = [named[k] for k in ("near_plane", "far_plane", "radius_clip", "eps2d", "max_alpha", "antialiased")]
@@ -255,7 +255,7 @@ def upper_triangles(covars: Any, means: Any, op: str) -> Any:
     return np.concatenate(rows, -1)
 
 
-def _projections(shape: tuple[Any, ...], viewmats: Any, Ks: Any, named: dict[str, Any]) -> dict[str, Any]:
+def projections(shape: tuple[Any, ...], viewmats: Any, Ks: Any, named: dict[str, Any]) -> dict[str, Any]:
     """The entries of `meta` that are arrays; they carry no gradient."""
     inputs = [x.detach() if is_torch(x) else x for x in (*shape, viewmats, Ks)]
     cameras, count = viewmats.shape[0], shape[0].shape[0] // named["scenes"]

@@ -285,25 +285,115 @@ slice_4d = torchlib.define(
 )  # fmt: skip
 """(means (M, 3), covars (M, 6), opacities (M,), weights (M,)); see `core_splatting.dynamic.slice_4d`."""
 
+_LOOKS = "int degree, int time_degree, float duration, Tensor viewmats, Tensor Ks"
+_OPTIONS = (
+    "float near_plane, float far_plane, float radius_clip, float eps2d, float max_alpha, bool antialiased, "
+    "str camera_model"
+)
 _RENDER = (
-    f"rasterize_4d({_SLICE}, Tensor? colors, Tensor? coeffs, int degree, int time_degree, float duration, "
-    "Tensor viewmats, Tensor Ks, Tensor? backgrounds, SymInt width, SymInt height, float near_plane, float far_plane, "
-    "float radius_clip, float eps2d, float max_alpha, bool antialiased, str camera_model) -> (Tensor, Tensor)"
+    f"rasterize_4d({_SLICE}, Tensor? colors, Tensor? coeffs, {_LOOKS}, Tensor? backgrounds, Tensor? means2d, "
+    f"SymInt width, SymInt height, {_OPTIONS}, bool absgrad, bool keep) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
 
-def _render_fake(*args: Any) -> tuple[Tensor, Tensor]:
-    means, cameras, width, height = args[0], args[14].shape[0], args[17], args[18]
-    channels = (args[9] if args[10] is None else args[10]).shape[-1]
-    return means.new_empty((cameras, height, width, channels)), means.new_empty((cameras, height, width, 1))
+def _render_fake(*args: Any) -> tuple[Tensor, ...]:
+    means, indices, cameras, keep = args[0], args[5], args[14].shape[0], args[28]
+    looks = args[9] if args[10] is None else args[10]
+    rows = (means if indices is None else indices).shape[0]
+    size = torch.library.get_ctx().new_dynamic_size() if keep and means.device.type == "cuda" else 0
+    return (
+        means.new_empty((cameras, args[19], args[18], looks.shape[-1])),
+        means.new_empty((cameras, args[19], args[18], 1)),
+        means.new_empty((cameras, rows, looks.shape[-1]) if keep and args[9] is None else (0, 0, 0)),
+        means.new_empty((size,), dtype=torch.int32),
+    )
 
 
-def _render_impl(*args: Any) -> tuple[Tensor, Tensor]:
-    image, alphas = _render_fake(*args)
-    _C.rasterize_4d(*(*args[:17], *args[19:], image, alphas.squeeze(3), None, None))
-    return image, alphas
+def _render_impl(*args: Any) -> tuple[Tensor, ...]:
+    means, indices, cameras, width, height, keep = args[0], args[5], args[14].shape[0], *args[18:20], args[28]
+    looks = args[9] if args[10] is None else args[10]
+    rows = (means if indices is None else indices).shape[0]
+    seen = means.new_zeros((cameras, rows, looks.shape[-1]) if keep and args[9] is None else (0, 0, 0))
+    size = np.zeros(1, np.int64)
+    if keep and means.is_cuda:
+        _C.rasterize_workspace(cameras, rows, width, height, means.device.index, size)
+    workspace = means.new_empty((int(size[0]),), dtype=torch.int32)
+    image = means.new_empty((cameras, height, width, looks.shape[-1]))
+    alphas = means.new_empty((cameras, height, width))
+    kept = (seen if keep and args[9] is None else None, workspace if keep and means.is_cuda else None)
+    _C.rasterize_4d(*(*args[:17], *args[20:27], image, alphas, *kept))
+    return image, alphas.unsqueeze(3), seen, workspace
 
 
-rasterize_4d = torchlib.define("core_splatting", _RENDER, _render_impl, _render_fake)
+def _render_gradients(*args: Any) -> list[Any]:
+    means, indices, looks, viewmats, (by_viewmats, columns) = (
+        args[0], args[5], args[9] if args[10] is None else args[10], args[14], args[29:31]
+    )  # fmt: skip
+    rows = (means if indices is None else indices).shape[0]
+    return [
+        *(torch.empty_like(x) for x in args[:5]), torch.empty_like(looks),
+        torch.empty_like(viewmats) if by_viewmats else None,
+        means.new_empty((viewmats.shape[0], rows, columns)) if columns else None,
+    ]  # fmt: skip
+
+
+def _render_backward_impl(*args: Any) -> list[Any]:
+    out, v_alphas = _render_gradients(*args), args[26]
+    looks = (None, out[5]) if args[10] is not None else (out[5], None)
+    _C.rasterize_4d_backward(
+        *(*args[:24], args[24].squeeze(3), args[25], None if v_alphas is None else v_alphas.squeeze(3), *args[27:29]),
+        *(*out[:5], *looks, *out[6:]),
+    )
+    return out
+
+
+rasterize_4d_backward = torchlib.define(
+    "core_splatting",
+    f"rasterize_4d_backward({_SLICE}, Tensor colors, Tensor? coeffs, {_LOOKS}, {_OPTIONS}, Tensor image, "
+    "Tensor alphas, Tensor v_image, Tensor? v_alphas, Tensor? workspace, bool deterministic, bool by_viewmats, "
+    "int columns) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _present(_render_backward_impl),
+    _present(_render_gradients),
+)
+"""Gradients of a loss by means, scales, quats_l, quats_r, opacities, colors or coeffs, viewmats and the projected
+centres, the last two as `rasterize_backward` gives them. With coeffs, `colors` are those seen."""
+
+
+def _render_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    colors = output[2] if inputs[9] is None else inputs[9]
+    ctx.save_for_backward(*inputs[:6], colors, inputs[10], *inputs[14:16], *output[:2], output[3])
+    ctx.scalars = (inputs[6:9], inputs[11:14], inputs[20:27])
+    ctx.absgrad = inputs[17] if inputs[27] else None
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.set_materialize_grads(False)
+
+
+def _render_backward(ctx: Any, v_image: Tensor | None, v_alphas: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    *shape, colors, coeffs, viewmats, Ks, image, alphas, workspace = ctx.saved_tensors
+    moment, looks, options = ctx.scalars
+    needed = ctx.needs_input_grad
+    if needed[15]:
+        raise NotImplementedError("rasterize_4d: argument 'Ks' requires grad, but has no derivative; use Ks.detach()")
+    if v_image is None:
+        v_image = torch.zeros_like(image)
+    v_backgrounds = ((1 - alphas) * v_image).sum((1, 2)) if needed[16] else None
+    v = rasterize_4d_backward(
+        *shape, *moment, colors, coeffs, *looks, viewmats, Ks, *options, image, alphas, v_image, v_alphas,
+        workspace if alphas.is_cuda else None, torch.are_deterministic_algorithms_enabled(), needed[14],
+        4 if ctx.absgrad is not None else 2 * needed[17],
+    )  # fmt: skip
+    if ctx.absgrad is not None:
+        ctx.absgrad.absgrad = v[7][..., 2:]
+    by_means2d = v[7][..., :2] if needed[17] else None
+    by_looks = (v[5], None) if coeffs is None else (None, v[5])
+    geometry = (x if n else None for x, n in zip(v[:5], needed, strict=False))
+    by_cameras = v[6] if needed[14] else None
+    return (*geometry, *[None] * 4, *by_looks, *[None] * 3, by_cameras, None, v_backgrounds, by_means2d, *[None] * 11)
+
+
+rasterize_4d = torchlib.define("core_splatting", _RENDER, _render_impl, _render_fake, _render_backward, _render_context)
 """(colours (C, H, W, D), alphas (C, H, W, 1)) of the raw operator's arguments; see
-`core_splatting.dynamic.rasterization_4d`."""
+`core_splatting.dynamic.rasterization_4d`. `means2d` and `absgrad`: as for `rasterize`, (C, M, 2). The third and fourth
+results are what is kept for the backward pass with `keep`, and empty without."""
+
+eager_rasterize_4d = torchlib.eager(rasterize_4d)

@@ -8,8 +8,8 @@
 
 namespace core_splatting {
 
-Moving check_moving(const char* op, const Dynamic& gaussians, const Colouring& colouring) {
-  const auto& [colors, coeffs, degree, time_degree, duration] = colouring;
+Moving check_moving(const char* op, const Dynamic& gaussians, const MaybeIn<3>& colors, const Colouring& colouring) {
+  const auto& [coeffs, degree, time_degree, duration] = colouring;
   const auto refuse = [op](const char* name, const std::string& wanted, const std::string& got) {
     throw core::Error("ValueError", std::string(op) + ": argument '" + name + "' must be " + wanted + ", got " + got);
   };
@@ -50,7 +50,7 @@ void rasterize_4d(In<2> means, In<2> scales, In<2> quats_l, In<2> quats_r, In<1>
       check_slice(op, {means, scales, quats_l, quats_r, opacities, {}, {}, {}, {}, {}}, indices, time, min_weight, prefilter_var, rows);
   check_indices(op, in);
   check_seen(op, seen, rows);
-  const Moving moving = check_moving(op, in, {colors, coeffs, degree, time_degree, duration});
+  const Moving moving = check_moving(op, in, colors, {coeffs, degree, time_degree, duration});
   const std::int64_t channels = out_colors.shape[3];
   Untouched<float> own(coeffs && !seen ? static_cast<std::size_t>(core::checked_mul(rows, channels, op)) : 0);
   for (std::int64_t c = 0; c < cameras; ++c) {

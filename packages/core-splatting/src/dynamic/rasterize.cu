@@ -1,66 +1,25 @@
 // 4D Gaussians rendered at a time, on CUDA: each is sliced where it is projected, and coloured if it is seen.
-#include <cuda_pipeline.h>
-
-#include "../rasterize/device.cuh"
-#include "colors.hpp"
+#include "colors.cuh"
 
 namespace core_splatting {
 namespace {
 
-constexpr int scanned = 128;                                        // Gaussians of a warp
-constexpr int warps = 2;                                            // of a block
-constexpr std::int64_t most_staged = 40 * 1024 / (4 * 32 * warps);  // coefficients of a Gaussian
+constexpr int warps = 2;
 
-/// A warp finds those of its Gaussians that a camera sees and colours 32 of them at a time, a lane each; `width` coefficients, which lie
-/// together, are brought through shared memory at an odd pitch, so that lanes do not meet in a bank; if it is 0, they are not.
 __global__ void __launch_bounds__(32 * warps) color_seen(Moving in, In<3> viewmats, Lists lists, int width, Out<3> out) {
   extern __shared__ float staged[];
-  __shared__ int found[warps][scanned];
-  const int lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x / 32), pitch = width | 1;
-  const int cameras = static_cast<int>(out.shape[0]), first = (static_cast<int>(blockIdx.x) * warps + warp) * scanned;
-  const auto seen = [&](int c, int row) { return lists.depths[std::int64_t{c} * lists.gaussians + row] != culled; };
-  int count = 0;
-  for (int row = first + lane; row < first + scanned; row += 32) {
-    bool some = false;
-    if (row < lists.gaussians)
-      for (int c = 0; c < cameras; ++c) some |= seen(c, row);
-    const unsigned all = __ballot_sync(0xffffffffu, some);
-    if (some) found[warp][count + __popc(all & ((1u << lane) - 1))] = row;
-    count += __popc(all);
-  }
-  __syncwarp();
-  float* const own = staged + (warp * 32) * pitch;
-  for (int begin = 0; begin < count; begin += 32) {
-    const int here = min(32, count - begin), row = found[warp][begin + min(lane, here - 1)];
-    const std::int64_t n = gaussian_of(in.gaussians, row);
-    Harmonics harmonics = in.harmonics;
-    if (width) {
-      for (int of = 0; of < here; ++of) {
-        const float* const from = harmonics.coeffs.data + __shfl_sync(0xffffffffu, n, of) * width;
-        for (int k = lane; k < width; k += 32) __pipeline_memcpy_async(own + of * pitch + k, from + k, sizeof(float));
-      }
-      __pipeline_commit();
-      harmonics.coeffs.data = own + lane * pitch;
-      harmonics.coeffs.stride[1] = 0;
-    }
-    const Gaussian g = load_gaussian(in.gaussians, row);
-    __pipeline_wait_prior(0);
-    __syncwarp();
-    if (lane < here)
-      for (int c = 0; c < cameras; ++c)
-        if (seen(c, row)) color_of(in, harmonics, centre_of(viewmats, c), g.mean, n, out, c, row);
-    __syncwarp();
-  }
+  const int cameras = static_cast<int>(out.shape[0]);
+  for_seen<warps>(in, lists, cameras, width, staged + threadIdx.x / 32 * 32 * (width | 1),
+                  [&](bool inside, const Harmonics& harmonics, int row, std::int64_t n, const float* place) {
+                    for (int c = 0; c < cameras; ++c)
+                      if (inside && is_seen(lists, c, row)) color_of(in, harmonics, centre_of(viewmats, c), place, n, out, c, row);
+                  });
 }
 
 void color(const Moving& in, const In<3>& viewmats, const Lists& lists, const Out<3>& out, cudaStream_t stream) {
-  const In<4>& coeffs = in.harmonics.coeffs;
-  const std::int64_t width = coeffs.shape[2] * coeffs.shape[3], of_block = scanned * warps;
-  const bool packed = coeffs.stride[3] == 1 && coeffs.stride[2] == coeffs.shape[3] && coeffs.stride[1] == width;
-  const int staged = packed && width < most_staged ? static_cast<int>(width) : 0;
-  const std::size_t bytes = static_cast<std::size_t>(32 * warps * (staged | 1)) * sizeof(float);
-  color_seen<<<static_cast<unsigned>((lists.gaussians + of_block - 1) / of_block), 32 * warps, bytes, stream>>>(in, viewmats, lists, staged,
-                                                                                                                out);
+  const int width = staged_width<warps>(in.harmonics.coeffs, 1);
+  const std::size_t bytes = static_cast<std::size_t>(32 * warps * (width | 1)) * sizeof(float);
+  color_seen<<<blocks_for_seen(lists, warps), 32 * warps, bytes, stream>>>(in, viewmats, lists, width, out);
   check(cudaGetLastError(), "colouring");
 }
 
@@ -78,7 +37,7 @@ void rasterize_4d_cuda(In<2> means, In<2> scales, In<2> quats_l, In<2> quats_r, 
                                   out_alphas.shape[2]);
   const Dynamic gaussians =
       check_slice(op, {means, scales, quats_l, quats_r, opacities, {}, {}, {}, {}, {}}, indices, time, min_weight, prefilter_var, rows);
-  const Moving moving = check_moving(op, gaussians, {colors, coeffs, degree, time_degree, duration});
+  const Moving moving = check_moving(op, gaussians, colors, {coeffs, degree, time_degree, duration});
   check_seen(op, seen, rows);
   const std::int64_t tiles = cameras * o.tiles_x * o.tiles_y, total = cameras * rows;
   if (tiles == 0) return;

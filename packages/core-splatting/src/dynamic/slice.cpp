@@ -66,9 +66,9 @@ void slice_4d_backward(In<2> means, In<2> scales, In<2> quats_l, In<2> quats_r, 
   const Dynamic in = check_slice("slice_4d_backward", {means, scales, quats_l, quats_r, opacities, {}, {}, {}, {}, {}}, indices, time,
                                  min_weight, prefilter_var, rows);
   check_indices("slice_4d_backward", in);
-  const SliceGradients g{v_out_means, v_out_covars, v_out_opacities, v_means, v_scales, v_quats_l, v_quats_r, v_opacities};
-  for_each(opacities.shape[0], [&](std::int64_t n) { clear_gradients(g, n); });
-  for_each(rows, [&](std::int64_t row) { slice_backward(in, g, row); });
+  const SliceGradients g{v_out_means, v_out_covars, v_out_opacities, {v_means, v_scales, v_quats_l, v_quats_r, v_opacities}};
+  for_each(opacities.shape[0], [&](std::int64_t n) { write_gradient(g.out, DynamicGradient{}, n); });
+  for_each(rows, [&](std::int64_t row) { write_slice_backward(in, g, row); });
 }
 
 void temporal_variation(In<2> means, In<2> scales, In<2> quats_l, In<2> quats_r, In<1> times, Out<1> out) {

@@ -28,12 +28,12 @@ struct Write {
 };
 struct Clear {
   SliceGradients g;
-  __device__ void operator()(std::int64_t n) const { clear_gradients(g, n); }
+  __device__ void operator()(std::int64_t n) const { write_gradient(g.out, DynamicGradient{}, n); }
 };
 struct Differentiate {
   Dynamic in;
   SliceGradients g;
-  __device__ void operator()(std::int64_t row) const { slice_backward(in, g, row); }
+  __device__ void operator()(std::int64_t row) const { write_slice_backward(in, g, row); }
 };
 struct Vary {
   Dynamic in;
@@ -62,7 +62,7 @@ void slice_4d_backward_cuda(In<2> means, In<2> scales, In<2> quats_l, In<2> quat
   const std::int64_t rows = v_out_opacities.shape[0];
   const Dynamic in =
       check_slice(op, {means, scales, quats_l, quats_r, opacities, {}, {}, {}, {}, {}}, indices, time, min_weight, prefilter_var, rows);
-  const SliceGradients g{v_out_means, v_out_covars, v_out_opacities, v_means, v_scales, v_quats_l, v_quats_r, v_opacities};
+  const SliceGradients g{v_out_means, v_out_covars, v_out_opacities, {v_means, v_scales, v_quats_l, v_quats_r, v_opacities}};
   const core::OnDevice guard(op, v_means.device_id);
   launch(op, opacities.shape[0], queue, Clear{g});
   launch(op, rows, queue, Differentiate{in, g});

@@ -23,13 +23,6 @@ struct SliceOutputs {
   Out<1> opacities, weights;
 };
 
-struct SliceGradients {
-  In<2> v_out_means, v_out_covars;
-  In<1> v_out_opacities;
-  Out<2> v_means, v_scales, v_quats_l, v_quats_r;
-  Out<1> v_opacities;
-};
-
 /// A 4D Gaussian's rotation and what it is made of.
 struct Rotation4 {
   float l[4], r[4], length_l, length_r;  // unit quaternions, and the lengths before
@@ -133,23 +126,25 @@ CORE_HD void write_slice(const Dynamic& in, const SliceOutputs& out, std::int64_
   for (int i = 0; i < 6; ++i) at(out.covars, row, i) = g.covar[i];
 }
 
-/// Writes the derivatives by the Gaussian of a row; nothing if the row is culled.
-CORE_HD void slice_backward(const Dynamic& in, const SliceGradients& g, std::int64_t row) {
-  const std::int64_t n = gaussian_of(in, row);
-  if (n < 0) return;
+/// Derivatives of a loss by a 4D Gaussian.
+struct DynamicGradient {
+  float mean[4], scale[4], quat_l[4], quat_r[4], opacity;
+};
+
+/// The derivative of the slice of a Gaussian that is not culled.
+CORE_HD DynamicGradient slice_backward(const Dynamic& in, std::int64_t n, const float* v_place, const float* cov, float v_opacity) {
+  DynamicGradient g{};
   Rotation4 rotation;
   rotation4_of(in, n, rotation);
   Slice s;
-  if (!slice_of(in, n, rotation, s)) return;
+  if (!slice_of(in, n, rotation, s)) return g;
 
-  const float cov[6] = {at(g.v_out_covars, row, 0), at(g.v_out_covars, row, 1), at(g.v_out_covars, row, 2),
-                        at(g.v_out_covars, row, 3), at(g.v_out_covars, row, 4), at(g.v_out_covars, row, 5)};
   const float twice[3][3] = {{2.f * cov[0], cov[1], cov[2]}, {cov[1], 2.f * cov[3], cov[4]}, {cov[2], cov[4], 2.f * cov[5]}};
   const float* const last = s.factor[3];
   float v_factor[4][4] = {}, v_variance = 0.f, v_offset = 0.f;
   for (int i = 0; i < 3; ++i) {
-    const float v_mean = at(g.v_out_means, row, i);
-    at(g.v_means, n, i) = v_mean;
+    const float v_mean = v_place[i];
+    g.mean[i] = v_mean;
     v_offset += v_mean * s.slope[i];
     float v_slope = v_mean * s.offset;
     for (int k = 0; k < 4; ++k) {
@@ -162,12 +157,12 @@ CORE_HD void slice_backward(const Dynamic& in, const SliceGradients& g, std::int
     v_variance -= v_product * s.slope[i];
     for (int k = 0; k < 4; ++k) v_factor[i][k] += v_product * last[k], v_factor[3][k] += v_product * s.factor[i][k];
   }
-  const float v_opacity = at(g.v_out_opacities, row), over = 1.f / (s.variance + in.prefilter_var);
+  const float over = 1.f / (s.variance + in.prefilter_var);
   const float v_exponent = v_opacity * at(in.opacities, n) * s.weight;
-  at(g.v_opacities, n) = v_opacity * s.weight;
+  g.opacity = v_opacity * s.weight;
   v_variance += 0.5f * v_exponent * s.offset * s.offset * over * over;
   v_offset -= v_exponent * s.offset * over;
-  at(g.v_means, n, 3) = -v_offset;
+  g.mean[3] = -v_offset;
 
   float v_product[4][4];  // of left and right
   for (int k = 0; k < 4; ++k) {
@@ -178,7 +173,7 @@ CORE_HD void slice_backward(const Dynamic& in, const SliceGradients& g, std::int
       v_scale += v_factor[i][k] * rotation.rot[i][k];
       v_product[3 - i][3 - k] = v_factor[i][k] * scale;
     }
-    at(g.v_scales, n, k) = v_scale;
+    g.scale[k] = v_scale;
   }
   float l[4][4] = {}, r[4][4] = {};
   for (int i = 0; i < 4; ++i)
@@ -191,18 +186,47 @@ CORE_HD void slice_backward(const Dynamic& in, const SliceGradients& g, std::int
                         l[3][0] - l[0][3] + l[2][1] - l[1][2]};
   const float v_r[4] = {r[0][0] + r[1][1] + r[2][2] + r[3][3], r[0][1] - r[1][0] + r[3][2] - r[2][3], r[0][2] - r[2][0] + r[1][3] - r[3][1],
                         r[0][3] - r[3][0] + r[2][1] - r[1][2]};
-  float to_l[4], to_r[4];
-  normalised_backward(rotation.l, rotation.length_l, v_l, to_l);
-  normalised_backward(rotation.r, rotation.length_r, v_r, to_r);
-  for (int k = 0; k < 4; ++k) at(g.v_quats_l, n, k) = to_l[k], at(g.v_quats_r, n, k) = to_r[k];
+  normalised_backward(rotation.l, rotation.length_l, v_l, g.quat_l);
+  normalised_backward(rotation.r, rotation.length_r, v_r, g.quat_r);
+  return g;
 }
 
-CORE_HD void clear_gradients(const SliceGradients& g, std::int64_t n) {
+/// Where derivatives by 4D Gaussians go.
+struct DynamicGradients {
+  Out<2> means, scales, quats_l, quats_r;
+  Out<1> opacities;
+};
+
+CORE_HD void write_gradient(const DynamicGradients& out, const DynamicGradient& g, std::int64_t n) {
   for (int k = 0; k < 4; ++k) {
-    at(g.v_means, n, k) = 0.f, at(g.v_scales, n, k) = 0.f;
-    at(g.v_quats_l, n, k) = 0.f, at(g.v_quats_r, n, k) = 0.f;
+    at(out.means, n, k) = g.mean[k], at(out.scales, n, k) = g.scale[k];
+    at(out.quats_l, n, k) = g.quat_l[k], at(out.quats_r, n, k) = g.quat_r[k];
   }
-  at(g.v_opacities, n) = 0.f;
+  at(out.opacities, n) = g.opacity;
+}
+
+CORE_HD void add_gradient(const DynamicGradients& out, const DynamicGradient& g, std::int64_t n) {
+  for (int k = 0; k < 4; ++k) {
+    at(out.means, n, k) += g.mean[k], at(out.scales, n, k) += g.scale[k];
+    at(out.quats_l, n, k) += g.quat_l[k], at(out.quats_r, n, k) += g.quat_r[k];
+  }
+  at(out.opacities, n) += g.opacity;
+}
+
+struct SliceGradients {
+  In<2> v_out_means, v_out_covars;
+  In<1> v_out_opacities;
+  DynamicGradients out;
+};
+
+/// Writes the derivatives by the Gaussian of a row; nothing if the index lies outside.
+CORE_HD void write_slice_backward(const Dynamic& in, const SliceGradients& g, std::int64_t row) {
+  const std::int64_t n = gaussian_of(in, row);
+  if (n < 0) return;
+  float v_place[3], v_covar[6];
+  for (int k = 0; k < 3; ++k) v_place[k] = at(g.v_out_means, row, k);
+  for (int k = 0; k < 6; ++k) v_covar[k] = at(g.v_out_covars, row, k);
+  write_gradient(g.out, slice_backward(in, n, v_place, v_covar, at(g.v_out_opacities, row)), n);
 }
 
 CORE_HD float variation_of(Dynamic in, const In<1>& times, std::int64_t n) {

@@ -146,18 +146,15 @@ CORE_HD void harmonics_of(const Harmonics& in, const Centre& centre, const Out<3
   harmonics_along(in, direction_of(in, centre, n).unit, phase_of(in, n), in.coeffs.shape[0] == 1 ? 0 : c, n, out, c, n);
 }
 
-/// Adds one Gaussian's derivatives in one camera to v_coeffs and v_phase, gives those by its place.
-CORE_HD void harmonics_backward(const Harmonics& in, const Centre& centre, const In<3>& v_out, const Out<4>& v_coeffs, std::int64_t c,
-                                std::int64_t n, float* v_place, float& v_phase) {
-  const std::int64_t channels = v_out.shape[2], set = in.coeffs.shape[0] == 1 ? 0 : c;
-  for (int k = 0; k < 3; ++k) v_place[k] = 0.f;
-  if (in.masks.data != nullptr && !at(in.masks, c, n)) return;
+/// Adds one Gaussian's derivatives in one camera to those of the Gaussian n of a set of coefficients and to v_phase, gives those by its
+/// place.
+CORE_HD void harmonics_along_backward(const Harmonics& in, const Direction& direction, float phase, std::int64_t set, std::int64_t n,
+                                      const In<3>& v_out, std::int64_t c, std::int64_t row, const Out<4>& v_coeffs, float* v_place,
+                                      float& v_phase) {
   float y[most_harmonics], v_y[most_harmonics] = {}, factor[most_times];
-  const Direction direction = direction_of(in, centre, n);
-  const float phase = phase_of(in, n);
   basis_of(direction.unit, in.harmonics, y);
   for (int i = 0; i < in.times; ++i) factor[i] = time_factor(i, phase);
-  for (std::int64_t d = 0; d < channels; ++d) {
+  for (std::int64_t d = 0; d < v_out.shape[2]; ++d) {
     float sums[most_times], total = 0.f;
     for (int i = 0; i < in.times; ++i) {
       sums[i] = 0.f;
@@ -165,7 +162,7 @@ CORE_HD void harmonics_backward(const Harmonics& in, const Centre& centre, const
       total += factor[i] * sums[i];
     }
     if (in.as_color && !(total > -0.5f)) continue;
-    const float v = at(v_out, c, n, d);
+    const float v = at(v_out, c, row, d);
     for (int i = 0; i < in.times; ++i) {
       const float shared = v * factor[i];
       for (int k = 0; k < in.harmonics; ++k) {
@@ -183,6 +180,15 @@ CORE_HD void harmonics_backward(const Harmonics& in, const Centre& centre, const
   const float* const u = direction.unit;
   const float along = u[0] * v_unit[0] + u[1] * v_unit[1] + u[2] * v_unit[2];
   for (int k = 0; k < 3; ++k) v_place[k] = (v_unit[k] - along * u[k]) / direction.length;
+}
+
+/// Adds one Gaussian's derivatives in one camera to v_coeffs and v_phase, gives those by its place.
+CORE_HD void harmonics_backward(const Harmonics& in, const Centre& centre, const In<3>& v_out, const Out<4>& v_coeffs, std::int64_t c,
+                                std::int64_t n, float* v_place, float& v_phase) {
+  for (int k = 0; k < 3; ++k) v_place[k] = 0.f;
+  if (in.masks.data != nullptr && !at(in.masks, c, n)) return;
+  harmonics_along_backward(in, direction_of(in, centre, n), phase_of(in, n), in.coeffs.shape[0] == 1 ? 0 : c, n, v_out, c, n, v_coeffs,
+                           v_place, v_phase);
 }
 
 }  // namespace core_splatting

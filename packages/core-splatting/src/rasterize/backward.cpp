@@ -24,21 +24,6 @@ namespace {
 
 constexpr std::size_t pair_floats = std::size_t{1} << 24;  // of the pairs that wait to be added
 
-struct Pass {
-  const Projected* projected;
-  const Bins* bins;
-  Options options;
-  std::int64_t camera, color_set;
-  core::Tensor<const float, 3> colors;
-  core::Tensor<const float, 4> image, v_image;
-  core::Tensor<const float, 3> alphas, v_alphas;
-  std::uint32_t first_pair;
-  float* pairs;  // [pair - first_pair][moments + D]
-};
-
-/// What of a pair is summed: its weights times v_image alone; the moments of its derivatives too; and those of absolute values.
-enum class Sought { weights, derivatives, absolute };
-
 #define CORE_LEVEL_FILE "gradient.inc"
 #include "each_level.inc"
 
@@ -52,7 +37,8 @@ auto gradient_of_tile(std::int64_t channels) {
   }
 }
 
-/// The sums of each splat of one camera: [splat][moments + D].
+}  // namespace
+
 std::vector<float> sums_of_splats(Pass& pass, Sought kind) {
   const auto tiles = static_cast<std::size_t>(pass.options.tiles_x) * static_cast<std::size_t>(pass.options.tiles_y);
   const std::int64_t channels = pass.colors.shape[2];
@@ -94,20 +80,7 @@ std::vector<float> sums_of_splats(Pass& pass, Sought kind) {
   return sums;
 }
 
-/// Clears rows, which the last axis but one counts, or the only one.
-template <int N>
-void clear(const core::Tensor<float, N>& t, std::int64_t first, std::int64_t last) {
-  if constexpr (N == 3)
-    for (std::int64_t i = 0; i < t.shape[0]; ++i)
-      clear(core::Tensor<float, 2>{&t(i, 0, 0), {t.shape[1], t.shape[2]}, {t.stride[1], t.stride[2]}}, first, last);
-  else
-    for (std::int64_t i = first; i < last; ++i) {
-      if constexpr (N == 1)
-        t(i) = 0.f;
-      else
-        for (std::int64_t j = 0; j < t.shape[1]; ++j) t(i, j) = 0.f;
-    }
-}
+namespace {
 
 /// Of one scene.
 void rasterize_backward_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scales, MaybeIn<2> covars, In<1> opacities, In<3> colors,

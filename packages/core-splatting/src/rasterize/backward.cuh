@@ -86,4 +86,45 @@ void sum_tiles(const Lists& lists, const Options& o, const core::Tensor<const fl
 void sum_patches(const Lists& lists, const Options& o, const core::Tensor<const float, 3>& colors, const Images& images, const Sums& sums,
                  cudaStream_t stream);
 
+/// Where the derivatives go.
+template <class Source>
+struct GradientsOf;
+template <>
+struct GradientsOf<Gaussians> {
+  Out<2> means, quats, scales, covars;
+  Out<1> opacities;
+  Out<3> colors, means2d;
+};
+template <>
+struct GradientsOf<Dynamic> {
+  DynamicGradients gaussians;
+  Out<3> colors, means2d;
+  const float* places;  // [row][4]: what the colours say of the sliced mean and of the mean in time, where seen; or null
+};
+
+/// Blends again; then the sums over pixels are there, and `write` makes of them the derivatives.
+template <class Source>
+class Gradient {
+ public:
+  Gradient(const char* op, const SceneFrom<Source>& scene, const Options& o, std::int64_t gaussians, const In<3>& colors,
+           const Images& images, const MaybeWorkspace& workspace, bool deterministic, bool absolute, bool by_cameras, int device,
+           cudaStream_t stream);
+  const Lists& lists() const { return lists_->lists; }
+  const Sums& sums() const { return sums_; }
+  /// `channels`: of out.colors, 0 if no one asks for these.
+  void write(const GradientsOf<Source>& out, std::int64_t channels, const MaybeOut<3>& v_viewmats);
+
+ private:
+  SceneFrom<Source> scene_;
+  Options options_;
+  std::int64_t cameras_, gaussians_;
+  std::optional<OwnLists> lists_;
+  Scratch scratch_;
+  Sums sums_{};
+  float* of_cameras_ = nullptr;
+  cudaStream_t stream_;
+};
+
+void clear_colors(const Out<3>& colors, cudaStream_t stream);
+
 }  // namespace core_splatting

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .harmonics import spherical_harmonics
-from .rasterize import rasterize
+from .harmonics import spherical_harmonics, spherical_harmonics_backward
+from .rasterize import rasterize, rasterize_backward
 
 Array = npt.NDArray[Any]
 
@@ -78,23 +78,69 @@ def slice_4d_backward(args: dict[str, Any]) -> dict[str, Array]:
     return gradients
 
 
+def _harmonics(args: dict[str, Any], sliced: dict[str, Array]) -> dict[str, Any]:
+    """The arguments of `spherical_harmonics` that colour the slices."""
+    chosen = slice(None) if args["indices"] is None else args["indices"]
+    phases = (args["means"][chosen, 3].astype(np.float64) - args["time"]) / args["duration"]
+    out = np.empty((len(args["viewmats"]), len(phases), args["coeffs"].shape[-1]))
+    return {k: args[k] for k in ("degree", "time_degree", "viewmats")} | {
+        "dirs": sliced["out_means"], "coeffs": args["coeffs"][chosen][None], "phases": phases, "masks": None,
+        "as_color": True, "out": out,
+    }  # fmt: skip
+
+
+def colors_seen(args: dict[str, Any]) -> Array:
+    """(C, M, D) colours of the raw operator's coefficients."""
+    return spherical_harmonics(_harmonics(args, slice_4d(args)))["out"]
+
+
+def _slices(args: dict[str, Any]) -> dict[str, Any]:
+    sliced = slice_4d(args)
+    return {
+        "means": sliced["out_means"], "quats": None, "scales": None, "covars": sliced["out_covars"],
+        "opacities": sliced["out_opacities"],
+    }  # fmt: skip
+
+
 def rasterize_4d(args: dict[str, Any]) -> dict[str, Array]:
     """The raw operator's outputs: the slices, their colours and their picture, one after the other."""
-    sliced = slice_4d(args)
-    colors = args["colors"]
-    if colors is None:
-        chosen = slice(None) if args["indices"] is None else args["indices"]
-        cameras, count = len(args["viewmats"]), len(sliced["out_means"])
-        with np.errstate(all="ignore"):
-            phases = (args["means"][chosen, 3].astype(np.float64) - args["time"]) / args["duration"]
-            colors = spherical_harmonics(
-                {k: args[k] for k in ("degree", "time_degree", "viewmats")}
-                | {"dirs": sliced["out_means"], "coeffs": args["coeffs"][chosen][None], "phases": phases}
-                | {"masks": None, "as_color": True, "out": np.empty((cameras, count, args["coeffs"].shape[-1]))}
-            )["out"]
-    still = {"means": sliced["out_means"], "covars": sliced["out_covars"], "opacities": sliced["out_opacities"]}
-    picture: dict[str, Array] = rasterize(args | still | {"quats": None, "colors": colors})
+    colors = colors_seen(args) if args["colors"] is None else args["colors"]
+    picture: dict[str, Array] = rasterize(args | _slices(args) | {"colors": colors})
     return picture
+
+
+def rasterize_4d_backward(args: dict[str, Any]) -> dict[str, Array]:
+    """The gradient: those of the picture, of the colours and of the slices, one after the other."""
+    still, chosen = _slices(args), slice(None) if args["indices"] is None else args["indices"]
+    rows, colors = len(still["means"]), args["colors"]
+    wanted = {
+        "v_means": np.zeros((rows, 3)), "v_covars": np.zeros((rows, 6)), "v_opacities": np.zeros(rows),
+        "v_colors": np.zeros(colors.shape), "v_viewmats": args["v_viewmats"], "v_means2d": args["v_means2d"],
+    }  # fmt: skip
+    given = {k: v for k, v in args.items() if not k.startswith("v_") or k in ("v_image", "v_alphas")}
+    of_picture = rasterize_backward(given | still | wanted)
+    out = {k: of_picture[k] for k in ("v_viewmats", "v_means2d")}
+    v_times = np.zeros(rows)
+    if args["coeffs"] is None:
+        out["v_colors"] = of_picture["v_colors"]
+    else:
+        asked = _harmonics(args, slice_4d(args))
+        empty = {f"v_{k}": np.zeros(asked[k].shape) for k in ("dirs", "coeffs", "viewmats", "phases")}
+        of_colors = spherical_harmonics_backward(asked | {"v_out": of_picture["v_colors"]} | empty)
+        of_picture["v_means"] = of_picture["v_means"] + of_colors["v_dirs"]
+        out["v_viewmats"] = out["v_viewmats"] + of_colors["v_viewmats"]
+        v_times = of_colors["v_phases"] / args["duration"]
+        out["v_coeffs"] = np.zeros(args["coeffs"].shape)
+        out["v_coeffs"][chosen] = of_colors["v_coeffs"][0]
+    names = ("means", "scales", "quats_l", "quats_r", "opacities")
+    derivatives = {f"v_out_{k}": of_picture[f"v_{k}"] for k in ("means", "covars", "opacities")}
+    whole = slice_4d_backward(
+        {k: args[k] for k in (*names, "indices", "time", "min_weight", "prefilter_var")}
+        | derivatives
+        | {f"v_{k}": np.zeros(args[k].shape) for k in names}
+    )
+    whole["v_means"][chosen, 3] += v_times
+    return out | whole
 
 
 def temporal_variation(args: dict[str, Any]) -> dict[str, Array]:
