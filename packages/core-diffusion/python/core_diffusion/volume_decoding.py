@@ -176,6 +176,8 @@ class _Level:
         above = self.values[at] > level
         near = cells[:, None] + self.sides
         near = near[(above[:, self.faces].sum(2) % 9 != 0) & ~self.refined[near]]
+        if not len(near):
+            return near
         if wide:
             near = near[:, None] + self.around
             near = near[~self.refined[near]]
