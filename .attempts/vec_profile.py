@@ -109,6 +109,17 @@ def same():
         print(f"whole attention, ours and math: differ by {(whole[:, :2000] - plain).abs().max().item():.2e}")
 
 
+def pieces(q, k, v, size=2**15):
+    whole = q.shape[2] // size * size
+    found = [scaled_dot_product_attention(x, k, v) for x in q[:, :, :whole].split(size, 2)] if whole else []
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
+        return (
+            torch.cat([*found, scaled_dot_product_attention(q[:, :, whole:], k, v)], 2)
+            if whole < q.shape[2]
+            else torch.cat(found, 2)
+        )
+
+
 def attention():
     n, d = (2000, 16) if tiny else (2**18, 64)
     q = torch.randn(1, n, heads, d, device=device, dtype=dtype).transpose(1, 2)
@@ -173,6 +184,17 @@ def main():
                 f"{resolution} {keys or 'hierarchy'}, first time of other meshes: "
                 + " ".join(f"{x:.2f}" for x in first)
             )
+    ours = vecset._attend
+    for name, other in (
+        ("torch's choice", scaled_dot_product_attention),
+        ("pieces of 32768 torch's, the rest ours", pieces),
+    ):
+        vecset._attend = other
+        first = timed(lambda: decode(None, resolutions[0], 0.05), 1)[0]
+        print(
+            f"hierarchy, attention {name}: {told(timed(lambda: decode(None, resolutions[0])))}, of another mesh {first:.2f}"
+        )
+    vecset._attend = ours
     for keys in (None, counts[0]):
         activities = [ProfilerActivity.CPU] + ([] if tiny else [ProfilerActivity.CUDA])
         with profile(activities=activities) as seen:
@@ -180,9 +202,9 @@ def main():
             wait()
         table = seen.key_averages()
         if not tiny:
-            busy = sum(e.self_device_time_total for e in table)
+            busy = sum(e.self_device_time_total for e in table if e.device_type == torch.autograd.DeviceType.CUDA)
             print(f"\n=== {keys or 'hierarchy'}: device busy {busy / 1e3:.3f} ms")
-            print(table.table(sort_by="self_cuda_time_total", row_limit=14, max_name_column_width=70))
+            print(table.table(sort_by="self_cuda_time_total", row_limit=28, max_name_column_width=70))
         print(table.table(sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=40))
     attention()
 
