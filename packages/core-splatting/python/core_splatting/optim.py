@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
 from . import _core_splatting as _C
+
+
+@functools.cache
+def _true(device: torch.device) -> torch.Tensor:
+    """(1,), which stands for any number of visible Gaussians."""
+    return torch.ones(1, dtype=torch.bool, device=device)
 
 
 class SelectiveAdam(torch.optim.Optimizer):
@@ -37,7 +44,6 @@ class SelectiveAdam(torch.optim.Optimizer):
         """One step; `visibility` is (N,) bool, or None if all are visible. Parameters without a gradient stay."""
         if closure is not None:
             raise NotImplementedError("SelectiveAdam: argument 'closure' must be None")
-        everything: dict[tuple[int, torch.device], torch.Tensor] = {}
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is None:
@@ -48,12 +54,7 @@ class SelectiveAdam(torch.optim.Optimizer):
                     state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
                     state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
                     state["steps"] = torch.zeros(count, dtype=torch.int32, device=param.device)
-                seen = visibility
-                if seen is None:
-                    where = (count, param.device)
-                    if where not in everything:
-                        everything[where] = torch.ones(count, dtype=torch.bool, device=param.device)
-                    seen = everything[where]
+                seen = _true(param.device).expand(count) if visibility is None else visibility
                 value, grad, first, second = (
                     x.detach().view(count, -1 if count else 1)
                     for x in (param, param.grad.contiguous(), state["exp_avg"], state["exp_avg_sq"])
