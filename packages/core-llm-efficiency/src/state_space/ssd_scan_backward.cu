@@ -17,8 +17,7 @@ void launch(Kernel kernel, std::int64_t blocks, int threads, int bytes, cudaStre
   check_cuda(op, cudaGetLastError(), what);
 }
 
-/// The gradients of some pairs of batch and group at a time, so that what is stored stays below a gigabyte or so, or below two
-/// where states are carried, which wants many heads at once.
+/// The gradients of some pairs of batch and group at a time, so that what is stored stays below a gigabyte or so.
 template <int States16, bool Exact, class Finish>
 void run(Backward g, std::int64_t batch, int device, cudaStream_t stream, Finish finish) {
   using L = Layout<States16, Exact>;
@@ -26,15 +25,9 @@ void run(Backward g, std::int64_t batch, int device, cudaStream_t stream, Finish
   const Scan& s = g.scan;
   const char* what = "ssd_scan_backward: scratch";
   const std::int64_t pairs = batch * g.groups, places = core::checked_mul(s.share, g.chunks, what),
-                     of_pair = core::checked_mul(places, s.slices * L::of_slice, what);
-  const auto below = [&](std::int64_t most) {
-    return std::clamp<std::int64_t>(most / std::max<std::int64_t>(1, of_pair * std::int64_t{sizeof(Element)}), 1, pairs);
-  };
-  int processors = 0;
-  check_cuda(op, cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "asking for the device");
-  const auto carriers = [&](std::int64_t heads) { return heads * s.slices * L::quarters * 2; };
-  const bool carried = carriers(below(std::int64_t{1} << 30) * s.share) >= processors;
-  const std::int64_t at_once = below(std::int64_t{1} << (carried ? 30 : 29));
+                     of_pair = core::checked_mul(places, s.slices * L::of_slice, what), most = std::int64_t{1} << 29;
+  const std::int64_t at_once =
+      std::clamp<std::int64_t>(most / std::max<std::int64_t>(1, of_pair * std::int64_t{sizeof(Element)}), 1, pairs);
   const std::int64_t stored = core::checked_mul(of_pair, at_once * std::int64_t{sizeof(Element)}, what);
   const std::int64_t floats = core::checked_mul(places, at_once, what) + core::checked_mul(batch * s.heads, g.chunks, what);
   const DeviceScratch scratch(op, device, stream, core::checked_mul(stored, 2, what) + 4 * floats);
@@ -44,16 +37,12 @@ void run(Backward g, std::int64_t batch, int device, cudaStream_t stream, Finish
   for (std::int64_t first = 0; first < pairs; first += at_once) {
     const std::int64_t count = std::min(at_once, pairs - first), heads = count * s.share, all = heads * s.slices * L::of_slice;
     g.first = static_cast<int>(first);
-    if (carried) {
-      launch(&carry_states<States16, Exact>, carriers(heads), Carry<Exact>::threads, Carry<Exact>::bytes, stream, "carrying states", g);
-    } else {
-      for (const bool gradient : {false, true})
-        if (g.chunks)
-          launch(&write_states<States16, Exact>, heads * s.slices * g.chunks, L::threads, L::of_states, stream, "writing states", g,
-                 gradient);
-      launch(&pass_states<Element, false>, ceil_div(all, 512), 256, 0, stream, "passing states", g, L::states, all);
-      launch(&pass_states<Element, true>, ceil_div(all, 512), 256, 0, stream, "passing gradients", g, L::states, all);
-    }
+    for (const bool gradient : {false, true})
+      if (g.chunks)
+        launch(&write_states<States16, Exact>, heads * s.slices * g.chunks, L::threads, L::of_states, stream, "writing states", g,
+               gradient);
+    launch(&pass_states<Element, false>, ceil_div(all, 512), 256, 0, stream, "passing states", g, L::states, all);
+    launch(&pass_states<Element, true>, ceil_div(all, 512), 256, 0, stream, "passing gradients", g, L::states, all);
     if (g.chunks) launch(&find_gradients<States16, Exact>, count * g.chunks, L::threads, L::of_gradients, stream, "finding gradients", g);
   }
   finish(g.of_A);

@@ -1,6 +1,5 @@
 // The states that the gradients of Mamba-2's scan start from: the state before every chunk, and its gradient after every
-// chunk. Many heads: thread blocks carry states from chunk to chunk and store each once. Few: chunks write what they add, all at
-// once, and a pass over them in order turns that into states.
+// chunk. Chunks write what they add, all at once; a pass over them in order turns that into states.
 #pragma once
 #include "ssd_scan.cuh"
 
@@ -108,45 +107,6 @@ __device__ inline void add_products(float (&c)[N][4], const Fragment<Exact>& a, 
   }
 }
 
-/// c += what a chunk adds to the state, or to the gradient of the state before it: of 16 channels from `of_p` on by 64 states from
-/// `of_n` on.
-template <bool Exact>
-__device__ inline void add_chunk(float (&c)[8][4], const Decays& d, bool gradient, const Pair& x, const Pair& series, int pad, int of_p,
-                                 int of_n, int lane) {
-#pragma unroll
-  for (int k = 0; k < chunk; k += 16) {
-    Fragment<Exact> a;
-    left_turned<Exact>(a, x, pad_p, of_p, k, lane);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int t = k + i * 8 + lane % 4 * 2;
-      float by[2];
-#pragma unroll
-      for (int u = 0; u < 2; ++u) by[u] = gradient ? since_start(d, t + u) : to_end(d, t + u) * d.dt[t + u];
-      scale<Exact>(a, 2 * i, by[0], by[1]);
-      scale<Exact>(a, 2 * i + 1, by[0], by[1]);
-    }
-    add_products<true>(c, a, series, pad, of_n, k, lane);
-  }
-}
-
-/// Stores c, laid out as in `add_chunk`, among a slice's states.
-template <class L>
-__device__ inline void store_states(void* all, std::int64_t place, const float (&c)[8][4], int of_p, int of_n, int lane) {
-  using Element = typename L::Element;
-  auto* const to = static_cast<Element*>(all) + place * L::of_slice;
-#pragma unroll
-  for (int j = 0; j < 8; ++j)
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      auto* const row = to + (of_p + lane / 4 + r * 8) * L::states + of_n + j * 8 + lane % 4 * 2;
-      if constexpr (std::is_same_v<Element, float>)
-        *reinterpret_cast<float2*>(row) = {c[j][2 * r], c[j][2 * r + 1]};
-      else
-        *reinterpret_cast<std::uint32_t*>(row) = pack<Bf16>(c[j][2 * r], c[j][2 * r + 1]);
-    }
-}
-
 /// What a chunk adds to the state, or to the gradient of the state before it.
 template <int States16, bool Exact>
 __global__ void __launch_bounds__(Layout<States16, Exact>::threads) write_states(const __grid_constant__ Backward g, bool gradient) {
@@ -169,9 +129,33 @@ __global__ void __launch_bounds__(Layout<States16, Exact>::threads) write_states
   __syncthreads();
   const int of_p = warp % 4 * 16, of_n = warp / 4 * 64;
   float sum[8][4] = {};
-  add_chunk<Exact>(sum, d, gradient, x, series, L::pad_n, of_p, of_n, lane);
+#pragma unroll
+  for (int k = 0; k < chunk; k += 16) {
+    Fragment<Exact> a;
+    left_turned<Exact>(a, x, pad_p, of_p, k, lane);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int t = k + i * 8 + lane % 4 * 2;
+      float by[2];
+#pragma unroll
+      for (int u = 0; u < 2; ++u) by[u] = gradient ? since_start(d, t + u) : to_end(d, t + u) * d.dt[t + u];
+      scale<Exact>(a, 2 * i, by[0], by[1]);
+      scale<Exact>(a, 2 * i + 1, by[0], by[1]);
+    }
+    add_products<true>(sum, a, series, L::pad_n, of_n, k, lane);
+  }
   const std::int64_t place = std::int64_t{at} * g.chunks + c;
-  store_states<L>(gradient ? g.after : g.before, place * s.slices + part, sum, of_p, of_n, lane);
+  auto* to = static_cast<typename L::Element*>(gradient ? g.after : g.before) + (place * s.slices + part) * L::of_slice;
+#pragma unroll
+  for (int j = 0; j < 8; ++j)
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      auto* row = to + (of_p + lane / 4 + r * 8) * L::states + of_n + j * 8 + lane % 4 * 2;
+      if constexpr (Exact)
+        *reinterpret_cast<float2*>(row) = {sum[j][2 * r], sum[j][2 * r + 1]};
+      else
+        *reinterpret_cast<std::uint32_t*>(row) = pack<Bf16>(sum[j][2 * r], sum[j][2 * r + 1]);
+    }
   if (threadIdx.x == 0 && part == 0) g.whole[place] = whole_of(d);
 }
 
@@ -219,74 +203,5 @@ __global__ void __launch_bounds__(256) pass_states(const __grid_constant__ Backw
 #pragma unroll
     for (int k = 0; k < 2; ++k)
       if (p < s.p && n + k < s.n) state(g.grad_initial, k) = x[k];
-}
-
-/// A thread block carries 64 channels by 64 states of a head from chunk to chunk, or their gradient the other way, and stores
-/// what it has before each. Warp: of 16 channels.
-template <bool Exact>
-struct Carry {
-  static constexpr int threads = 128, of_operand = chunk * pad_p * (Exact ? 2 : 1), bytes = 2 * 2 * 2 * of_operand;  // two buffers of two
-};
-template <int States16, bool Exact>
-__global__ void __launch_bounds__(Carry<Exact>::threads) carry_states(const __grid_constant__ Backward g) {
-  using L = Layout<States16, Exact>;
-  extern __shared__ __align__(16) char shared[];
-  __shared__ Decays decays[2];
-  const Scan& s = g.scan;
-  const auto operand = [&](int i, int which) {
-    auto* memory = reinterpret_cast<Bf16*>(shared) + (i % 2 * 2 + which) * Carry<Exact>::of_operand;
-    return pair_at<Exact>(memory, chunk * pad_p);
-  };
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32, of_p = warp * 16;
-  int rest = static_cast<int>(blockIdx.x);
-  const bool gradient = rest % 2;
-  rest /= 2;
-  const int first_n = rest % L::quarters * 64;
-  rest /= L::quarters;
-  const int part = rest % s.slices, at = rest / s.slices, pair = g.first + at / s.share, b = pair / g.groups, of = pair % g.groups;
-  const int h = of * s.share + at % s.share;
-  const auto chunk_of = [&](int i) { return gradient ? g.chunks - 1 - i : i; };
-  DecayInputs next;
-  if (warp == 0 && g.chunks) next.read(s, b, h, chunk_of(0) * chunk);
-  const auto bring = [&](int i) {
-    if (i < g.chunks) {
-      const int step = chunk_of(i) * chunk;
-      fetch<slice, pad_p, Exact>(operand(i, 0), gradient ? g.grad_out : s.x, s.kind, b, h, step, s.steps, part * slice, s.p);
-      fetch<64, pad_p, Exact>(operand(i, 1), gradient ? s.C : s.B, s.kind, b, of, step, s.steps, first_n, s.n);
-      if (warp == 0) {
-        find_decays(s, h, next, decays[i % 2]);
-        if (i + 1 < g.chunks) next.read(s, b, h, chunk_of(i + 1) * chunk);
-      }
-    }
-    commit_copies();
-  };
-  float state[8][4] = {};
-  const auto each = [&](const States& m, auto f) {
-#pragma unroll
-    for (int j = 0; j < 8; ++j)
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (const int p = part * slice + of_p + lane / 4 + i / 2 * 8, n = first_n + j * 8 + lane % 4 * 2 + i % 2; p < s.p && n < s.n)
-          f(state[j][i], m.data[b * m.batch + h * m.head + p * m.row + n * m.col]);
-  };
-  const States& first = gradient ? g.grad_final : s.initial;
-  if (first.data) each(first, [](float& x, float y) { x = y; });
-  bring(0);
-#pragma unroll 1
-  for (int i = 0; i < g.chunks; ++i) {
-    wait_copies();
-    __syncthreads();
-    bring(i + 1);
-    const std::int64_t place = std::int64_t{at} * g.chunks + chunk_of(i);
-    store_states<L>(gradient ? g.after : g.before, place * s.slices + part, state, of_p, first_n, lane);
-    const Decays& d = decays[i % 2];
-    const float whole = whole_of(d);
-#pragma unroll
-    for (int j = 0; j < 8; ++j)
-#pragma unroll
-      for (int r = 0; r < 4; ++r) state[j][r] *= whole;
-    add_chunk<Exact>(state, d, gradient, operand(i, 0), operand(i, 1), pad_p, of_p, 0, lane);
-  }
-  if (gradient) each(g.grad_initial, [](float x, float& y) { y = x; });
 }
 }  // namespace core_llm_efficiency::ssd
