@@ -135,7 +135,7 @@ def main() -> int:
     for row in rows:
         print(json.dumps(row), flush=True)
     if chosen.out:
-        write_results(chosen.out, COLUMNS, rows, operator="core_splatting.slice_4d")
+        write_results(chosen.out, COLUMNS, rows, operator="core_splatting.rasterize_4d")
     return int(rows[2]["difference"] > 1 / 255)
 
 

@@ -113,8 +113,8 @@ def test_one_operator_renders_what_its_parts_do(device: str, harmonics: bool, ch
         got, want = (f(a, looks, views, indices, **options) for f in (whole, in_parts))
         assert got[0].max() > 0.1
         for ours, parts in zip(got[:2], want[:2], strict=True):
-            if device == "cuda":  # where torch divides the phases by multiplying
-                assert (ours - parts).abs().max() < 1e-6
+            if device == "cuda":  # where the compiler rounds a slice by kernel, and five channels are products of bfloat16
+                assert (ours - parts).abs().max() < 1e-5
             else:
                 np.testing.assert_array_equal(ours, parts)
         assert {k: v for k, v in got[2].items() if k != "indices"} == want[2]

@@ -378,4 +378,4 @@ class KeyFrameFilter:
 
         left, right = self.nearest(time)
         chosen = self.masks[left] | self.masks[right]
-        return np.flatnonzero(np.unpackbits(chosen, count=self.count, bitorder="little"))
+        return np.flatnonzero(np.unpackbits(chosen, count=self.count, bitorder="little").view(bool))
