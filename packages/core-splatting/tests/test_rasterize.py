@@ -214,3 +214,31 @@ def test_the_number_of_threads_changes_no_bit() -> None:
         for n in ("1", "2", "5")
     }  # fmt: skip
     assert len(digests) == 1
+
+
+_BESIDE_TORCH = f"""
+import os, signal
+import torch
+torch.set_num_threads(2)
+torch.ones(300, 300) @ torch.ones(300, 300)  # wakes its threads, which the operators then borrow
+digests = {_DIGESTS!r}
+exec(digests)
+child = os.fork()  # where these threads are missing
+if child == 0:
+    signal.alarm(60)
+    exec(digests)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_torchs_threads_change_no_bit() -> None:
+    lines: set[str] = set()
+    for program, counts in ((_DIGESTS, ("1",)), (_BESIDE_TORCH, ("1", "2", "3"))):
+        for n in counts:
+            environment = {**os.environ, "CORE_NUM_THREADS": n, "PYTHONUNBUFFERED": "1"}
+            done = subprocess.run(
+                [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+            )
+            lines.update(done.stdout.splitlines())
+    assert len(lines) == 1

@@ -1,12 +1,14 @@
-// core/parallel.hpp - one small thread pool per plugin library, or the host's.
+// core/parallel.hpp - one small thread pool per plugin library, torch's or the host's.
 //
-// Workers sleep between regions (no spinning), so a second runtime in the same process
-// (torch's OpenMP) is not starved. A forked child starts with a fresh pool. Nested and
-// concurrent regions run inline. CORE_NUM_THREADS sets the size; default: the affinity.
+// Workers sleep between regions (no spinning), so a second runtime in the same process is not
+// starved; where that is torch's OpenMP, its threads do the work if they can (see openmp.hpp).
+// A forked child starts with a fresh pool. Nested and concurrent regions run inline.
+// CORE_NUM_THREADS sets the size; default: the affinity.
 #pragma once
 #include <core/abi.h>
 #include <pthread.h>
 #include <sched.h>
+#include <core/openmp.hpp>
 
 #include <algorithm>
 #include <atomic>
@@ -44,20 +46,19 @@ class Pool {
     const std::int64_t chunks = std::min<std::int64_t>(size() * 4, (n - 1) / std::max<std::int64_t>(grain, 1) + 1);
     std::unique_lock busy(busy_, std::defer_lock);
     if (chunks <= 1 || workers_ == 0 || nested() || !busy.try_lock()) return body(0, n, ctx);
+    body_ = body;
+    ctx_ = ctx;
+    n_ = n;
+    chunks_ = chunks;
+    next_ = 0;
+    if (openmp_.run(size(), [](void* pool) { static_cast<Pool*>(pool)->work(); }, this)) return;
     {
       std::lock_guard l(m_);
-      body_ = body;
-      ctx_ = ctx;
-      n_ = n;
-      chunks_ = chunks;
-      next_ = 0;
       open_ = true;
       ++epoch_;
     }
     cv_.notify_all();
-    nested() = true;
     work();
-    nested() = false;
     std::unique_lock l(m_);
     open_ = false;
     done_.wait(l, [&] { return active_ == 0; });
@@ -104,7 +105,6 @@ class Pool {
       }
   }
   void loop() {
-    nested() = true;
     std::uint64_t seen = 0;
     for (;;) {
       {
@@ -120,12 +120,15 @@ class Pool {
     }
   }
   void work() {
-    for (std::int64_t c; (c = next_.fetch_add(1)) < chunks_;) {
+    nested() = true;
+    for (std::int64_t c; (c = next_.fetch_add(1)) < chunks_; openmp_.ended()) {
       const auto at = [&](std::int64_t i) { return n_ / chunks_ * i + n_ % chunks_ * i / chunks_; };
       body_(at(c), at(c + 1), ctx_);
     }
+    nested() = false;
   }
 
+  OpenMp openmp_;  // under busy_
   std::mutex busy_, m_;
   std::condition_variable cv_, done_;
   std::atomic<std::int64_t> next_{0};
