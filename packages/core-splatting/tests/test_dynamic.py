@@ -113,7 +113,7 @@ def test_one_operator_renders_what_its_parts_do(device: str, harmonics: bool, ch
         got, want = (f(a, looks, views, indices, **options) for f in (whole, in_parts))
         assert got[0].max() > 0.1
         for ours, parts in zip(got[:2], want[:2], strict=True):
-            if device == "cuda":  # where the compiler rounds a slice by kernel, and five channels are products of bfloat16
+            if device == "cuda":  # rounds a slice by kernel; five channels are products of bfloat16
                 assert (ours - parts).abs().max() < 1e-5
             else:
                 np.testing.assert_array_equal(ours, parts)
