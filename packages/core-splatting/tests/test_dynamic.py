@@ -368,3 +368,18 @@ def test_covariances_are_matrices_or_their_upper_triangles() -> None:
     np.testing.assert_array_equal(rasterization(*given, covars=packed)[0], image)
     with pytest.raises(ValueError, match=r"'covars' must be of shape \(..., N, 3, 3\) or \(..., N, 6\), got \(50, 9\)"):
         rasterization(*given, covars=covars.reshape(50, 9))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"width": -1}, "argument 'width' and 'height' must not be negative, got -1 and 5"),
+        ({"rasterize_mode": "x"}, "argument 'rasterize_mode' must be classic or antialiased, got 'x'"),
+        ({"camera_model": "x"}, "argument 'camera_model'"),
+    ],
+)
+def test_a_picture_that_there_is_not_is_refused(changed: dict[str, Any], message: str) -> None:
+    a, (viewmats, Ks) = gaussians(3), cameras()
+    options = {"width": 4, "height": 5, "time": 0.4} | changed
+    with pytest.raises(ValueError, match=message):
+        rasterization_4d(*a.values(), np.ones((3, 3), np.float32), viewmats, Ks, **options)

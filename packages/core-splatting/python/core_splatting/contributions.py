@@ -7,7 +7,7 @@ from typing import Any
 from core_registry.arrays import as_array, empty
 
 from . import _core_splatting as _C
-from .rasterize import upper_triangles
+from .rasterize import check_picture, upper_triangles
 
 
 def contributions(
@@ -49,8 +49,7 @@ def contributions(
         ValueError: shapes that do not fit, a scalar out of range, a camera that is not finite.
         NotImplementedError: a tensor that requires grad.
     """
-    if width < 0 or height < 0:
-        raise ValueError(f"contributions: argument 'width' and 'height' must not be negative, got {width} and {height}")
+    check_picture("contributions", width, height, rasterize_mode)
     means = as_array(means, "float32", "means")
     quats, scales, covars, opacities, viewmats, Ks = (
         None if x is None else as_array(x, "float32", name, like=means)
@@ -59,10 +58,6 @@ def contributions(
             (Ks, "Ks"),
         )
     )  # fmt: skip
-    if rasterize_mode not in ("classic", "antialiased"):
-        raise ValueError(
-            f"contributions: argument 'rasterize_mode' must be classic or antialiased, got {rasterize_mode!r}"
-        )
     if covars is not None:
         covars = upper_triangles(covars, means, "contributions")
     cameras, count = viewmats.shape[0], means.shape[0]

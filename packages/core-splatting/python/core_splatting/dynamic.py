@@ -11,7 +11,7 @@ from core_registry.arrays import as_array, empty, is_torch
 from . import _core_splatting as _C
 from .contributions import contributions
 from .harmonics import colors_by_view
-from .rasterize import projections, rasterization
+from .rasterize import check_picture, projections, rasterization
 
 _SYMMETRIC = [[0, 1, 2], [1, 3, 4], [2, 4, 5]]
 
@@ -184,14 +184,7 @@ def _render(
         None if x is None else as_array(x, "float32", name, like=arrays[0])
         for x, name in ((viewmats, "viewmats"), (Ks, "Ks"), (backgrounds, "backgrounds"))
     )
-    if rasterize_mode not in ("classic", "antialiased"):
-        raise ValueError(
-            f"rasterization_4d: argument 'rasterize_mode' must be classic or antialiased, got {rasterize_mode!r}"
-        )
-    if width < 0 or height < 0:
-        raise ValueError(
-            f"rasterization_4d: argument 'width' and 'height' must not be negative, got {width} and {height}"
-        )
+    check_picture("rasterization_4d", width, height, rasterize_mode)
     named = {
         "near_plane": float(near_plane), "far_plane": float(far_plane), "radius_clip": float(radius_clip),
         "eps2d": float(eps2d), "max_alpha": float(max_alpha), "antialiased": rasterize_mode == "antialiased",

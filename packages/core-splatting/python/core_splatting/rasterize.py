@@ -118,14 +118,12 @@ def rasterization(
             )
     for name, chosen, known in (
         ("render_mode", render_mode, RENDER_MODES),
-        ("rasterize_mode", rasterize_mode, ("classic", "antialiased")),
         ("camera_model", camera_model, CAMERA_MODELS),
         ("precision", precision, ("float32", "float16")),
     ):
         if chosen not in known:
             raise ValueError(f"rasterization: argument '{name}' must be one of {', '.join(known)}, got {chosen!r}")
-    if width < 0 or height < 0:
-        raise ValueError(f"rasterization: argument 'width' and 'height' must not be negative, got {width} and {height}")
+    check_picture("rasterization", width, height, rasterize_mode)
     means = as_array(means, "float32", "means")
     given: dict[str, Any] = {
         "quats": quats, "scales": scales, "opacities": opacities, "colors": colors, "viewmats": viewmats, "Ks": Ks,
@@ -144,6 +142,14 @@ def rasterization(
     if precision == "float16" and not (render_mode == "RGB" and is_torch(means) and means.is_cuda):
         raise NotImplementedError("rasterization: precision='float16' is for CUDA and render_mode='RGB'")
     return _render(means, given, sh_degree, render_mode, named, meta, absgrad, precision == "float16")
+
+
+def check_picture(op: str, width: int, height: int, rasterize_mode: str) -> None:
+    """Raises ValueError, in the name of a function, on a size or a mode that there is not."""
+    if width < 0 or height < 0:
+        raise ValueError(f"{op}: argument 'width' and 'height' must not be negative, got {width} and {height}")
+    if rasterize_mode not in ("classic", "antialiased"):
+        raise ValueError(f"{op}: argument 'rasterize_mode' must be classic or antialiased, got {rasterize_mode!r}")
 
 
 def _flattened(means: Any, given: dict[str, Any], sh: bool) -> tuple[Any, dict[str, Any], tuple[int, ...]]:
