@@ -75,7 +75,6 @@ CORE_EXPORT void rasterize_4d_cuda(In<2> means, In<2> scales, In<2> quats_l, In<
                                    double near_plane, double far_plane, double radius_clip, double eps2d, double max_alpha,
                                    bool antialiased, const char* camera_model, Out<4> out_colors, Out<3> out_alphas, MaybeOut<3> seen,
                                    MaybeOutWorkspace workspace, core::Stream stream);
-/// v_viewmats is, with coeffs, added up in no fixed order.
 CORE_EXPORT void rasterize_4d_backward_cuda(In<2> means, In<2> scales, In<2> quats_l, In<2> quats_r, In<1> opacities,
                                             std::optional<core::Tensor<const std::int64_t, 1>> indices, double time, double min_weight,
                                             double prefilter_var, In<3> colors, MaybeIn<3> coeffs, std::int64_t degree,

@@ -26,7 +26,7 @@ CORE_EXPORT void spherical_harmonics_backward(std::int64_t degree, std::int64_t 
                                               Out<1> v_phases);
 
 #if defined(CORE_WITH_CUDA)
-/// The same on CUDA tensors. v_viewmats is added up in no fixed order: its last digits differ from run to run.
+/// The same on CUDA tensors; work is queued on `stream`.
 CORE_EXPORT void spherical_harmonics_cuda(std::int64_t degree, std::int64_t time_degree, In<2> dirs, In<4> coeffs, MaybeIn<3> viewmats,
                                           MaybeIn<1> phases, std::optional<core::Tensor<const bool, 2>> masks, bool as_color,
                                           std::int64_t scenes, Out<3> out, core::Stream stream);

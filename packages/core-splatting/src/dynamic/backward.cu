@@ -1,5 +1,6 @@
 // The gradient of 4D Gaussians rendered at a time, on CUDA: the tiles are blended again, colours pass on to the coefficients and to the
 // places they are seen at, and all that is known of a slice passes on to the Gaussian in the kernel that finds it.
+#include "../harmonics/centres.cuh"
 #include "../rasterize/backward.cuh"
 #include "colors.cuh"
 
@@ -7,7 +8,7 @@ namespace core_splatting {
 namespace {
 
 /// One warp a block. Adds the derivatives of the colours seen to v_coeffs, cleared before, writes those by the places and the means in
-/// time, `places`[row][4], and, unless null, adds those by the cameras' centres to v_centres[3 C].
+/// time, `places`[row][4], and, unless null, adds those by the cameras' centres to its own of v_centres[C][blocks][3].
 __global__ void __launch_bounds__(32)
     color_gradient(Moving in, In<3> viewmats, Lists lists, int width, In<3> v_out, Out<4> v_coeffs, float* places, float* v_centres) {
   extern __shared__ float staged[];
@@ -24,13 +25,8 @@ __global__ void __launch_bounds__(32)
       float v_place[3] = {};
       if (inside && is_seen(lists, c, row))
         total[3] += color_backward(in, harmonics, centre_of(viewmats, c), place, n, v_out, c, row, own, v_place);
-      for (int k = 0; k < 3; ++k) {
-        total[k] += v_place[k];
-        if (!v_centres) continue;
-        float sum = v_place[k];
-        for (int bit = 16; bit >= 1; bit /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, bit);
-        if (lane == 0 && sum != 0.f) atomicAdd(v_centres + 3 * c + k, -sum);
-      }
+      for (int k = 0; k < 3; ++k) total[k] += v_place[k];
+      if (v_centres) add_to_centre(v_place, v_centres + 3 * (std::int64_t{c} * gridDim.x + blockIdx.x));
     }
     if (inside) reinterpret_cast<float4*>(places)[row] = {total[0], total[1], total[2], total[3]};
     if (!width) return;
@@ -41,15 +37,6 @@ __global__ void __launch_bounds__(32)
       for (int k = lane; k < width; k += 32) to[k] = v_staged[of * pitch + k];
     }
   });
-}
-
-/// Adds what the cameras' centres say to the derivatives by the cameras.
-__global__ void add_centres(In<3> viewmats, const float* v_centres, Out<3> v_viewmats) {
-  const int c = static_cast<int>(blockIdx.x * block + threadIdx.x);
-  if (c >= v_viewmats.shape[0]) return;
-  float of_centre[16];
-  centre_backward(centre_of(viewmats, c), v_centres + 3 * c, {of_centre, {1, 4, 4}, {16, 4, 1}}, 0);
-  for (int k = 0; k < 12; ++k) at(v_viewmats, c, k / 4, k % 4) += of_centre[k];
 }
 
 __global__ void __launch_bounds__(block) clear_gaussians(DynamicGradients out) {
@@ -90,7 +77,8 @@ void rasterize_4d_backward_cuda(In<2> means, In<2> scales, In<2> quats_l, In<2> 
   Gradient<Dynamic> gradient(op, {gaussians, viewmats, Ks}, o, rows, colors, {image, v_image, alphas, v_alphas.value_or(In<3>{})},
                              workspace, deterministic, v_means2d && v_means2d->shape[2] == 4, v_viewmats.has_value(), device, stream);
   Scratch scratch(device, stream);
-  const auto at_places = scratch.part<float>(coeffs ? 4 * rows : 0), at_centres = scratch.part<float>(3 * cameras);
+  const std::int64_t parts = coeffs ? blocks_for_seen(gradient.lists(), 1) : 0, of_centres = v_viewmats ? cameras * parts * 3 : 0;
+  const auto at_places = scratch.part<float>(coeffs ? 4 * rows : 0), at_centres = scratch.part<float>(of_centres);
   scratch.allocate();
   float* const v_centres = scratch.at<float>(at_centres);
   if (coeffs && rows && cameras) {
@@ -100,14 +88,15 @@ void rasterize_4d_backward_cuda(In<2> means, In<2> scales, In<2> quats_l, In<2> 
     const Out<4> to{v_coeffs->data, moving.harmonics.coeffs.shape, {0, v_coeffs->stride[0], v_coeffs->stride[1], v_coeffs->stride[2]}};
     const int width = staged_width<1>(to, 2) ? staged_width<1>(moving.harmonics.coeffs, 2) : 0;
     const std::size_t bytes = static_cast<std::size_t>(2 * 32 * (width | 1)) * sizeof(float);
-    check(cudaMemsetAsync(v_centres, 0, static_cast<std::size_t>(cameras) * 3 * sizeof(float), stream), "clearing the sums");
-    color_gradient<<<blocks_for_seen(gradient.lists(), 1), 32, bytes, stream>>>(
-        moving, viewmats, gradient.lists(), width, v_out, to, scratch.at<float>(at_places), v_viewmats ? v_centres : nullptr);
+    check(cudaMemsetAsync(v_centres, 0, static_cast<std::size_t>(of_centres) * sizeof(float), stream), "clearing the sums");
+    color_gradient<<<static_cast<unsigned>(parts), 32, bytes, stream>>>(moving, viewmats, gradient.lists(), width, v_out, to,
+                                                                        scratch.at<float>(at_places), v_viewmats ? v_centres : nullptr);
     check(cudaGetLastError(), "colouring backward");
   }
   gradient.write({out, v_colors.value_or(Out<3>{}), v_means2d.value_or(Out<3>{}), coeffs ? scratch.at<float>(at_places) : nullptr},
                  coeffs ? 0 : channels, v_viewmats);
-  if (coeffs && rows && cameras && v_viewmats) add_centres<<<blocks_for(cameras), block, 0, stream>>>(viewmats, v_centres, *v_viewmats);
+  if (of_centres)
+    centres_to_cameras<<<static_cast<unsigned>(cameras), centre_threads, 0, stream>>>(viewmats, v_centres, parts, true, *v_viewmats);
   check(cudaGetLastError(), "differentiating by cameras");
 }
 

@@ -4,12 +4,12 @@
 #include <string>
 
 #include "../scenes.hpp"
-#include "basis.hpp"
+#include "centres.cuh"
 
 namespace core_splatting {
 namespace {
 
-constexpr int block = 64;
+constexpr int block = 64, warps = block / 32;
 constexpr std::int64_t most_bytes = 48 << 10;  // of shared memory
 
 unsigned blocks_for(std::int64_t n) { return static_cast<unsigned>((n + block - 1) / block); }
@@ -77,13 +77,8 @@ __global__ void __launch_bounds__(block)
   for (std::int64_t c = 0; c < v_out.shape[0]; ++c) {
     float v_place[3] = {};
     if (there) harmonics_backward(in, centre_of(in.viewmats, c), v_out, v_coeffs, c, n, v_place, v_phase);
-    for (int k = 0; k < 3; ++k) {
-      total[k] += v_place[k];
-      if (!in.viewmats.data) continue;
-      float sum = v_place[k];
-      for (int bit = 16; bit >= 1; bit /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, bit);
-      if ((threadIdx.x & 31) == 0 && sum != 0.f) atomicAdd(v_centres + 3 * c + k, -sum);
-    }
+    for (int k = 0; k < 3; ++k) total[k] += v_place[k];
+    if (v_centres) add_to_centre(v_place, v_centres + 3 * (c * warps * gridDim.x + first / 32 + threadIdx.x / 32));
   }
   if (there) {
     for (int k = 0; k < 3; ++k) at(v_dirs, n, k) = total[k];
@@ -95,11 +90,6 @@ __global__ void __launch_bounds__(block)
     const int row = i / stage.width, column = i % stage.width, channels = static_cast<int>(v_whole.shape[3]);
     at(v_whole, 0, first + row, column / channels, column % channels) = v_shared[row * stage.pitch + column];
   }
-}
-
-__global__ void of_cameras(In<3> viewmats, const float* v_centres, Out<3> v_viewmats) {
-  const std::int64_t c = std::int64_t{blockIdx.x} * block + threadIdx.x;
-  if (c < v_viewmats.shape[0]) centre_backward(centre_of(viewmats, c), v_centres + 3 * c, v_viewmats, c);
 }
 
 /// Of one scene.
@@ -141,18 +131,21 @@ void spherical_harmonics_backward_of_scene(std::int64_t degree, std::int64_t tim
                                         std::to_string(coeffs.shape[0]) + ", got " + std::to_string(v_coeffs.shape[0]));
   const core::OnDevice guard(op, v_out.device_id);
   const auto stream = static_cast<cudaStream_t>(queue.handle);
-  const core::DeviceScratch scratch(op, v_out.device_id, stream, cameras * 3 * static_cast<std::int64_t>(sizeof(float)));
-  if (cameras)
-    core::check_cuda(op, cudaMemsetAsync(scratch.get<float>(), 0, static_cast<std::size_t>(cameras) * 3 * sizeof(float), stream),
-                     "clearing the sums");
+  const std::int64_t parts = viewmats ? std::int64_t{warps} * blocks_for(count) : 0;
+  const std::int64_t bytes_of_parts = core::checked_mul(cameras * parts, 3 * sizeof(float), op);
+  const core::DeviceScratch scratch(op, v_out.device_id, stream, bytes_of_parts);
+  if (bytes_of_parts)
+    core::check_cuda(op, cudaMemsetAsync(scratch.get<float>(), 0, static_cast<std::size_t>(bytes_of_parts), stream), "clearing the sums");
   if (count) {
     const Stage stage = stage_of(coeffs, 2, cameras);
     const std::size_t bytes = stage.on ? static_cast<std::size_t>(2 * block * stage.pitch) * sizeof(float) : 0;
-    gradient<<<blocks_for(count), block, bytes, stream>>>(in, stage, v_out, v_dirs, v_coeffs, v_phases, scratch.get<float>());
+    gradient<<<blocks_for(count), block, bytes, stream>>>(in, stage, v_out, v_dirs, v_coeffs, v_phases,
+                                                          parts ? scratch.get<float>() : nullptr);
     core::check_cuda(op, cudaGetLastError(), "differentiating");
   }
   if (cameras) {
-    of_cameras<<<blocks_for(cameras), block, 0, stream>>>(in.viewmats, scratch.get<float>(), v_viewmats);
+    centres_to_cameras<<<static_cast<unsigned>(cameras), centre_threads, 0, stream>>>(in.viewmats, scratch.get<float>(), parts, false,
+                                                                                      v_viewmats);
     core::check_cuda(op, cudaGetLastError(), "differentiating by cameras");
   }
 }
