@@ -1,5 +1,6 @@
 """4D Gaussians: slices in the renderer, gradients, the variation score, pruning and the key-frame filter."""
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -109,12 +110,16 @@ def test_one_operator_renders_what_its_parts_do(device: str, harmonics: bool, ch
     for options in (
         {}, {"backgrounds": behind, "rasterize_mode": "antialiased", "camera_model": "fisheye", "eps2d": 0.1},
         {"near_plane": 2.3, "far_plane": 3.7, "radius_clip": 1.0, "camera_model": "ortho", "max_alpha": 0.5},
+        {"render_mode": "RGB+D", "backgrounds": behind}, {"render_mode": "RGB+ED"}, {"render_mode": "D"},
+        {"render_mode": "ED", "camera_model": "fisheye"},
     ):  # fmt: skip
         got, want = (f(a, looks, views, indices, **options) for f in (whole, in_parts))
         assert got[0].max() > 0.1
         for ours, parts in zip(got[:2], want[:2], strict=True):
             if device == "cuda":  # rounds a slice by kernel; five channels are products of bfloat16
-                assert (ours - parts).abs().max() < 1e-5
+                assert (ours - parts).abs().max() < (5e-4 if "render_mode" in options else 1e-5)
+            elif "render_mode" in options:  # a depth is summed in another order
+                np.testing.assert_allclose(ours, parts, rtol=2e-6, atol=2e-6)
             else:
                 np.testing.assert_array_equal(ours, parts)
         assert {k: v for k, v in got[2].items() if k != "indices"} == want[2]
@@ -122,8 +127,8 @@ def test_one_operator_renders_what_its_parts_do(device: str, harmonics: bool, ch
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("harmonics", [False, True])
-@pytest.mark.parametrize("chosen", [False, True])
-def test_one_operator_differentiates_what_its_parts_do(device: str, harmonics: bool, chosen: bool) -> None:
+@pytest.mark.parametrize(("chosen", "mode"), [(False, "RGB"), (True, "RGB"), (True, "RGB+D"), (False, "RGB+ED")])
+def test_one_operator_differentiates_what_its_parts_do(device: str, harmonics: bool, chosen: bool, mode: str) -> None:
     """By every input, with the centres' derivatives and their absolute values, to the rounding of float32."""
     torch = torch_on(device)
     rng, views = np.random.default_rng(1), cameras(3)
@@ -131,11 +136,13 @@ def test_one_operator_differentiates_what_its_parts_do(device: str, harmonics: b
     indices = torch.from_numpy(np.flatnonzero(rng.random(300) < 0.6)).to(device) if chosen else None
     behind = rng.random((3, looks.shape[-1]), np.float32)
     given, results = (*gaussians().values(), looks, views[0], behind), []
-    weights = torch.from_numpy(rng.normal(size=(3, SIZE[1], SIZE[0], looks.shape[-1])).astype(np.float32)).to(device)
+    channels = looks.shape[-1] + (mode != "RGB")
+    weights = torch.from_numpy(rng.normal(size=(3, SIZE[1], SIZE[0], channels)).astype(np.float32)).to(device)
     for render in (whole, in_parts):
         x = [torch.from_numpy(v).to(device).requires_grad_() for v in given]
         a = dict(zip(gaussians(1), x, strict=False))
         options = {"backgrounds": x[7], "rasterize_mode": "antialiased", "meta": True, "absgrad": True}
+        options["render_mode"] = mode
         image, alphas, meta = render(a, x[5], (x[6], torch.from_numpy(views[1]).to(device)), indices, **options)
         ((image * weights).sum() + alphas.square().sum()).backward()
         arrays = [v.detach() for v in meta.values() if torch.is_tensor(v) and v is not indices]
@@ -203,6 +210,9 @@ def test_bad_arguments_of_a_frame_are_named() -> None:
         ("coeffs", coeffs[:, :47], {}), ("coeffs", coeffs[:9], {}), ("eps2d", coeffs, {"eps2d": -1.0}),
         ("rasterize_mode", coeffs, {"rasterize_mode": "no"}), ("camera_model", coeffs, {"camera_model": "no"}),
         ("backgrounds", coeffs, {"backgrounds": np.zeros((2, 4), np.float32)}),
+        ("backgrounds", coeffs, {"backgrounds": np.zeros((2, 3), np.float32), "render_mode": "D"}),
+        ("backgrounds", coeffs, {"backgrounds": np.zeros((2, 4), np.float32), "render_mode": "RGB+D"}),
+        ("render_mode", coeffs, {"render_mode": "no"}),
     ]  # fmt: skip
     for name, looks, options in wrong:
         with pytest.raises(ValueError, match=name):
@@ -319,19 +329,19 @@ def test_opcheck_of_a_frame() -> None:
     a, views = gaussians(40), [torch.from_numpy(v) for v in cameras()]
     options = (0.01, 1e10, 0.0, 0.3, 0.99, False, "pinhole")
     coeffs, colors = torch.full((40, 48, 3), 0.1), torch.full((1, 20, 3), 0.4)
-    for looks in ((None, coeffs, 3, 2, 1.0), (colors, None, 0, 0, 1.0)):
+    for looks, depth in product(((None, coeffs, 3, 2, 1.0), (colors, None, 0, 0, 1.0)), (False, True)):
         for keep in (False, True):
             x = [torch.from_numpy(v).requires_grad_(keep) for v in a.values()]
-            given = (*x, torch.arange(0, 40, 2), 0.5, 0.05, 0.0, *looks, *views)
+            given = (*x, torch.arange(0, 40, 2), 0.5, 0.05, 0.0, *looks, depth, *views)
             means2d = torch.zeros(2, 20, 2, requires_grad=True) if keep else None
             frame = (*given, None, means2d, *SIZE, *options, False, keep)
             torch.library.opcheck(rasterize_4d, frame)
         image, alphas, seen, _ = (t.detach() for t in rasterize_4d(*frame))
-        colors_there = seen if looks[0] is None else looks[0]
+        colors_there = seen if looks[0] is None or depth else looks[0]
         derived = (image, alphas, torch.ones_like(image), None, None, False, True, 4)
         detached = [t.detach() for t in x]
         torch.library.opcheck(
-            rasterize_4d_backward, (*detached, *given[5:9], colors_there, *looks[1:], *views, *options, *derived)
+            rasterize_4d_backward, (*detached, *given[5:9], colors_there, *looks[1:], depth, *views, *options, *derived)
         )
 
 

@@ -56,7 +56,8 @@ def test_slice_4d() -> None:
 
 
 @pytest.mark.parametrize("harmonics", [False, True])
-def test_rasterize_4d(harmonics: bool) -> None:
+@pytest.mark.parametrize("depth", [False, True])
+def test_rasterize_4d(harmonics: bool, depth: bool) -> None:
     """As `test_rasterize`: three Gaussians far larger than the picture, which are there for longer than the video."""
     rng = np.random.default_rng(0)
     means = np.concatenate([rng.uniform(-0.3, 0.3, (3, 3)), rng.uniform(0.4, 0.6, (3, 1))], 1)
@@ -71,7 +72,7 @@ def test_rasterize_4d(harmonics: bool) -> None:
     def call(*given: Any) -> Any:
         looks = (None, given[5], 1, 1, 1.5) if harmonics else (given[5], None, 0, 0, 1.0)
         options = (7, 5, 0.01, 1e10, 0.0, 0.3, 0.999, False, "pinhole", False, True)
-        return rasterize_4d(*given[:5], None, 0.5, 0.05, 0.01, *looks, given[6], Ks, None, None, *options)[:2]
+        return rasterize_4d(*given[:5], None, 0.5, 0.05, 0.01, *looks, depth, given[6], Ks, None, None, *options)[:2]
 
     check(call, inputs, 3e-3)
 

@@ -32,28 +32,31 @@ CORE_EXPORT void slice_4d_backward(In<2> means, In<2> scales, In<2> quats_l, In<
 ///
 /// means .. prefilter_var: as in `slice_4d`. Either colors[1,M,D], or one set for each camera [C,M,D]; or coeffs[N,K,D], those of the 4D
 /// spherindrical harmonics of `degree` and `time_degree` as in `spherical_harmonics`, with the phases (mean_t - time) / duration.
-/// viewmats .. camera_model, out_colors, out_alphas and workspace: as in `rasterize`; seen[C,M,D]: with coeffs, the colours, written where
-/// a camera sees the Gaussian, for the gradient. Throws what these three throw.
+/// viewmats .. camera_model, out_colors, out_alphas and workspace: as in `rasterize`, with E channels: the D and, with `depth`, that of the
+/// Gaussian's centre in the camera. seen[C,M,E]: with coeffs or `depth`, the channels, written where a camera sees the Gaussian, for the
+/// gradient. Throws what these three throw.
 CORE_EXPORT void rasterize_4d(In<2> means, In<2> scales, In<2> quats_l, In<2> quats_r, In<1> opacities,
                               std::optional<core::Tensor<const std::int64_t, 1>> indices, double time, double min_weight,
                               double prefilter_var, MaybeIn<3> colors, MaybeIn<3> coeffs, std::int64_t degree, std::int64_t time_degree,
-                              double duration, In<3> viewmats, In<3> Ks, MaybeIn<2> backgrounds, double near_plane, double far_plane,
-                              double radius_clip, double eps2d, double max_alpha, bool antialiased, const char* camera_model,
-                              Out<4> out_colors, Out<3> out_alphas, MaybeOut<3> seen, MaybeOutWorkspace workspace);
+                              double duration, bool depth, In<3> viewmats, In<3> Ks, MaybeIn<2> backgrounds, double near_plane,
+                              double far_plane, double radius_clip, double eps2d, double max_alpha, bool antialiased,
+                              const char* camera_model, Out<4> out_colors, Out<3> out_alphas, MaybeOut<3> seen,
+                              MaybeOutWorkspace workspace);
 
 /// The gradient of `rasterize_4d`: v_means[N,4] .. v_opacities[N] are written whole, 0 for Gaussians that no camera sees.
 ///
-/// colors: as they were given or, with coeffs, `seen`; v_colors as colors without coeffs, or v_coeffs as coeffs; image .. deterministic,
-/// v_viewmats and v_means2d: as in `rasterize_backward`, by the rows. What is known of a sliced Gaussian is passed on to the 4D one where
-/// it is found; it is in no array.
+/// colors: as they were given or, with coeffs or `depth`, `seen`; v_colors as colors without coeffs, of D channels, or v_coeffs as coeffs;
+/// image .. deterministic, v_viewmats and v_means2d: as in `rasterize_backward`, by the rows. What is known of a sliced Gaussian is passed
+/// on to the 4D one where it is found; it is in no array.
 CORE_EXPORT void rasterize_4d_backward(In<2> means, In<2> scales, In<2> quats_l, In<2> quats_r, In<1> opacities,
                                        std::optional<core::Tensor<const std::int64_t, 1>> indices, double time, double min_weight,
                                        double prefilter_var, In<3> colors, MaybeIn<3> coeffs, std::int64_t degree, std::int64_t time_degree,
-                                       double duration, In<3> viewmats, In<3> Ks, double near_plane, double far_plane, double radius_clip,
-                                       double eps2d, double max_alpha, bool antialiased, const char* camera_model, In<4> image,
-                                       In<3> alphas, In<4> v_image, MaybeIn<3> v_alphas, MaybeWorkspace workspace, bool deterministic,
-                                       Out<2> v_means, Out<2> v_scales, Out<2> v_quats_l, Out<2> v_quats_r, Out<1> v_opacities,
-                                       MaybeOut<3> v_colors, MaybeOut<3> v_coeffs, MaybeOut<3> v_viewmats, MaybeOut<3> v_means2d);
+                                       double duration, bool depth, In<3> viewmats, In<3> Ks, double near_plane, double far_plane,
+                                       double radius_clip, double eps2d, double max_alpha, bool antialiased, const char* camera_model,
+                                       In<4> image, In<3> alphas, In<4> v_image, MaybeIn<3> v_alphas, MaybeWorkspace workspace,
+                                       bool deterministic, Out<2> v_means, Out<2> v_scales, Out<2> v_quats_l, Out<2> v_quats_r,
+                                       Out<1> v_opacities, MaybeOut<3> v_colors, MaybeOut<3> v_coeffs, MaybeOut<3> v_viewmats,
+                                       MaybeOut<3> v_means2d);
 
 /// out[N] = sum over times[T] of 1 / (0.5 tanh(|p''(t)|) + 0.5), p'' the second derivative of the temporal weight
 /// (prefilter_var 0): the temporal part of the spatial-temporal variation score, each term in [1, 2].
@@ -71,19 +74,19 @@ CORE_EXPORT void slice_4d_backward_cuda(In<2> means, In<2> scales, In<2> quats_l
 CORE_EXPORT void rasterize_4d_cuda(In<2> means, In<2> scales, In<2> quats_l, In<2> quats_r, In<1> opacities,
                                    std::optional<core::Tensor<const std::int64_t, 1>> indices, double time, double min_weight,
                                    double prefilter_var, MaybeIn<3> colors, MaybeIn<3> coeffs, std::int64_t degree,
-                                   std::int64_t time_degree, double duration, In<3> viewmats, In<3> Ks, MaybeIn<2> backgrounds,
+                                   std::int64_t time_degree, double duration, bool depth, In<3> viewmats, In<3> Ks, MaybeIn<2> backgrounds,
                                    double near_plane, double far_plane, double radius_clip, double eps2d, double max_alpha,
                                    bool antialiased, const char* camera_model, Out<4> out_colors, Out<3> out_alphas, MaybeOut<3> seen,
                                    MaybeOutWorkspace workspace, core::Stream stream);
 CORE_EXPORT void rasterize_4d_backward_cuda(In<2> means, In<2> scales, In<2> quats_l, In<2> quats_r, In<1> opacities,
                                             std::optional<core::Tensor<const std::int64_t, 1>> indices, double time, double min_weight,
                                             double prefilter_var, In<3> colors, MaybeIn<3> coeffs, std::int64_t degree,
-                                            std::int64_t time_degree, double duration, In<3> viewmats, In<3> Ks, double near_plane,
-                                            double far_plane, double radius_clip, double eps2d, double max_alpha, bool antialiased,
-                                            const char* camera_model, In<4> image, In<3> alphas, In<4> v_image, MaybeIn<3> v_alphas,
-                                            MaybeWorkspace workspace, bool deterministic, Out<2> v_means, Out<2> v_scales, Out<2> v_quats_l,
-                                            Out<2> v_quats_r, Out<1> v_opacities, MaybeOut<3> v_colors, MaybeOut<3> v_coeffs,
-                                            MaybeOut<3> v_viewmats, MaybeOut<3> v_means2d, core::Stream stream);
+                                            std::int64_t time_degree, double duration, bool depth, In<3> viewmats, In<3> Ks,
+                                            double near_plane, double far_plane, double radius_clip, double eps2d, double max_alpha,
+                                            bool antialiased, const char* camera_model, In<4> image, In<3> alphas, In<4> v_image,
+                                            MaybeIn<3> v_alphas, MaybeWorkspace workspace, bool deterministic, Out<2> v_means,
+                                            Out<2> v_scales, Out<2> v_quats_l, Out<2> v_quats_r, Out<1> v_opacities, MaybeOut<3> v_colors,
+                                            MaybeOut<3> v_coeffs, MaybeOut<3> v_viewmats, MaybeOut<3> v_means2d, core::Stream stream);
 CORE_EXPORT void temporal_variation_cuda(In<2> means, In<2> scales, In<2> quats_l, In<2> quats_r, In<1> times, Out<1> out,
                                          core::Stream stream);
 #endif

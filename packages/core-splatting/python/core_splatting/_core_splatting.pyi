@@ -200,9 +200,10 @@ def rasterize_4d(
     degree: SupportsIndex,
     time_degree: SupportsIndex,
     duration: float,
+    depth: bool,
     viewmats: Any,  # float32[C,4,4]
     Ks: Any,  # float32[C,3,3]
-    backgrounds: Any | None,  # float32[C,D]
+    backgrounds: Any | None,  # float32[C,E]
     near_plane: float,
     far_plane: float,
     radius_clip: float,
@@ -210,9 +211,9 @@ def rasterize_4d(
     max_alpha: float,
     antialiased: bool,
     camera_model: str,
-    out_colors: Any,  # out float32[C,H,W,D]
+    out_colors: Any,  # out float32[C,H,W,E]
     out_alphas: Any,  # out float32[C,H,W]
-    seen: Any | None,  # out float32[C,R,D]
+    seen: Any | None,  # out float32[C,R,E]
     workspace: Any | None,  # out int32[S]
 ) -> None:
     """Renders 4D Gaussians at a time into cameras: sliced where they are projected, coloured where they are seen."""
@@ -227,11 +228,12 @@ def rasterize_4d_backward(
     time: float,
     min_weight: float,
     prefilter_var: float,
-    colors: Any,  # float32[*,*,D]
+    colors: Any,  # float32[*,*,E]
     coeffs: Any | None,  # float32[N,K,D]
     degree: SupportsIndex,
     time_degree: SupportsIndex,
     duration: float,
+    depth: bool,
     viewmats: Any,  # float32[C,4,4]
     Ks: Any,  # float32[C,3,3]
     near_plane: float,
@@ -241,9 +243,9 @@ def rasterize_4d_backward(
     max_alpha: float,
     antialiased: bool,
     camera_model: str,
-    image: Any,  # float32[C,H,W,D]
+    image: Any,  # float32[C,H,W,E]
     alphas: Any,  # float32[C,H,W]
-    v_image: Any,  # float32[C,H,W,D]
+    v_image: Any,  # float32[C,H,W,E]
     v_alphas: Any | None,  # float32[C,H,W]
     workspace: Any | None,  # int32[S]
     deterministic: bool,

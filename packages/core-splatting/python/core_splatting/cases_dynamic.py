@@ -55,10 +55,10 @@ def _slice_backward(rng: np.random.Generator, N: int, share: float = 1.0) -> dic
 
 def moving_scene(
     rng: np.random.Generator, N: int, W: int, H: int, C: int = 1, D: int = 3, focal: float = 512.0, share: float = 1.0,
-    harmonics: bool = True,
+    harmonics: bool = True, depth: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """N random 4D Gaussians, or about a `share` of them, as C cameras in a row see them at a time; with harmonics of
-    full degrees, or colours. The arguments of `rasterize_4d`."""
+    full degrees, or colours, and perhaps their depth. The arguments of `rasterize_4d`."""
     f32 = np.float32
     sliced = _slice(rng, N, share)
     rows = len(sliced["out_weights"])
@@ -67,11 +67,11 @@ def moving_scene(
     return {k: v for k, v in sliced.items() if not k.startswith("out_")} | {
         "colors": None if harmonics else rng.random((1, rows, D), f32),
         "coeffs": rng.normal(0, 0.2, (N, 48, D)).astype(f32) if harmonics else None, "degree": 3, "time_degree": 2,
-        "duration": 1.5, "viewmats": viewmats,
+        "duration": 1.5, "depth": bool(depth), "viewmats": viewmats,
         "Ks": np.tile(np.array([[focal, 0, W / 2], [0, focal, H / 2], [0, 0, 1]], f32), (C, 1, 1)),
-        "backgrounds": rng.random((C, D), f32), "near_plane": 0.01, "far_plane": 1e10, "radius_clip": 0.0,
+        "backgrounds": rng.random((C, D + depth), f32), "near_plane": 0.01, "far_plane": 1e10, "radius_clip": 0.0,
         "eps2d": 0.3, "max_alpha": 0.999, "antialiased": False, "camera_model": "pinhole",
-        "out_colors": np.empty((C, H, W, D), f32), "out_alphas": np.empty((C, H, W), f32), "seen": None,
+        "out_colors": np.empty((C, H, W, D + depth), f32), "out_alphas": np.empty((C, H, W), f32), "seen": None,
         "workspace": None,
     }  # fmt: skip
 
@@ -80,9 +80,10 @@ def moving_scene_backward(rng: np.random.Generator, **size: Any) -> dict[str, An
     """A `moving_scene` with its picture, and random derivatives of a loss by the picture; the gradient's arguments."""
     forward, f32 = moving_scene(rng, **size), np.float32
     cameras, height, width, channels = forward["out_colors"].shape
-    if forward["coeffs"] is not None:
-        forward["colors"] = colors_seen(forward).astype(f32)
+    given = forward["colors"]
     picture = rasterize_4d(forward) if size["N"] <= 100 else _rendered(forward)
+    if given is None or forward["depth"]:
+        forward["colors"] = colors_seen(forward).astype(f32)
     rows = forward["colors"].shape[1]
     inputs = {k: v for k, v in forward.items() if k not in ("backgrounds", "seen") and not k.startswith("out_")}
     del inputs["workspace"]
@@ -92,7 +93,7 @@ def moving_scene_backward(rng: np.random.Generator, **size: Any) -> dict[str, An
         "v_image": rng.normal(size=(cameras, height, width, channels)).astype(f32),
         "v_alphas": rng.normal(size=(cameras, height, width)).astype(f32), "workspace": None, "deterministic": False,
         **{f"v_{k}": np.empty_like(forward[k]) for k in ("means", "scales", "quats_l", "quats_r", "opacities")},
-        "v_colors": None if harmonics else np.empty_like(forward["colors"]),
+        "v_colors": None if harmonics else np.empty_like(forward["colors"][..., : given.shape[-1]]),
         "v_coeffs": np.empty_like(forward["coeffs"]) if harmonics else None,
         "v_viewmats": np.empty((cameras, 4, 4), f32), "v_means2d": np.empty((cameras, rows, 4), f32),
     }  # fmt: skip
@@ -101,7 +102,7 @@ def moving_scene_backward(rng: np.random.Generator, **size: Any) -> dict[str, An
 def _rendered(forward: dict[str, Any]) -> dict[str, Any]:
     from . import _core_splatting as _C
 
-    _C.rasterize_4d(*(forward | ({} if forward["coeffs"] is None else {"colors": None})).values())
+    _C.rasterize_4d(*forward.values())
     return forward
 
 
@@ -111,7 +112,7 @@ def _render_call(args: dict[str, Any]) -> Any:
     tensors = [v for k, v in args.items() if k not in ("seen", "workspace") and not k.startswith("out_")]
     height, width = args["out_alphas"].shape[1:]
     keep = any(getattr(t, "requires_grad", False) for t in tensors)
-    image, alphas = op(*tensors[:17], None, width, height, *tensors[17:], False, keep)[:2]
+    image, alphas = op(*tensors[:18], None, width, height, *tensors[18:], False, keep)[:2]
     return image, alphas[..., 0]
 
 
@@ -193,7 +194,7 @@ cases: list[Case] = [
         reference=rasterize_4d,
         # A pixel on the border of a Gaussian (alpha near 1/255) may fall on either side in float32.
         tolerance={"out_colors": (1e-4, 5e-3), "out_alphas": (1e-4, 5e-3)},
-        vary={"N": (0, 80), "W": (0, 40), "H": (0, 40), "C": (0, 3), "D": (0, 8)},
+        vary={"N": (0, 80), "W": (0, 40), "H": (0, 40), "C": (0, 3), "D": (0, 8), "depth": (0, 1)},
         torch_call=_render_call,
         differentiable=True,
         devices=("cpu", "cuda"),
@@ -211,7 +212,7 @@ cases: list[Case] = [
             (2e-3, 2e-3),
         ),
         sums=True,
-        vary={"N": (0, 14), "W": (0, 20), "H": (0, 20), "C": (0, 2), "D": (0, 4)},
+        vary={"N": (0, 14), "W": (0, 20), "H": (0, 20), "C": (0, 2), "D": (0, 4), "depth": (0, 1)},
         devices=("cpu", "cuda"),
     ),
     Case(

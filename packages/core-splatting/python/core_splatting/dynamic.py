@@ -11,7 +11,7 @@ from core_registry.arrays import as_array, empty, is_torch
 from . import _core_splatting as _C
 from .contributions import contributions
 from .harmonics import colors_by_view
-from .rasterize import check_picture, projections, rasterization
+from .rasterize import behind_depth, check_picture, projections, rasterization, with_expected_depth
 
 _SYMMETRIC = [[0, 1, 2], [1, 3, 4], [2, 4, 5]]
 
@@ -132,7 +132,7 @@ def rasterization_4d(
         indices = as_array(indices, "int64", "indices", like=arrays[0])
     if sh_degree is None and indices is not None:
         colors = colors[..., indices, :]
-    if options.get("render_mode", "RGB") == "RGB" and _FUSED.issuperset(options):
+    if _FUSED.issuperset(options):
         moment = (indices, float(time), float(min_weight), float(prefilter_var))
         looks = (None, colors, sh_degree, time_degree, float(duration))
         if sh_degree is None:
@@ -184,7 +184,17 @@ def _render(
         None if x is None else as_array(x, "float32", name, like=arrays[0])
         for x, name in ((viewmats, "viewmats"), (Ks, "Ks"), (backgrounds, "backgrounds"))
     )
-    check_picture("rasterization_4d", width, height, rasterize_mode)
+    check_picture("rasterization_4d", width, height, rasterize_mode, render_mode)
+    if not render_mode.startswith("RGB"):
+        rows = (arrays[0] if moment[0] is None else moment[0]).shape[0]
+        looks = (empty((1, rows, 0), "float32", like=arrays[0]), None, 0, 0, 1.0)
+    depth, channels = render_mode != "RGB", next(x for x in looks if x is not None).shape[-1]
+    if backgrounds is not None and render_mode.startswith("RGB") and backgrounds.shape[-1] != channels:
+        raise ValueError(
+            f"rasterization_4d: argument 'backgrounds' must be of shape (C, {channels}), got {tuple(backgrounds.shape)}"
+        )
+    if depth:
+        backgrounds, channels = behind_depth("rasterization_4d", backgrounds, render_mode), channels + 1
     named = {
         "near_plane": float(near_plane), "far_plane": float(far_plane), "radius_clip": float(radius_clip),
         "eps2d": float(eps2d), "max_alpha": float(max_alpha), "antialiased": rasterize_mode == "antialiased",
@@ -200,7 +210,7 @@ def _render(
         size = {"width": width, "height": height, "scenes": 1}
         information |= projections((sliced, None, None, covars, alphas), viewmats, Ks, named | size)
         information |= {"tile_width": -(-width // 16), "tile_height": -(-height // 16)}
-    given = (*arrays, *moment, *looks, viewmats, Ks, backgrounds)
+    given = (*arrays, *moment, *looks, depth, viewmats, Ks, backgrounds)
     if is_torch(arrays[0]):
         from .torch_ops import eager_rasterize_4d
 
@@ -209,12 +219,12 @@ def _render(
             means2d = information["means2d"].requires_grad_()
         keep = enabled and any(is_torch(x) and x.requires_grad for x in (*given, means2d))
         image, alphas = eager_rasterize_4d(*given, means2d, width, height, *named.values(), absgrad, keep)[:2]
-        return image, alphas, information
-    channels = next(x for x in looks if x is not None).shape[-1]
-    image = empty((viewmats.shape[0], height, width, channels), "float32", like=arrays[0])
-    alphas = empty((viewmats.shape[0], height, width), "float32", like=arrays[0])
-    _C.rasterize_4d(*(*given, *named.values(), image, alphas, None, None))
-    return image, alphas[..., None], information
+    else:
+        image = empty((viewmats.shape[0], height, width, channels), "float32", like=arrays[0])
+        alphas = empty((viewmats.shape[0], height, width), "float32", like=arrays[0])
+        _C.rasterize_4d(*(*given, *named.values(), image, alphas, None, None))
+        alphas = alphas[..., None]
+    return with_expected_depth(image, alphas) if render_mode.endswith("ED") else image, alphas, information
 
 
 def variation_scores(

@@ -117,13 +117,12 @@ def rasterization(
                 f"rasterization: {name}={value!r} is not supported, only {' or '.join(map(repr, _UNSUPPORTED[name]))}"
             )
     for name, chosen, known in (
-        ("render_mode", render_mode, RENDER_MODES),
         ("camera_model", camera_model, CAMERA_MODELS),
         ("precision", precision, ("float32", "float16")),
     ):
         if chosen not in known:
             raise ValueError(f"rasterization: argument '{name}' must be one of {', '.join(known)}, got {chosen!r}")
-    check_picture("rasterization", width, height, rasterize_mode)
+    check_picture("rasterization", width, height, rasterize_mode, render_mode)
     means = as_array(means, "float32", "means")
     given: dict[str, Any] = {
         "quats": quats, "scales": scales, "opacities": opacities, "colors": colors, "viewmats": viewmats, "Ks": Ks,
@@ -144,8 +143,10 @@ def rasterization(
     return _render(means, given, sh_degree, render_mode, named, meta, absgrad, precision == "float16")
 
 
-def check_picture(op: str, width: int, height: int, rasterize_mode: str) -> None:
+def check_picture(op: str, width: int, height: int, rasterize_mode: str, render_mode: str = "RGB") -> None:
     """Raises ValueError, in the name of a function, on a size or a mode that there is not."""
+    if render_mode not in RENDER_MODES:
+        raise ValueError(f"{op}: argument 'render_mode' must be one of {', '.join(RENDER_MODES)}, got {render_mode!r}")
     if width < 0 or height < 0:
         raise ValueError(f"{op}: argument 'width' and 'height' must not be negative, got {width} and {height}")
     if rasterize_mode not in ("classic", "antialiased"):
@@ -235,14 +236,31 @@ def _render(
         _C.rasterize(*(*shape, colors, viewmats, Ks, backgrounds, *scalars, out, alphas, None))
         alphas = alphas[..., None]
     if render_mode.endswith("ED"):
-        expected = out[..., -1:] / alphas.clip(1e-10)
-        if is_torch(out):
-            out = sys.modules["torch"].cat([out[..., :-1], expected], -1)
-        else:
-            out[..., -1:] = expected
+        out = with_expected_depth(out, alphas)
     if batch:
         out, alphas = (x.reshape((*by_camera, *x.shape[1:])) for x in (out, alphas))
     return out, alphas, information
+
+
+def with_expected_depth(image: Any, alphas: Any) -> Any:
+    """A picture whose last channel, the accumulated depth, is over alpha."""
+    expected = image[..., -1:] / alphas.clip(1e-10)
+    if is_torch(image):
+        return sys.modules["torch"].cat([image[..., :-1], expected], -1)
+    image[..., -1:] = expected
+    return image
+
+
+def behind_depth(op: str, backgrounds: Any, render_mode: str) -> Any:
+    """`backgrounds`, which may be None, with a 0 for the depth as last channel."""
+    if backgrounds is None:
+        return None
+    if not render_mode.startswith("RGB"):
+        raise ValueError(f"{op}: argument 'backgrounds' must be None with render_mode={render_mode!r}")
+    behind = empty((backgrounds.shape[0], backgrounds.shape[-1] + 1), "float32", like=backgrounds)
+    behind[:, :-1] = backgrounds
+    behind[:, -1] = 0
+    return behind
 
 
 def upper_triangles(covars: Any, means: Any, op: str) -> Any:
@@ -288,19 +306,12 @@ def _with_depth(
     rows = viewmats[:, 2].reshape((scenes, cameras, 4))
     depths = rows[..., :3] @ means.reshape((scenes, count, 3)).swapaxes(1, 2) + rows[..., 3:]
     depths = depths.reshape((scenes * cameras, count, 1))
+    behind = behind_depth("rasterization", backgrounds, render_mode)
     if not render_mode.startswith("RGB"):
-        if backgrounds is not None:
-            raise ValueError(f"rasterization: argument 'backgrounds' must be None with render_mode={render_mode!r}")
-        return depths, None
+        return depths, behind
     channels = colors.shape[-1]
     result = empty((scenes, cameras, count, channels + 1), "float32", like=means)
     shared = colors.shape[0] == 1 and colors.shape[1] == scenes * count
     result[..., :-1] = colors.reshape((scenes, 1 if shared else cameras, count, channels))
     result[..., -1:] = depths.reshape((scenes, cameras, count, 1))
-    result = result.reshape((scenes * cameras, count, channels + 1))
-    if backgrounds is None:
-        return result, None
-    behind = empty((backgrounds.shape[0], channels + 1), "float32", like=means)
-    behind[:, :-1] = backgrounds
-    behind[:, -1] = 0
-    return result, behind
+    return result.reshape((scenes * cameras, count, channels + 1)), behind

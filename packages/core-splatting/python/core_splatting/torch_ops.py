@@ -285,7 +285,7 @@ slice_4d = torchlib.define(
 )  # fmt: skip
 """(means (M, 3), covars (M, 6), opacities (M,), weights (M,)); see `core_splatting.dynamic.slice_4d`."""
 
-_LOOKS = "int degree, int time_degree, float duration, Tensor viewmats, Tensor Ks"
+_LOOKS = "int degree, int time_degree, float duration, bool depth, Tensor viewmats, Tensor Ks"
 _OPTIONS = (
     "float near_plane, float far_plane, float radius_clip, float eps2d, float max_alpha, bool antialiased, "
     "str camera_model"
@@ -296,52 +296,57 @@ _RENDER = (
 )
 
 
+def _render_shapes(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...] | None]:
+    """Of the picture and, if they are kept, of the channels seen."""
+    colors, coeffs, depth, cameras, (width, height), keep = (
+        *args[9:11],
+        args[14],
+        args[15].shape[0],
+        args[19:21],
+        args[29],
+    )
+    channels = (colors if coeffs is None else coeffs).shape[-1] + depth
+    rows = (args[0] if args[5] is None else args[5]).shape[0]
+    return (cameras, height, width, channels), (cameras, rows, channels) if keep and (colors is None or depth) else None
+
+
 def _render_fake(*args: Any) -> tuple[Tensor, ...]:
-    means, indices, cameras, keep = args[0], args[5], args[14].shape[0], args[28]
-    looks = args[9] if args[10] is None else args[10]
-    rows = (means if indices is None else indices).shape[0]
+    means, keep, (picture, seen) = args[0], args[29], _render_shapes(args)
     size = torch.library.get_ctx().new_dynamic_size() if keep and means.device.type == "cuda" else 0
     return (
-        means.new_empty((cameras, args[19], args[18], looks.shape[-1])),
-        means.new_empty((cameras, args[19], args[18], 1)),
-        means.new_empty((cameras, rows, looks.shape[-1]) if keep and args[9] is None else (0, 0, 0)),
+        means.new_empty(picture), means.new_empty((*picture[:3], 1)), means.new_empty(seen or (0, 0, 0)),
         means.new_empty((size,), dtype=torch.int32),
-    )
+    )  # fmt: skip
 
 
 def _render_impl(*args: Any) -> tuple[Tensor, ...]:
-    means, indices, cameras, width, height, keep = args[0], args[5], args[14].shape[0], *args[18:20], args[28]
-    looks = args[9] if args[10] is None else args[10]
-    rows = (means if indices is None else indices).shape[0]
-    seen = means.new_zeros((cameras, rows, looks.shape[-1]) if keep and args[9] is None else (0, 0, 0))
+    means, (width, height), keep, (picture, of_seen) = args[0], args[19:21], args[29], _render_shapes(args)
+    rows = (means if args[5] is None else args[5]).shape[0]
+    seen = means.new_zeros(of_seen or (0, 0, 0))
     size = np.zeros(1, np.int64)
     if keep and means.is_cuda:
-        _C.rasterize_workspace(cameras, rows, width, height, means.device.index, size)
+        _C.rasterize_workspace(picture[0], rows, width, height, means.device.index, size)
     workspace = means.new_empty((int(size[0]),), dtype=torch.int32)
-    image = means.new_empty((cameras, height, width, looks.shape[-1]))
-    alphas = means.new_empty((cameras, height, width))
-    kept = (seen if keep and args[9] is None else None, workspace if keep and means.is_cuda else None)
-    _C.rasterize_4d(*(*args[:17], *args[20:27], image, alphas, *kept))
+    image, alphas = means.new_empty(picture), means.new_empty(picture[:3])
+    kept = (None if of_seen is None else seen, workspace if keep and means.is_cuda else None)
+    _C.rasterize_4d(*(*args[:18], *args[21:28], image, alphas, *kept))
     return image, alphas.unsqueeze(3), seen, workspace
 
 
 def _render_gradients(*args: Any) -> list[Any]:
-    means, indices, looks, viewmats, (by_viewmats, columns) = (
-        args[0], args[5], args[9] if args[10] is None else args[10], args[14], args[29:31]
-    )  # fmt: skip
-    rows = (means if indices is None else indices).shape[0]
+    colors, coeffs, depth, viewmats, (by_viewmats, columns) = *args[9:11], *args[14:16], args[30:32]
+    given = colors.new_empty((*colors.shape[:2], colors.shape[2] - depth)) if coeffs is None else coeffs
     return [
-        *(torch.empty_like(x) for x in args[:5]), torch.empty_like(looks),
-        torch.empty_like(viewmats) if by_viewmats else None,
-        means.new_empty((viewmats.shape[0], rows, columns)) if columns else None,
+        *(torch.empty_like(x) for x in (*args[:5], given)), torch.empty_like(viewmats) if by_viewmats else None,
+        colors.new_empty((viewmats.shape[0], colors.shape[1], columns)) if columns else None,
     ]  # fmt: skip
 
 
 def _render_backward_impl(*args: Any) -> list[Any]:
-    out, v_alphas = _render_gradients(*args), args[26]
+    out, v_alphas = _render_gradients(*args), args[27]
     looks = (None, out[5]) if args[10] is not None else (out[5], None)
     _C.rasterize_4d_backward(
-        *(*args[:24], args[24].squeeze(3), args[25], None if v_alphas is None else v_alphas.squeeze(3), *args[27:29]),
+        *(*args[:25], args[25].squeeze(3), args[26], None if v_alphas is None else v_alphas.squeeze(3), *args[28:30]),
         *(*out[:5], *looks, *out[6:]),
     )
     return out
@@ -356,14 +361,16 @@ rasterize_4d_backward = torchlib.define(
     _present(_render_gradients),
 )
 """Gradients of a loss by means, scales, quats_l, quats_r, opacities, colors or coeffs, viewmats and the projected
-centres, the last two as `rasterize_backward` gives them. With coeffs, `colors` are those seen."""
+centres, the last two as `rasterize_backward` gives them. With coeffs or `depth`, `colors` are the channels seen,
+and the gradient by colors is of each camera."""
 
 
 def _render_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    colors = output[2] if inputs[9] is None else inputs[9]
-    ctx.save_for_backward(*inputs[:6], colors, inputs[10], *inputs[14:16], *output[:2], output[3])
-    ctx.scalars = (inputs[6:9], inputs[11:14], inputs[20:27])
-    ctx.absgrad = inputs[17] if inputs[27] else None
+    colors = output[2] if inputs[9] is None or inputs[14] else inputs[9]
+    ctx.save_for_backward(*inputs[:6], colors, inputs[10], *inputs[15:17], *output[:2], output[3])
+    ctx.scalars = (inputs[6:9], inputs[11:15], inputs[21:28])
+    ctx.colors_shape = None if inputs[9] is None else inputs[9].shape
+    ctx.absgrad = inputs[18] if inputs[28] else None
     ctx.mark_non_differentiable(*output[2:])
     ctx.set_materialize_grads(False)
 
@@ -372,23 +379,23 @@ def _render_backward(ctx: Any, v_image: Tensor | None, v_alphas: Tensor | None, 
     *shape, colors, coeffs, viewmats, Ks, image, alphas, workspace = ctx.saved_tensors
     moment, looks, options = ctx.scalars
     needed = ctx.needs_input_grad
-    if needed[15]:
+    if needed[16]:
         raise NotImplementedError("rasterize_4d: argument 'Ks' requires grad, but has no derivative; use Ks.detach()")
     if v_image is None:
         v_image = torch.zeros_like(image)
-    v_backgrounds = ((1 - alphas) * v_image).sum((1, 2)) if needed[16] else None
+    v_backgrounds = ((1 - alphas) * v_image).sum((1, 2)) if needed[17] else None
     v = rasterize_4d_backward(
         *shape, *moment, colors, coeffs, *looks, viewmats, Ks, *options, image, alphas, v_image, v_alphas,
-        workspace if alphas.is_cuda else None, torch.are_deterministic_algorithms_enabled(), needed[14],
-        4 if ctx.absgrad is not None else 2 * needed[17],
+        workspace if alphas.is_cuda else None, torch.are_deterministic_algorithms_enabled(), needed[15],
+        4 if ctx.absgrad is not None else 2 * needed[18],
     )  # fmt: skip
     if ctx.absgrad is not None:
         ctx.absgrad.absgrad = v[7][..., 2:]
-    by_means2d = v[7][..., :2] if needed[17] else None
-    by_looks = (v[5], None) if coeffs is None else (None, v[5])
+    by_means2d = v[7][..., :2] if needed[18] else None
+    by_looks = (v[5].sum_to_size(ctx.colors_shape), None) if coeffs is None else (None, v[5])
     geometry = (x if n else None for x, n in zip(v[:5], needed, strict=False))
-    by_cameras = v[6] if needed[14] else None
-    return (*geometry, *[None] * 4, *by_looks, *[None] * 3, by_cameras, None, v_backgrounds, by_means2d, *[None] * 11)
+    by_cameras = v[6] if needed[15] else None
+    return (*geometry, *[None] * 4, *by_looks, *[None] * 4, by_cameras, None, v_backgrounds, by_means2d, *[None] * 11)
 
 
 rasterize_4d = torchlib.define("core_splatting", _RENDER, _render_impl, _render_fake, _render_backward, _render_context)

@@ -13,22 +13,24 @@ void check_moving_gradients(const char* op, const Moving& moving, const In<3>& c
   const auto refuse = [op](const char* name, const char* wanted) {
     throw core::Error("ValueError", std::string(op) + ": argument '" + name + "' must " + wanted);
   };
-  const bool harmonics = !moving.colors;
+  const bool harmonics = moving.harmonics.times;
   if (harmonics != v_coeffs.has_value()) refuse("v_coeffs", "be given with 'coeffs', and not without");
   if (harmonics == v_colors.has_value()) refuse("v_colors", "be given without 'coeffs', and not with them");
-  if (v_colors && v_colors->shape != colors.shape) refuse("v_colors", "have the shape of 'colors'");
-  if (harmonics && colors.shape[0] != cameras) refuse("colors", "be of shape (C, M, D), as seen, with 'coeffs'");
+  if (v_colors && v_colors->shape != without_depth(moving, colors).shape)
+    refuse("v_colors", "have the shape of 'colors', without the depth");
+  if ((harmonics || moving.depth) && colors.shape[0] != cameras)
+    refuse("colors", "be of shape (C, M, E), as seen, with 'coeffs' or 'depth'");
   if (v_means2d && (v_means2d->shape[1] != count_of(moving.gaussians) || (v_means2d->shape[2] != 2 && v_means2d->shape[2] != 4)))
     refuse("v_means2d", "be of shape (C, M, 2) or (C, M, 4)");
 }
 
 void rasterize_4d_backward(In<2> means, In<2> scales, In<2> quats_l, In<2> quats_r, In<1> opacities, Indices indices, double time,
                            double min_weight, double prefilter_var, In<3> colors, MaybeIn<3> coeffs, std::int64_t degree,
-                           std::int64_t time_degree, double duration, In<3> viewmats, In<3> Ks, double near_plane, double far_plane,
-                           double radius_clip, double eps2d, double max_alpha, bool antialiased, const char* camera_model, In<4> image,
-                           In<3> alphas, In<4> v_image, MaybeIn<3> v_alphas, MaybeWorkspace, bool, Out<2> v_means, Out<2> v_scales,
-                           Out<2> v_quats_l, Out<2> v_quats_r, Out<1> v_opacities, MaybeOut<3> v_colors, MaybeOut<3> v_coeffs,
-                           MaybeOut<3> v_viewmats, MaybeOut<3> v_means2d) {
+                           std::int64_t time_degree, double duration, bool depth, In<3> viewmats, In<3> Ks, double near_plane,
+                           double far_plane, double radius_clip, double eps2d, double max_alpha, bool antialiased, const char* camera_model,
+                           In<4> image, In<3> alphas, In<4> v_image, MaybeIn<3> v_alphas, MaybeWorkspace, bool, Out<2> v_means,
+                           Out<2> v_scales, Out<2> v_quats_l, Out<2> v_quats_r, Out<1> v_opacities, MaybeOut<3> v_colors,
+                           MaybeOut<3> v_coeffs, MaybeOut<3> v_viewmats, MaybeOut<3> v_means2d) {
   const char* const op = "rasterize_4d_backward";
   const std::int64_t cameras = viewmats.shape[0], rows = indices ? indices->shape[0] : opacities.shape[0], channels = colors.shape[2];
   const Options o =
@@ -37,14 +39,14 @@ void rasterize_4d_backward(In<2> means, In<2> scales, In<2> quats_l, In<2> quats
   const Dynamic in =
       check_slice(op, {means, scales, quats_l, quats_r, opacities, {}, {}, {}, {}, {}}, indices, time, min_weight, prefilter_var, rows);
   check_indices(op, in);
-  const Moving moving = check_moving_seen(op, in, colors, {coeffs, degree, time_degree, duration});
+  const Moving moving = check_moving_seen(op, in, colors, {coeffs, degree, time_degree, duration, depth});
   check_moving_gradients(op, moving, colors, v_colors, v_coeffs, v_means2d, cameras);
   const DynamicGradients out{v_means, v_scales, v_quats_l, v_quats_r, v_opacities};
   core::parallel_for(opacities.shape[0], 256, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t n = first; n < last; ++n) write_gradient(out, DynamicGradient{}, n);
     for (std::int64_t n = first; v_coeffs && n < last; ++n)
       for (std::int64_t k = 0; k < v_coeffs->shape[1]; ++k)
-        for (std::int64_t d = 0; d < channels; ++d) (*v_coeffs)(n, k, d) = 0.f;
+        for (std::int64_t d = 0; d < v_coeffs->shape[2]; ++d) (*v_coeffs)(n, k, d) = 0.f;
   });
   for (const MaybeOut<3>& of_rows : {v_colors, v_means2d})
     if (of_rows) core::parallel_for(rows, 4096, [&](std::int64_t first, std::int64_t last) { clear(*of_rows, first, last); });
@@ -62,7 +64,7 @@ void rasterize_4d_backward(In<2> means, In<2> scales, In<2> quats_l, In<2> quats
     const std::vector<float> sums = sums_of_splats(pass, v_means2d && v_means2d->shape[2] == 4 ? Sought::absolute : Sought::derivatives);
     const Centre centre = centre_of(viewmats, c);
     const auto splats = static_cast<std::int64_t>(projected.splats.size());
-    const In<3> of_colors{sums.data() + moments, {1, splats, channels}, {0, stride, 1}};
+    const In<3> of_colors = without_depth(moving, In<3>{sums.data() + moments, {1, splats, channels}, {0, stride, 1}});
 
     // The camera's own gradient is summed in blocks of fixed size, so that no thread changes the order.
     constexpr std::int64_t per_block = 1024;
@@ -73,7 +75,8 @@ void rasterize_4d_backward(In<2> means, In<2> scales, In<2> quats_l, In<2> quats
         const std::int64_t row = projected.index[static_cast<std::size_t>(i)], n = gaussian_of(in, row);
         const Splat& s = projected.splats[static_cast<std::size_t>(i)];
         const float* const m = sums.data() + i * stride;
-        const SplatGradient v = splat_gradient(s, m);
+        SplatGradient v = splat_gradient(s, m);
+        if (depth) v.depth = m[stride - 1];
         const Gaussian sliced = load_gaussian(in, row);
         GaussianGradient g = project_backward(cam, o, sliced, v);
         double* const camera = of_camera.data() + i / per_block * 15;
@@ -83,7 +86,7 @@ void rasterize_4d_backward(In<2> means, In<2> scales, In<2> quats_l, In<2> quats
           v_time = color_backward(moving, moving.harmonics, centre, sliced.mean, n, of_colors, 0, i, to_coeffs, v_place);
           for (int k = 0; k < 3; ++k) g.mean[k] += v_place[k], camera[12 + k] -= static_cast<double>(v_place[k]);
         } else {
-          for (std::int64_t d = 0; d < channels; ++d) (*v_colors)(color_set, row, d) += m[moments + d];
+          for (std::int64_t d = 0; d < of_colors.shape[2]; ++d) (*v_colors)(color_set, row, d) += m[moments + d];
         }
         DynamicGradient whole = slice_backward(in, n, g.mean, g.covar, g.opacity);
         whole.mean[3] += v_time;

@@ -48,20 +48,20 @@ __global__ void __launch_bounds__(block) clear_gaussians(DynamicGradients out) {
 
 void rasterize_4d_backward_cuda(In<2> means, In<2> scales, In<2> quats_l, In<2> quats_r, In<1> opacities, Indices indices, double time,
                                 double min_weight, double prefilter_var, In<3> colors, MaybeIn<3> coeffs, std::int64_t degree,
-                                std::int64_t time_degree, double duration, In<3> viewmats, In<3> Ks, double near_plane, double far_plane,
-                                double radius_clip, double eps2d, double max_alpha, bool antialiased, const char* camera_model, In<4> image,
-                                In<3> alphas, In<4> v_image, MaybeIn<3> v_alphas, MaybeWorkspace workspace, bool deterministic,
-                                Out<2> v_means, Out<2> v_scales, Out<2> v_quats_l, Out<2> v_quats_r, Out<1> v_opacities,
-                                MaybeOut<3> v_colors, MaybeOut<3> v_coeffs, MaybeOut<3> v_viewmats, MaybeOut<3> v_means2d,
-                                core::Stream queue) {
+                                std::int64_t time_degree, double duration, bool depth, In<3> viewmats, In<3> Ks, double near_plane,
+                                double far_plane, double radius_clip, double eps2d, double max_alpha, bool antialiased,
+                                const char* camera_model, In<4> image, In<3> alphas, In<4> v_image, MaybeIn<3> v_alphas,
+                                MaybeWorkspace workspace, bool deterministic, Out<2> v_means, Out<2> v_scales, Out<2> v_quats_l,
+                                Out<2> v_quats_r, Out<1> v_opacities, MaybeOut<3> v_colors, MaybeOut<3> v_coeffs, MaybeOut<3> v_viewmats,
+                                MaybeOut<3> v_means2d, core::Stream queue) {
   const char* const op = "rasterize_4d_backward";
-  const std::int64_t cameras = viewmats.shape[0], rows = indices ? indices->shape[0] : opacities.shape[0], channels = colors.shape[2];
+  const std::int64_t cameras = viewmats.shape[0], rows = indices ? indices->shape[0] : opacities.shape[0], given = colors.shape[2] - depth;
   const Options o =
       check_options(op, cameras, rows, colors.shape[0], {near_plane, far_plane, radius_clip, eps2d, max_alpha, antialiased, camera_model},
                     alphas.shape[1], alphas.shape[2]);
   const Dynamic gaussians =
       check_slice(op, {means, scales, quats_l, quats_r, opacities, {}, {}, {}, {}, {}}, indices, time, min_weight, prefilter_var, rows);
-  const Moving moving = check_moving_seen(op, gaussians, colors, {coeffs, degree, time_degree, duration});
+  const Moving moving = check_moving_seen(op, gaussians, colors, {coeffs, degree, time_degree, duration, depth});
   check_moving_gradients(op, moving, colors, v_colors, v_coeffs, v_means2d, cameras);
   const int device = v_means.device_id;
   const core::OnDevice guard(op, device);
@@ -84,7 +84,7 @@ void rasterize_4d_backward_cuda(In<2> means, In<2> scales, In<2> quats_l, In<2> 
   if (coeffs && rows && cameras) {
     const Sums& sums = gradient.sums();
     const auto stride = static_cast<std::int64_t>(sums.stride);
-    const In<3> v_out{sums.data + moments, {cameras, rows, channels}, {rows * stride, stride, 1}};
+    const In<3> v_out{sums.data + moments, {cameras, rows, given}, {rows * stride, stride, 1}};
     const Out<4> to{v_coeffs->data, moving.harmonics.coeffs.shape, {0, v_coeffs->stride[0], v_coeffs->stride[1], v_coeffs->stride[2]}};
     const int width = staged_width<1>(to, 2) ? staged_width<1>(moving.harmonics.coeffs, 2) : 0;
     const std::size_t bytes = static_cast<std::size_t>(2 * 32 * (width | 1)) * sizeof(float);
@@ -94,7 +94,7 @@ void rasterize_4d_backward_cuda(In<2> means, In<2> scales, In<2> quats_l, In<2> 
     check(cudaGetLastError(), "colouring backward");
   }
   gradient.write({out, v_colors.value_or(Out<3>{}), v_means2d.value_or(Out<3>{}), coeffs ? scratch.at<float>(at_places) : nullptr},
-                 coeffs ? 0 : channels, v_viewmats);
+                 coeffs ? 0 : given, depth ? given : -1, v_viewmats);
   if (of_centres)
     centres_to_cameras<<<static_cast<unsigned>(cameras), centre_threads, 0, stream>>>(viewmats, v_centres, parts, true, *v_viewmats);
   check(cudaGetLastError(), "differentiating by cameras");

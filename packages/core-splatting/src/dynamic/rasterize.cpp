@@ -8,8 +8,8 @@
 
 namespace core_splatting {
 
-Moving check_moving(const char* op, const Dynamic& gaussians, const MaybeIn<3>& colors, const Colouring& colouring) {
-  const auto& [coeffs, degree, time_degree, duration] = colouring;
+Moving check_moving(const char* op, const Dynamic& gaussians, const MaybeIn<3>& colors, const Colouring& colouring, std::int64_t channels) {
+  const auto& [coeffs, degree, time_degree, duration, depth] = colouring;
   const auto refuse = [op](const char* name, const std::string& wanted, const std::string& got) {
     throw core::Error("ValueError", std::string(op) + ": argument '" + name + "' must be " + wanted + ", got " + got);
   };
@@ -19,7 +19,10 @@ Moving check_moving(const char* op, const Dynamic& gaussians, const MaybeIn<3>& 
   if (colors && colors->shape[1] != rows)
     refuse("colors", "of shape (1, M, D) or (C, M, D) with M = " + std::to_string(rows), std::to_string(colors->shape[1]) + " rows");
   if (!(duration > 0 && duration <= 1e30)) refuse("duration", "positive and finite", std::to_string(duration));
-  Moving moving{gaussians, colors, {}, static_cast<float>(duration)};
+  if (const std::int64_t expected = (colors ? *colors : *coeffs).shape[2] + depth; channels != expected)
+    refuse("depth", "true if the picture has a channel more than the colours, else false: they make " + std::to_string(expected),
+           std::to_string(channels));
+  Moving moving{gaussians, colors.value_or(In<3>{}), {}, static_cast<float>(duration), depth};
   if (!coeffs) return moving;
   const In<2>& means = gaussians.means;
   const In<4> set{coeffs->data,
@@ -38,7 +41,7 @@ void check_seen(const char* op, const MaybeOut<3>& seen, std::int64_t rows) {
 
 void rasterize_4d(In<2> means, In<2> scales, In<2> quats_l, In<2> quats_r, In<1> opacities, Indices indices, double time, double min_weight,
                   double prefilter_var, MaybeIn<3> colors, MaybeIn<3> coeffs, std::int64_t degree, std::int64_t time_degree,
-                  double duration, In<3> viewmats, In<3> Ks, MaybeIn<2> backgrounds, double near_plane, double far_plane,
+                  double duration, bool depth, In<3> viewmats, In<3> Ks, MaybeIn<2> backgrounds, double near_plane, double far_plane,
                   double radius_clip, double eps2d, double max_alpha, bool antialiased, const char* camera_model, Out<4> out_colors,
                   Out<3> out_alphas, MaybeOut<3> seen, MaybeOutWorkspace) {
   const char* const op = "rasterize_4d";
@@ -50,9 +53,10 @@ void rasterize_4d(In<2> means, In<2> scales, In<2> quats_l, In<2> quats_r, In<1>
       check_slice(op, {means, scales, quats_l, quats_r, opacities, {}, {}, {}, {}, {}}, indices, time, min_weight, prefilter_var, rows);
   check_indices(op, in);
   check_seen(op, seen, rows);
-  const Moving moving = check_moving(op, in, colors, {coeffs, degree, time_degree, duration});
   const std::int64_t channels = out_colors.shape[3];
-  Untouched<float> own(coeffs && !seen ? static_cast<std::size_t>(core::checked_mul(rows, channels, op)) : 0);
+  const Moving moving = check_moving(op, in, colors, {coeffs, degree, time_degree, duration, depth}, channels);
+  const bool as_given = colors && !depth;
+  Untouched<float> own(!as_given && !seen ? static_cast<std::size_t>(core::checked_mul(rows, channels, op)) : 0);
   for (std::int64_t c = 0; c < cameras; ++c) {
     const Camera cam = load_camera(op, viewmats, Ks, c);
     if (o.tiles_x * o.tiles_y == 0) continue;
@@ -60,7 +64,7 @@ void rasterize_4d(In<2> means, In<2> scales, In<2> quats_l, In<2> quats_r, In<1>
     const Bins bins = bin(projected, o);
     Frame frame{&projected, &bins,     o, c, colors && colors->shape[0] > 1 ? c : 0, {}, backgrounds ? &*backgrounds : nullptr,
                 out_colors, out_alphas};
-    if (colors) {
+    if (as_given) {
       frame.colors = *colors;
     } else {
       const Out<3> as_seen = seen ? *seen : core::tensor(own.data(), std::int64_t{1}, rows, channels);
@@ -70,7 +74,8 @@ void rasterize_4d(In<2> means, In<2> scales, In<2> quats_l, In<2> quats_r, In<1>
       core::parallel_for(static_cast<std::int64_t>(projected.index.size()), 256, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t i = begin; i < end; ++i) {
           const std::int64_t row = projected.index[static_cast<std::size_t>(i)];
-          color_of(moving, moving.harmonics, centre, load_gaussian(in, row).mean, gaussian_of(in, row), as_seen, frame.color_set, row);
+          const Gaussian g = load_gaussian(in, row);
+          color_of(moving, moving.harmonics, centre, viewmats, c, g.mean, gaussian_of(in, row), as_seen, frame.color_set, row);
         }
       });
     }

@@ -70,7 +70,7 @@ __device__ void write_gradient(const Dynamic& in, const GradientsOf<Dynamic>& ou
 /// those by the cameras, [camera][block][12].
 template <class Source>
 __global__ void __launch_bounds__(block) gradient_gaussians(SceneFrom<Source> in, Options o, int cameras, int gaussians, int channels,
-                                                            Lists lists, Sums sums, GradientsOf<Source> out, float* of_cameras) {
+                                                            int depth, Lists lists, Sums sums, GradientsOf<Source> out, float* of_cameras) {
   __shared__ float of_warps[block / 32][12];
   const int n = blockIdx.x * block + static_cast<int>(threadIdx.x), lane = static_cast<int>(threadIdx.x & 31);
   const bool one_set = out.colors.shape[0] == 1;
@@ -89,7 +89,8 @@ __global__ void __launch_bounds__(block) gradient_gaussians(SceneFrom<Source> in
         const float4 a = of_splat[0], b = of_splat[1];
         const float m[moments] = {
             a.x, a.y * over_p, a.z * over_p * over_p, a.w * over_q, b.x * over_p * over_q, b.y * over_q * over_q, b.z * over_p, b.w};
-        const SplatGradient v = splat_gradient(s, m);
+        SplatGradient v = splat_gradient(s, m);
+        if (depth >= 0) v.depth = reinterpret_cast<const float*>(of_splat)[moments + depth];
         g = project_backward(load_camera(in, c), o, load_gaussian(in.gaussians, n), v);
         centre[0] = v.x, centre[1] = v.y, centre[2] = -2.f / log2e * s.uu * m[6], centre[3] = 2.f / log2e * m[7];
       }
@@ -198,11 +199,12 @@ Gradient<Source>::Gradient(const char* op, const SceneFrom<Source>& scene, const
 }
 
 template <class Source>
-void Gradient<Source>::write(const GradientsOf<Source>& out, std::int64_t channels, const MaybeOut<3>& v_viewmats) {
+void Gradient<Source>::write(const GradientsOf<Source>& out, std::int64_t channels, std::int64_t depth, const MaybeOut<3>& v_viewmats) {
   const unsigned parts = blocks_for(gaussians_);
   if (gaussians_)
     gradient_gaussians<Source><<<parts, block, 0, stream_>>>(scene_, options_, static_cast<int>(cameras_), static_cast<int>(gaussians_),
-                                                             static_cast<int>(channels), lists_->lists, sums_, out, of_cameras_);
+                                                             static_cast<int>(channels), static_cast<int>(depth), lists_->lists, sums_, out,
+                                                             of_cameras_);
   if (cameras_ && v_viewmats)
     gradient_cameras<<<static_cast<unsigned>(cameras_), 512, 0, stream_>>>(of_cameras_, static_cast<int>(parts), *v_viewmats);
   check(cudaGetLastError(), "projecting backward");
@@ -239,7 +241,7 @@ void rasterize_backward_of_scene(In<2> means, MaybeIn<2> quats, MaybeIn<2> scale
                                deterministic, v_means2d && v_means2d->shape[2] == 4, v_viewmats.has_value(), device, stream);
   gradient.write({v_means, v_quats.value_or(Out<2>{}), v_scales.value_or(Out<2>{}), v_covars.value_or(Out<2>{}), v_opacities, v_colors,
                   v_means2d.value_or(Out<3>{})},
-                 colors.shape[2], v_viewmats);
+                 colors.shape[2], -1, v_viewmats);
 }
 
 }  // namespace

@@ -111,8 +111,8 @@ class Gradient {
            cudaStream_t stream);
   const Lists& lists() const { return lists_->lists; }
   const Sums& sums() const { return sums_; }
-  /// `channels`: of out.colors, 0 if no one asks for these.
-  void write(const GradientsOf<Source>& out, std::int64_t channels, const MaybeOut<3>& v_viewmats);
+  /// `channels`: of out.colors, 0 if no one asks for these; `depth`: the channel of the Gaussians' depth, -1 if none is.
+  void write(const GradientsOf<Source>& out, std::int64_t channels, std::int64_t depth, const MaybeOut<3>& v_viewmats);
 
  private:
   SceneFrom<Source> scene_;

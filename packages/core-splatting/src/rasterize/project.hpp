@@ -181,7 +181,7 @@ CORE_HD bool in_picture(const Splat& s, const Options& o) {
 
 /// Derivatives of a loss by what `project` returns.
 struct SplatGradient {
-  float x, y, uu, shear, yy, log2_opacity;
+  float x, y, uu, shear, yy, log2_opacity, depth = 0.f;
 };
 
 /// Derivatives of a loss by what `project` takes; `r` and `t` are those of the camera.
@@ -255,6 +255,7 @@ CORE_HD GaussianGradient project_backward(const Camera& cam, const Options& o, c
       g.r[3 * i + k] = f.view.jx[i] * v_a[k] + f.view.jy[i] * v_b[k];
     }
   view_backward(cam, o, f.point[0], f.point[1], f.point[2], v_view, g.t);
+  g.t[2] += v.depth;
   for (int i = 0; i < 3; ++i)
     for (int k = 0; k < 3; ++k) {
       g.mean[k] += r[3 * i + k] * g.t[i];

@@ -90,8 +90,14 @@ def _harmonics(args: dict[str, Any], sliced: dict[str, Array]) -> dict[str, Any]
 
 
 def colors_seen(args: dict[str, Any]) -> Array:
-    """(C, M, D) colours of the raw operator's coefficients."""
-    return spherical_harmonics(_harmonics(args, slice_4d(args)))["out"]
+    """(C, M, E): the colours of the raw operator, given or of its coefficients, and perhaps the depths."""
+    sliced, views = slice_4d(args), args["viewmats"].astype(np.float64)
+    harmonics = args["coeffs"] is not None
+    colors = spherical_harmonics(_harmonics(args, sliced))["out"] if harmonics else args["colors"]
+    if not args["depth"]:
+        return np.asarray(colors)
+    depths = views[:, 2, :3] @ sliced["out_means"].T + views[:, 2, 3:]
+    return np.concatenate([np.broadcast_to(colors, (*depths.shape, colors.shape[-1])), depths[..., None]], -1)
 
 
 def _slices(args: dict[str, Any]) -> dict[str, Any]:
@@ -104,8 +110,7 @@ def _slices(args: dict[str, Any]) -> dict[str, Any]:
 
 def rasterize_4d(args: dict[str, Any]) -> dict[str, Array]:
     """The raw operator's outputs: the slices, their colours and their picture, one after the other."""
-    colors = colors_seen(args) if args["colors"] is None else args["colors"]
-    picture: dict[str, Array] = rasterize(args | _slices(args) | {"colors": colors})
+    picture: dict[str, Array] = rasterize(args | _slices(args) | {"colors": colors_seen(args)})
     return picture
 
 
@@ -121,6 +126,10 @@ def rasterize_4d_backward(args: dict[str, Any]) -> dict[str, Array]:
     of_picture = rasterize_backward(given | still | wanted)
     out = {k: of_picture[k] for k in ("v_viewmats", "v_means2d")}
     v_times = np.zeros(rows)
+    if args["depth"]:
+        v_depths, of_picture["v_colors"] = of_picture["v_colors"][..., -1], of_picture["v_colors"][..., :-1]
+        of_picture["v_means"] = of_picture["v_means"] + v_depths.T @ args["viewmats"][:, 2, :3].astype(np.float64)
+        out["v_viewmats"][:, 2] += np.concatenate([v_depths @ still["means"], v_depths.sum(1, keepdims=True)], 1)
     if args["coeffs"] is None:
         out["v_colors"] = of_picture["v_colors"]
     else:
