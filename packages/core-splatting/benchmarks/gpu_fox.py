@@ -35,9 +35,12 @@ class GsplatTrainer(Trainer):
         from gsplat import DefaultStrategy
 
         renamed = {"log_scales": "scales", "logit_opacities": "opacities"}
-        rates = {g["name"]: g["lr"] for g in self.model.optimizer.param_groups}
-        values = {renamed.get(n, n): torch.nn.Parameter(p.detach().clone()) for n, p in self.model.parameters.items()}
-        self.params = torch.nn.ParameterDict(values)
+        rates = {g["name"]: g["lr"] for g in self.model.optimizer.param_groups if g["name"] != "sh"}
+        rates |= {"sh0": self.config.lr_sh0, "shN": self.config.lr_shn}
+        values = {renamed.get(n, n): p.detach().clone() for n, p in self.model.parameters.items()}
+        sh = values.pop("sh")
+        values |= {"sh0": sh[:, :1].clone(), "shN": sh[:, 1:].clone()}
+        self.params = torch.nn.ParameterDict({n: torch.nn.Parameter(v) for n, v in values.items()})
         self.optimizers = {
             renamed.get(n, n): torch.optim.Adam([self.params[renamed.get(n, n)]], lr=lr, eps=1e-15, fused=True)
             for n, lr in rates.items()

@@ -155,6 +155,6 @@ inline constexpr auto ops = core::op_set(
         {.paper = "2308.04079", .ns_per_element = 10}),
     core::op<"selective_adam", &selective_adam CORE_IF_CUDA(&selective_adam_cuda)>(
         "One step of Adam on the rows that are visible, with a count of steps for each row.",
-        {"param[N,K]", "grad[N,K]", "exp_avg[N,K]", "exp_avg_sq[N,K]", "steps[N]", "visible[N]", "lr", "beta1", "beta2", "eps"},
+        {"param[N,K]", "grad[N,K]", "exp_avg[N,K]", "exp_avg_sq[N,K]", "steps[N]", "visible[N]", "rates[K]", "lr", "beta1", "beta2", "eps"},
         {.paper = "2308.04079", .ns_per_element = 2}));
 }

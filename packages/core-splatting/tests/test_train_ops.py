@@ -87,6 +87,24 @@ def test_adam_is_torchs_on_the_steps_of_each_row(shape: tuple[int, ...]) -> None
         np.testing.assert_allclose(ours.detach(), torch.stack(theirs).detach(), rtol=2e-5, atol=2e-6)
 
 
+def test_rates_of_columns_are_those_of_parameters_apart() -> None:
+    start, rates = torch.randn(40, 4, 3), torch.tensor([[0.02], [0.001], [0.001], [0.0]]).expand(4, 3).contiguous()
+    whole = start.clone().requires_grad_()
+    parts = [start[:, k].clone().requires_grad_() for k in range(4)]
+    ours = SelectiveAdam([{"params": [whole], "lr": 0.5, "rates": rates}])
+    theirs = SelectiveAdam([{"params": [p], "lr": 0.5 * float(rates[k, 0])} for k, p in enumerate(parts)])
+    for _ in range(10):
+        whole.grad = torch.randn(40, 4, 3)
+        for k, p in enumerate(parts):
+            p.grad = whole.grad[:, k]
+        visible = torch.rand(40) < 0.5
+        ours.step(visible)
+        theirs.step(visible)
+    torch.testing.assert_close(whole, torch.stack(parts, 1), rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="rates"):
+        SelectiveAdam([{"params": [whole], "rates": rates[:3]}]).step()
+
+
 def test_adam_of_all_rows_is_torchs() -> None:
     ours = torch.randn(300, 7).requires_grad_()
     theirs = ours.detach().clone().requires_grad_()

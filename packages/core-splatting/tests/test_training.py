@@ -111,7 +111,7 @@ def test_resume_is_exact(photographs: Path, tmp_path: Path) -> None:
 def model_of(g: formats.Gaussians, config: Config) -> Model3D:
     values = {
         "means": g.means, "quats": g.quats, "log_scales": g.log_scales, "logit_opacities": g.logit_opacities,
-        "sh0": g.sh[:, :1], "shN": g.sh[:, 1:],
+        "sh": g.sh,
     }  # fmt: skip
     return Model3D({k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in values.items()}, config, 1.0)
 

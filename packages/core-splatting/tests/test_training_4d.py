@@ -186,13 +186,13 @@ def test_tied_harmonics_move_together_and_are_stored_as_they_are(scene: Any, tmp
     list(t.run(10))
     tie(t, 16)
     before = t.model.gaussians().sh
-    gradient = torch.randn(t.model.shN.shape, generator=torch.Generator().manual_seed(0))
-    (t.model.shN * gradient).sum().backward()
+    gradient = torch.randn(t.model.sh.shape, generator=torch.Generator().manual_seed(0))
+    (t.model.sh * gradient).sum().backward()
     _, codes = np.unique(before[:, 16:32].reshape(len(before), -1), axis=0, return_inverse=True)
     sums = np.zeros((16, 16, 3))
-    np.add.at(sums, codes, gradient[:, 15:31].numpy())
-    np.testing.assert_allclose(t.model.shN.grad[:, 15:31], sums[codes], rtol=1e-4, atol=1e-4)
-    t.model.shN.grad = None
+    np.add.at(sums, codes, gradient[:, 16:32].numpy())
+    np.testing.assert_allclose(t.model.sh.grad[:, 16:32], sums[codes], rtol=1e-4, atol=1e-4)
+    t.model.sh.grad = None
     list(t.run(10))
     after = t.model.gaussians()
     for columns in (slice(0, 1), slice(1, 16), slice(16, 32), slice(32, 48)):

@@ -22,12 +22,13 @@ CORE_EXPORT void ssim_backward(core::Tensor<const float, 4> image, core::Tensor<
 
 /// One step of Adam (Kingma and Ba, arXiv 1412.6980) on the rows that are visible; the others keep values, moments and count.
 ///
-/// param, grad, exp_avg, exp_avg_sq [N,K]; steps[N]: how many steps each row has had, one more afterwards; visible[N].
+/// param, grad, exp_avg, exp_avg_sq [N,K]; steps[N]: how many steps each row has had, one more afterwards; visible[N]; rates[K]: what
+/// the learning rate of a column is times, 1 if left out.
 /// A row goes as under torch.optim.Adam run on the steps at which it was visible. Throws ValueError for a scalar out of
 /// range (lr and eps at least 0, betas in [0, 1)) and, on the CPU, for a negative count.
 CORE_EXPORT void selective_adam(core::Tensor<float, 2> param, core::Tensor<const float, 2> grad, core::Tensor<float, 2> exp_avg,
                                 core::Tensor<float, 2> exp_avg_sq, core::Tensor<std::int32_t, 1> steps, core::Tensor<const bool, 1> visible,
-                                double lr, double beta1, double beta2, double eps);
+                                std::optional<core::Tensor<const float, 1>> rates, double lr, double beta1, double beta2, double eps);
 
 #if defined(CORE_WITH_CUDA)
 /// The same on CUDA tensors; work is queued on `stream`.
@@ -38,8 +39,8 @@ CORE_EXPORT void ssim_backward_cuda(core::Tensor<const float, 4> image, core::Te
                                     core::Tensor<float, 4> v_image, core::Stream stream);
 CORE_EXPORT void selective_adam_cuda(core::Tensor<float, 2> param, core::Tensor<const float, 2> grad, core::Tensor<float, 2> exp_avg,
                                      core::Tensor<float, 2> exp_avg_sq, core::Tensor<std::int32_t, 1> steps,
-                                     core::Tensor<const bool, 1> visible, double lr, double beta1, double beta2, double eps,
-                                     core::Stream stream);
+                                     core::Tensor<const bool, 1> visible, std::optional<core::Tensor<const float, 1>> rates, double lr,
+                                     double beta1, double beta2, double eps, core::Stream stream);
 #endif
 
 }  // namespace core_splatting

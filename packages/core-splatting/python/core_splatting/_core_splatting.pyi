@@ -324,6 +324,7 @@ def selective_adam(
     exp_avg_sq: Any,  # out float32[N,K]
     steps: Any,  # out int32[N]
     visible: Any,  # bool[N]
+    rates: Any | None,  # float32[K]
     lr: float,
     beta1: float,
     beta2: float,

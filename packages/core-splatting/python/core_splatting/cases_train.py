@@ -35,14 +35,15 @@ def images_backward(rng: np.random.Generator, **size: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def adam(rng: np.random.Generator, N: int, K: int) -> dict[str, Any]:
-    """Adam in full run, two fifths of the rows visible."""
+def adam(rng: np.random.Generator, N: int, K: int, rates: bool = False) -> dict[str, Any]:
+    """Adam in full run, two fifths of the rows visible; columns with or without rates of their own."""
     moments = rng.normal(size=(N, K)).astype(f32)
     return {
         "param": rng.normal(size=(N, K)).astype(f32), "grad": rng.normal(size=(N, K)).astype(f32), "exp_avg": moments,
         "exp_avg_sq": (moments * moments * rng.uniform(1, 3, (N, K))).astype(f32),
         "steps": rng.integers(0, 30000, N).astype(np.int32), "visible": rng.random(N) < 0.4,
-        "lr": 1e-2, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8,
+        "rates": rng.uniform(0, 2, K).astype(f32) if rates else None, "lr": 1e-2, "beta1": 0.9, "beta2": 0.999,
+        "eps": 1e-8,
     }  # fmt: skip
 
 
@@ -118,7 +119,7 @@ cases = [
         tolerance={"param": (1e-5, 1e-6), "exp_avg": (1e-5, 1e-6), "exp_avg_sq": (1e-5, 1e-6), "steps": (0, 0)},
         inout=("param", "exp_avg", "exp_avg_sq", "steps"),
         work=_adam_work,
-        vary={"N": (0, 60), "K": (0, 50)},
+        vary={"N": (0, 60), "K": (0, 50), "rates": (0, 1)},
         devices=("cpu", "cuda"),
     ),
 ]

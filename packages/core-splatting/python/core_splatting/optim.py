@@ -25,7 +25,8 @@ class SelectiveAdam(torch.optim.Optimizer):
     `exp_avg_sq` of the parameter's shape and `steps` (N,) int32.
 
     Args:
-        params: float32 parameters of first size N, or groups of them with `lr` of their own.
+        params: float32 parameters of first size N, or groups of them with `lr` of their own and perhaps `rates`, a
+            float32 tensor of the shape of a row by which `lr` is multiplied.
         lr: learning rate.
         betas: decay of the two moments.
         eps: added to the denominator.
@@ -38,7 +39,7 @@ class SelectiveAdam(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-15,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "rates": None})
 
     def step(self, visibility: torch.Tensor | None = None, closure: Callable[[], Any] | None = None) -> None:
         """One step; `visibility` is (N,) bool, or None if all are visible. Parameters without a gradient stay."""
@@ -59,7 +60,8 @@ class SelectiveAdam(torch.optim.Optimizer):
                     x.detach().view(count, -1 if count else 1)
                     for x in (param, param.grad.contiguous(), state["exp_avg"], state["exp_avg_sq"])
                 )
-                beta1, beta2 = group["betas"]
+                rates, (beta1, beta2) = group["rates"], group["betas"]
                 _C.selective_adam(
-                    value, grad, first, second, state["steps"], seen, group["lr"], beta1, beta2, group["eps"]
-                )
+                    value, grad, first, second, state["steps"], seen, None if rates is None else rates.view(-1),
+                    group["lr"], beta1, beta2, group["eps"],
+                )  # fmt: skip

@@ -112,8 +112,8 @@ void over_planes(const char* op, const std::array<std::int64_t, 4>& shape, Launc
 
 __global__ void adam_kernel(core::Tensor<float, 2> param, core::Tensor<const float, 2> grad, core::Tensor<float, 2> exp_avg,
                             core::Tensor<float, 2> exp_avg_sq, core::Tensor<std::int32_t, 1> steps, core::Tensor<const bool, 1> visible,
-                            std::int64_t rows, std::int64_t columns, float lr, float log_beta1, float log_beta2, float beta2, float keep1,
-                            float keep2, float eps) {
+                            core::Tensor<const float, 1> rates, std::int64_t rows, std::int64_t columns, float lr, float log_beta1,
+                            float log_beta2, float beta2, float keep1, float keep2, float eps) {
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= rows * columns) return;
   const std::int64_t n = i / columns, k = i % columns;
@@ -125,7 +125,8 @@ __global__ void adam_kernel(core::Tensor<float, 2> param, core::Tensor<const flo
   v = beta2 * v + keep2 * g * g;
   element(exp_avg, n, k) = m;
   element(exp_avg_sq, n, k) = v;
-  element(param, n, k) += lr * m / (expm1f(step * log_beta1) * (sqrtf(v) * rsqrtf(-expm1f(step * log_beta2)) + eps));
+  const float rate = rates.data ? lr * element(rates, k) : lr;
+  element(param, n, k) += rate * m / (expm1f(step * log_beta1) * (sqrtf(v) * rsqrtf(-expm1f(step * log_beta2)) + eps));
 }
 
 __global__ void count_kernel(core::Tensor<std::int32_t, 1> steps, core::Tensor<const bool, 1> visible, std::int64_t rows) {
@@ -157,7 +158,8 @@ void ssim_backward_cuda(core::Tensor<const float, 4> image, core::Tensor<const f
 
 void selective_adam_cuda(core::Tensor<float, 2> param, core::Tensor<const float, 2> grad, core::Tensor<float, 2> exp_avg,
                          core::Tensor<float, 2> exp_avg_sq, core::Tensor<std::int32_t, 1> steps, core::Tensor<const bool, 1> visible,
-                         double lr, double beta1, double beta2, double eps, core::Stream stream) {
+                         std::optional<core::Tensor<const float, 1>> rates, double lr, double beta1, double beta2, double eps,
+                         core::Stream stream) {
   check_adam(lr, beta1, beta2, eps);
   const core::OnDevice on("selective_adam", param.device_id);
   const std::int64_t rows = param.shape[0], columns = param.shape[1];
@@ -166,9 +168,9 @@ void selective_adam_cuda(core::Tensor<float, 2> param, core::Tensor<const float,
   constexpr int threads = 256;
   if (columns)
     adam_kernel<<<static_cast<unsigned>((rows * columns + threads - 1) / threads), threads, 0, s>>>(
-        param, grad, exp_avg, exp_avg_sq, steps, visible, rows, columns, static_cast<float>(lr), static_cast<float>(std::log(beta1)),
-        static_cast<float>(std::log(beta2)), static_cast<float>(beta2), static_cast<float>(1 - beta1), static_cast<float>(1 - beta2),
-        static_cast<float>(eps));
+        param, grad, exp_avg, exp_avg_sq, steps, visible, rates.value_or(core::Tensor<const float, 1>{}), rows, columns,
+        static_cast<float>(lr), static_cast<float>(std::log(beta1)), static_cast<float>(std::log(beta2)), static_cast<float>(beta2),
+        static_cast<float>(1 - beta1), static_cast<float>(1 - beta2), static_cast<float>(eps));
   count_kernel<<<static_cast<unsigned>((rows + threads - 1) / threads), threads, 0, s>>>(steps, visible, rows);
   core::check_cuda("selective_adam", cudaGetLastError(), "launch");
 }

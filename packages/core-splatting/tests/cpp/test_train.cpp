@@ -27,15 +27,21 @@ CORE_TEST(adam_moves_only_what_is_visible) {
   std::vector<std::int32_t> steps{0, 5};
   const bool visible[] = {true, false};
   const float* const gradient = g.data();
+  std::optional<core::Tensor<const float, 1>> rates;
   const auto step = [&](double beta) {
     core_splatting::selective_adam(core::tensor(p.data(), 2, 2), core::tensor(gradient, 2, 2), core::tensor(m.data(), 2, 2),
-                                   core::tensor(v.data(), 2, 2), core::tensor(steps.data(), 2), core::tensor(visible, 2), 0.1, beta, 0.999,
-                                   1e-15);
+                                   core::tensor(v.data(), 2, 2), core::tensor(steps.data(), 2), core::tensor(visible, 2), rates, 0.1, beta,
+                                   0.999, 1e-15);
   };
   step(0.9);
   CHECK_NEAR(p[0], 0.9, 1e-6);  // the first step is of length lr
   CHECK_NEAR(p[1], 2.1, 1e-6);
   CHECK(p[2] == 3 && p[3] == 4 && m[2] == 0 && steps[0] == 1 && steps[1] == 5);
+  const float twice_and_none[] = {2, 0};
+  rates = core::tensor(twice_and_none, 2);
+  step(0.9);
+  CHECK_NEAR(p[0], 0.7, 1e-5);
+  CHECK_NEAR(p[1], 2.1, 1e-6);
   CHECK_THROWS(step(1.0), "ValueError");
   steps[1] = -1;
   CHECK_THROWS(step(0.9), "ValueError");

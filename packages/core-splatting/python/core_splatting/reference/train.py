@@ -46,6 +46,7 @@ def selective_adam(args: dict[str, Any]) -> dict[str, Any]:
     beta1, beta2 = args["beta1"], args["beta2"]
     t = np.maximum(steps, 1)[:, None]
     new_m, new_v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
-    new_p = p - args["lr"] * (new_m / (1 - beta1**t)) / (np.sqrt(new_v / (1 - beta2**t)) + args["eps"])
+    rates = args["lr"] * np.float64(1 if args["rates"] is None else args["rates"])
+    new_p = p - rates * (new_m / (1 - beta1**t)) / (np.sqrt(new_v / (1 - beta2**t)) + args["eps"])
     pick = [np.where(seen[:, None], new, old) for new, old in ((new_p, p), (new_m, m), (new_v, v))]
     return dict(zip(("param", "exp_avg", "exp_avg_sq"), pick, strict=True)) | {"steps": steps.astype(np.int32)}

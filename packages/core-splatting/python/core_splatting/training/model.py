@@ -42,10 +42,8 @@ class Picture:
 
 
 class Model:
-    """Parameters by name, all of first size N, and their optimiser; the two kinds of Gaussians are below.
-
-    `sh` is kept as sh0 (N, 1, 3) and shN (N, K - 1, 3); the others are those of `Gaussians` and of `Gaussians4D`.
-    """
+    """Parameters by name, all of first size N, those of `Gaussians` or of `Gaussians4D`, and their optimiser; the two
+    kinds of Gaussians are below."""
 
     names: ClassVar[tuple[str, ...]]
 
@@ -53,12 +51,19 @@ class Model:
         self.config = config
         rates = {
             "means": config.lr_means * extent, "log_scales": config.lr_scales,
-            "logit_opacities": config.lr_opacities, "sh0": config.lr_sh0, "shN": config.lr_shn,
+            "logit_opacities": config.lr_opacities, "sh": 1.0,
         }  # fmt: skip
         self.parameters = {name: values[name].detach().clone().requires_grad_() for name in self.names}
+        sh = self.parameters["sh"]
+        of_harmonics = torch.full(sh.shape[1:], config.lr_shn, device=sh.device)
+        of_harmonics[0] = config.lr_sh0
         self.optimizer = SelectiveAdam(
-            [{"params": [self.parameters[n]], "lr": rates.get(n, config.lr_quats), "name": n} for n in self.names]
-        )
+            {
+                "params": [self.parameters[n]], "lr": rates.get(n, config.lr_quats), "name": n,
+                "rates": of_harmonics if n == "sh" else None,
+            }
+            for n in self.names
+        )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.parameters["means"])
@@ -127,15 +132,13 @@ class Model:
                 value[slice(None) if rows is None else rows] = 0
 
     def _arrays(self) -> dict[str, Any]:
-        arrays = {n: self.parameters[n].detach().cpu().numpy().copy() for n in self.names}
-        arrays["sh"] = np.concatenate([arrays.pop("sh0"), arrays.pop("shN")], 1)
-        return arrays
+        return {n: self.parameters[n].detach().cpu().numpy().copy() for n in self.names}
 
 
 class Model3D(Model):
     """Gaussians at rest (arXiv 2308.04079)."""
 
-    names = ("means", "quats", "log_scales", "logit_opacities", "sh0", "shN")
+    names = ("means", "quats", "log_scales", "logit_opacities", "sh")
 
     @staticmethod
     def initial(scene: Scene, config: Config, device: str) -> dict[str, Tensor]:
@@ -152,10 +155,9 @@ class Model3D(Model):
     def _rasterize(
         self, picture: Picture, degree: int, viewmats: Any, Ks: Any, width: int, height: int, **options: Any
     ) -> tuple[Any, Any, Any]:
-        sh = torch.cat([self.sh0, self.shN], 1)
         return rasterization(
-            self.means, self.quats, self.log_scales.exp(), torch.sigmoid(self.logit_opacities), sh, viewmats, Ks, width,
-            height, sh_degree=min(degree, self.config.sh_degree), **options,
+            self.means, self.quats, self.log_scales.exp(), torch.sigmoid(self.logit_opacities), self.sh, viewmats, Ks,
+            width, height, sh_degree=min(degree, self.config.sh_degree), **options,
         )  # fmt: skip
 
     def factors(self, rows: Any = slice(None)) -> Tensor:
@@ -180,7 +182,7 @@ class Model3D(Model):
 class Model4D(Model):
     """Gaussians in space and time (arXiv 2310.10642); with a `filter`, only those that it names are rendered."""
 
-    names = ("means", "quats_left", "quats_right", "log_scales", "logit_opacities", "sh0", "shN")
+    names = ("means", "quats_left", "quats_right", "log_scales", "logit_opacities", "sh")
     filter: KeyFrameFilter | None = None
     _shown: tuple[KeyFrameFilter | None, dict[tuple[int, int], Tensor]] = (None, {})
 
@@ -206,7 +208,7 @@ class Model4D(Model):
     ) -> tuple[Any, Any, Any]:
         c = self.config
         return rasterization_4d(
-            *self.shape(), torch.cat([self.sh0, self.shN], 1), viewmats, Ks, width, height, picture.time,
+            *self.shape(), self.sh, viewmats, Ks, width, height, picture.time,
             indices=self._indices(picture.time), sh_degree=min(degree, c.sh_degree),
             time_degree=min(max(degree - c.sh_degree, 0), c.sh_time_degree), duration=c.duration, **options,
         )  # fmt: skip
@@ -279,12 +281,9 @@ def _log_sizes(points: Any, config: Config) -> Any:
 
 
 def _looks(colors: Any, config: Config, terms: int) -> dict[str, Any]:
-    count = len(colors)
-    return {
-        "logit_opacities": np.full(count, 0.0 if config.strategy == "mcmc" else np.log(0.1 / 0.9)),
-        "sh0": ((colors - 0.5) / SH_C0)[:, None],
-        "shN": np.zeros((count, terms - 1, 3)),
-    }
+    sh = np.zeros((len(colors), terms, 3))
+    sh[:, 0] = (colors - 0.5) / SH_C0
+    return {"logit_opacities": np.full(len(sh), 0.0 if config.strategy == "mcmc" else np.log(0.1 / 0.9)), "sh": sh}
 
 
 def _tensors(values: dict[str, Any], device: str) -> dict[str, Tensor]:

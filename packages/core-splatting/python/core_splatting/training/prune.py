@@ -78,20 +78,16 @@ def tie(trainer: Trainer, entries: int = 4096) -> None:
     from here on moves the books' entries, and the Gaussians of one entry stay equal."""
     model = _dynamic(trainer)
     trainer.config = dataclasses.replace(trainer.config, visible_only=False)
-    sh = torch.cat([model.sh0, model.shN], 1).detach()
-    count, device = len(model), sh.device
-    shared: dict[str, list[tuple[slice, Tensor, int]]] = {"sh0": [], "shN": []}
+    sh = model.sh.detach()
+    rows = sh.view(len(model), -1)
+    shared: list[tuple[slice, Tensor, int]] = []
     for first, book in harmonics_books(sh.cpu().numpy(), entries, trainer.config.seed):
-        name, place = ("shN", 3 * (first - 1)) if first else ("sh0", 0)
-        columns = slice(place, place + book.shape[1])
-        rows = model.parameters[name].detach().view(count, -1)
-        codes = torch.from_numpy(nearest(rows[:, columns].cpu().numpy(), book)).to(device)
-        rows[:, columns] = torch.from_numpy(book).to(device)[codes]
-        shared[name].append((columns, codes, len(book)))
-    for name, groups in shared.items():
-        parameter = model.parameters[name]
-        model.optimizer.state.pop(parameter, None)
-        parameter.register_hook(lambda gradient, groups=groups: _of_entries(gradient, groups))
+        columns = slice(3 * first, 3 * first + book.shape[1])
+        codes = torch.from_numpy(nearest(rows[:, columns].cpu().numpy(), book)).to(sh.device)
+        rows[:, columns] = torch.from_numpy(book).to(sh.device)[codes]
+        shared.append((columns, codes, len(book)))
+    model.optimizer.state.pop(model.sh, None)
+    model.sh.register_hook(lambda gradient: _of_entries(gradient, shared))
 
 
 def _of_entries(gradient: Tensor, groups: list[tuple[slice, Tensor, int]]) -> Tensor:

@@ -20,7 +20,7 @@ from .config import Config
 from .densify import MCMC, Default, Fixed
 from .model import Model3D, Model4D, Picture
 
-_FORMAT = "core-splatting trainer 1"
+_FORMAT = "core-splatting trainer 2"
 _STRATEGIES = {"default": Default, "mcmc": MCMC, "fixed": Fixed}
 
 
