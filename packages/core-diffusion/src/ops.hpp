@@ -5,6 +5,7 @@
 #include <core_diffusion/codebook.hpp>
 #include <core_diffusion/marching_cubes.hpp>
 #include <core_diffusion/moe.hpp>
+#include <core_diffusion/refinement.hpp>
 #include <core_diffusion/set_diffusion.hpp>
 
 namespace core_diffusion {
@@ -27,6 +28,23 @@ inline constexpr auto ops = core::op_set(
         "The level set of a volume of which the nodes `index` are known, as an indexed mesh in world units.",
         {"index[N]", "values[N]", "shape[3]", "level", "origin[3]", "spacing[3]", "inward", "vertices[V,3]", "faces[F,3]"},
         {.paper = "2503.16302", .ns_per_element = 20}),
+    core::op<"grid_points", &grid_points CORE_IF_CUDA(&grid_points_cuda)>(
+        "Where consecutive nodes of a grid lie.", {"first", "size", "low[3]", "spacing[3]", "points[N,3]"}, {.paper = "2503.16302"}),
+    core::op<"refine_start", &refine_start CORE_IF_CUDA(&refine_start_cuda)>(
+        "Begins a level of a hierarchical decoder: marks the cells that the surface crosses or approaches, and their nodes.",
+        {"coarse[B,N,N,N]", "level", "near", "dilation", "size", "values[B,V]", "nodes[B,P]", "cells[B,Q]", "tiles[B,T,4]",
+         "counts[B+1,2]"},
+        {.paper = "2503.16302"}),
+    core::op<"refine_ask", &refine_ask CORE_IF_CUDA(&refine_ask_cuda)>(
+        "Lists the nodes of a level that are to be asked, and where they lie.",
+        {"size", "low[3]", "spacing[3]", "nodes[B,P]", "tiles[B,T,4]", "index[B,M]", "points[B,M,3]"}, {.paper = "2503.16302"}),
+    core::op<"refine_follow", &refine_follow CORE_IF_CUDA(&refine_follow_cuda)>(
+        "Takes the answers at a level's nodes and marks the cells into which the surface runs on, and their nodes.",
+        {"size", "index[B,M]", "found[B,M]", "level", "round", "values[B,V]", "nodes[B,P]", "cells[B,Q]", "tiles[B,T,4]", "counts[B+1,2]"},
+        {.paper = "2503.16302"}),
+    core::op<"refine_known", &refine_known CORE_IF_CUDA(&refine_known_cuda)>(
+        "Lists the known nodes of a level and their values.", {"size", "values[B,V]", "nodes[B,P]", "tiles[B,T,4]", "index[K]", "found[K]"},
+        {.paper = "2503.16302"}),
     core::op<"nearest_codes", &nearest_codes>("The nearest code of each vector, and its squared distance.",
                                               {"x[N,D]", "codes[K,D]", "index[N]", "distance[N]"},
                                               {.paper = "2503.16194", .ns_per_element = 20}),

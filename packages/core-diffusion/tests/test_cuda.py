@@ -6,6 +6,9 @@ from core_diffusion import moe_route, topk_mask
 from core_diffusion.reference import moe as reference
 
 torch = pytest.importorskip("torch")
+
+from core_diffusion.volume_decoding import decode_volume  # noqa: E402
+
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
 
@@ -240,3 +243,24 @@ def test_recorded_steps_equal_plain_ones(moe):
     np.testing.assert_allclose(recorded, plain, rtol=1e-4 if moe is None else 2e-2)
     for name, tensor in first.items():
         torch.testing.assert_close(second[name], tensor, rtol=1e-2, atol=1e-4 if moe is None else 1e-2)
+
+
+@pytest.mark.parametrize("resolution", [1, 33, 64, 128])
+@pytest.mark.parametrize("options", [{}, {"band": 0.1, "dilation": 1}])
+def test_volumes_are_the_cpus(resolution, options):
+    """Of shapes whose values are exact: a ball, a blade that is followed from its root, nothing, and a hole of NaN."""
+    sizes = torch.tensor([0.75, 0.5, -1, 0.25])[:, None]
+
+    def field(p):
+        square, size = p.square().sum(-1), sizes.to(p.device)
+        blade = torch.minimum(1 / 64 - (p[..., 2] - 1 / 32).abs(), size - p[..., :2].square().sum(-1))
+        values = torch.maximum(blade, size.square() / 4 - square)
+        return torch.where((size == 0.25) & (p[..., 0] > 0), torch.nan, values)
+
+    bounds = ((-resolution / 64,) * 3, (resolution / 64,) * 3)
+    arguments = {"batch": 4, "bounds": bounds, "coarsest": 8, "chunk": 5000, **options}
+    ours = decode_volume(field, resolution, device="cuda", **arguments)
+    for volume, want in zip(ours, decode_volume(field, resolution, device="cpu", **arguments), strict=True):
+        assert volume.queries == want.queries
+        assert torch.equal(volume.index.cpu(), want.index)
+        torch.testing.assert_close(volume.values.cpu(), want.values, rtol=0, atol=1e-6, equal_nan=True)

@@ -61,6 +61,64 @@ def sparse_marching_cubes(
 ) -> None:
     """The level set of a volume of which the nodes `index` are known, as an indexed mesh in world units."""
 
+def grid_points(
+    first: SupportsIndex,
+    size: SupportsIndex,
+    low: Any,  # float64[3]
+    spacing: Any,  # float64[3]
+    points: Any,  # out float32[N,3]
+) -> None:
+    """Where consecutive nodes of a grid lie."""
+
+def refine_start(
+    coarse: Any,  # float32[B,N,N,N]
+    level: float,
+    near: float,
+    dilation: SupportsIndex,
+    size: SupportsIndex,
+    values: Any,  # out float32[B,V]
+    nodes: Any,  # out uint8[B,P]
+    cells: Any,  # out uint8[B,Q]
+    tiles: Any,  # out int64[B,T,4]
+    counts: Any,  # out int64[B+1,2]
+) -> None:
+    """Begins a level of a hierarchical decoder: marks the cells that the surface crosses or approaches, and their nodes."""
+
+def refine_ask(
+    size: SupportsIndex,
+    low: Any,  # float64[3]
+    spacing: Any,  # float64[3]
+    nodes: Any,  # out uint8[B,P]
+    tiles: Any,  # int64[B,T,4]
+    index: Any,  # out int64[B,M]
+    points: Any,  # out float32[B,M,3]
+) -> None:
+    """Lists the nodes of a level that are to be asked, and where they lie."""
+
+def refine_follow(
+    size: SupportsIndex,
+    index: Any,  # int64[B,M]
+    found: Any,  # float32[B,M]
+    level: float,
+    round: SupportsIndex,
+    values: Any,  # out float32[B,V]
+    nodes: Any,  # out uint8[B,P]
+    cells: Any,  # out uint8[B,Q]
+    tiles: Any,  # out int64[B,T,4]
+    counts: Any,  # out int64[B+1,2]
+) -> None:
+    """Takes the answers at a level's nodes and marks the cells into which the surface runs on, and their nodes."""
+
+def refine_known(
+    size: SupportsIndex,
+    values: Any,  # float32[B,V]
+    nodes: Any,  # uint8[B,P]
+    tiles: Any,  # int64[B,T,4]
+    index: Any,  # out int64[K]
+    found: Any,  # out float32[K]
+) -> None:
+    """Lists the known nodes of a level and their values."""
+
 def nearest_codes(
     x: Any,  # float32[N,D]
     codes: Any,  # float32[K,D]
@@ -105,36 +163,36 @@ def moe_route(
     """Lists the tokens of each expert from a selection mask."""
 
 def expert_ffn(
-    x: Any,  # float32[T,D]
+    x: Any,  # float32 | bfloat16 | float16 | float64[T,D]
     tokens: Any,  # int64[A]
     offsets: Any,  # int64[O]
-    gates: Any,  # float32[T,E]
-    up: Any,  # float32[E,H,D]
-    up_bias: Any | None,  # float32[E,H]
-    down: Any,  # float32[E,D,H]
-    down_bias: Any | None,  # float32[E,D]
+    gates: Any,  # float32 | bfloat16 | float16 | float64[T,E]
+    up: Any,  # float32 | bfloat16 | float16 | float64[E,H,D]
+    up_bias: Any | None,  # float32 | bfloat16 | float16 | float64[E,H]
+    down: Any,  # float32 | bfloat16 | float16 | float64[E,D,H]
+    down_bias: Any | None,  # float32 | bfloat16 | float16 | float64[E,D]
     activation: str,
-    hidden: Any | None,  # out float32[P,H]
-    out: Any,  # out float32[T,D]
+    hidden: Any | None,  # out float32 | bfloat16 | float16 | float64[P,H]
+    out: Any,  # out float32 | bfloat16 | float16 | float64[T,D]
 ) -> None:
     """The weighted sum of the feed-forward networks of each token's experts."""
 
 def expert_ffn_backward(
-    dout: Any,  # float32[T,D]
-    x: Any,  # float32[T,D]
+    dout: Any,  # float32 | bfloat16 | float16 | float64[T,D]
+    x: Any,  # float32 | bfloat16 | float16 | float64[T,D]
     tokens: Any,  # int64[A]
     offsets: Any,  # int64[O]
-    gates: Any,  # float32[T,E]
-    up: Any,  # float32[E,H,D]
-    down: Any,  # float32[E,D,H]
-    down_bias: Any | None,  # float32[E,D]
-    hidden: Any,  # float32[P,H]
+    gates: Any,  # float32 | bfloat16 | float16 | float64[T,E]
+    up: Any,  # float32 | bfloat16 | float16 | float64[E,H,D]
+    down: Any,  # float32 | bfloat16 | float16 | float64[E,D,H]
+    down_bias: Any | None,  # float32 | bfloat16 | float16 | float64[E,D]
+    hidden: Any,  # float32 | bfloat16 | float16 | float64[P,H]
     activation: str,
-    dx: Any,  # out float32[T,D]
-    dgates: Any,  # out float32[T,E]
-    dup: Any,  # out float32[E,H,D]
-    dup_bias: Any | None,  # out float32[E,H]
-    ddown: Any,  # out float32[E,D,H]
-    ddown_bias: Any | None,  # out float32[E,D]
+    dx: Any,  # out float32 | bfloat16 | float16 | float64[T,D]
+    dgates: Any,  # out float32 | bfloat16 | float16 | float64[T,E]
+    dup: Any,  # out float32 | bfloat16 | float16 | float64[E,H,D]
+    dup_bias: Any | None,  # out float32 | bfloat16 | float16 | float64[E,H]
+    ddown: Any,  # out float32 | bfloat16 | float16 | float64[E,D,H]
+    ddown_bias: Any | None,  # out float32 | bfloat16 | float16 | float64[E,D]
 ) -> None:
     """The derivatives of expert_ffn."""

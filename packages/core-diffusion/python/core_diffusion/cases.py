@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from . import _core_diffusion as _C
 from .cases_codebook import cases as codebook_cases
+from .cases_refinement import cases as refinement_cases
 from .reference import marching_cubes as reference_mesh
 from .reference import moe as reference_moe
 from .reference import set_diffusion as reference
@@ -386,4 +387,5 @@ cases = [
         work=work_experts,
     ),
     *codebook_cases,
+    *refinement_cases,
 ]

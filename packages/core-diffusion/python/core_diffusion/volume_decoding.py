@@ -13,6 +13,7 @@ of the queries and after which the mesh is closed.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -21,12 +22,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
+from . import _core_diffusion as _C
 from .marching_cubes import marching_cubes, sparse_marching_cubes
 
 __all__ = ["SparseVolume", "decode_volume", "levels_of"]
 
+_NODE_TILE, _CELL_TILE = 4096, 1024
 Field = Callable[[Tensor], Tensor]
 """Values [B, N] (or [B, N, 1]) at points [B, N, 3]; B shapes, each with its own points."""
 
@@ -92,150 +94,84 @@ def levels_of(resolution: int, coarsest: int = 64) -> list[int]:
     return sizes
 
 
-def _corners(x: Tensor, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Joins the eight nodes of each cell: [B, n+1, n+1, n+1] -> [B, n, n, n]."""
-    for d in (1, 2, 3):
-        x = join(x.narrow(d, 0, x.shape[d] - 1), x.narrow(d, 1, x.shape[d] - 1))
-    return x
-
-
-def _dilate(x: Tensor) -> Tensor:
-    """Every cell with its 26 neighbours."""
-    for d in (1, 2, 3):
-        grown = x.clone()
-        n = x.shape[d] - 1
-        grown.narrow(d, 0, n).logical_or_(x.narrow(d, 1, n))
-        grown.narrow(d, 1, n).logical_or_(x.narrow(d, 0, n))
-        x = grown
-    return x
-
-
-def _active(values: Tensor, level: float, near: float, dilation: int) -> Tensor:
-    """Cells [B, n, n, n] whose eight nodes are known and which the surface crosses or approaches, dilated."""
-    # Of a cell's nodes, how many lie above, and nine times how many are unknown.
-    count = _corners((values > level).to(torch.int8).add_(values.isnan(), alpha=9), torch.add)
-    cells = (count > 0) & (count < 8)
-    if near > 0:
-        cells |= _corners((values - level).abs() <= near, torch.logical_or) & (count < 9)
-    for _ in range(dilation):
-        cells = _dilate(cells)
-    return cells
-
-
 class _Level:
-    """A grid of nodes, known here and there, and the cells of the grid half as fine that it refines.
+    """A grid of `size` nodes along each axis, known where the surface shows in `coarse` [B, n, n, n], half as fine.
 
-    Both are numbered over all shapes, in raster order: `side` nodes an axis, an odd number, of which the last lies at
-    the border a second time if the volume has an even one; and `across` cells, the outer ones not of the volume and
-    never refined, so that every cell has neighbours.
+    State and counts are those of the operators (see core_diffusion/refinement.hpp).
     """
 
-    def __init__(self, batch: int, nodes: int, device: torch.device) -> None:
-        cells = nodes // 2
-        self.shape, self.side, self.across = (batch, *[nodes] * 3), 2 * cells + 1, cells + 2
-        self.values = torch.full((batch * self.side**3,), math.nan, device=device)
-        self.known = torch.zeros(self.values.shape, dtype=torch.bool, device=device)
-        refined = torch.ones((batch, *[self.across] * 3), dtype=torch.bool, device=device)
-        refined[:, 1:-1, 1:-1, 1:-1] = False
-        self.refined = refined.view(-1)
-        around = _cube(range(-1, 2), self.across)
-        sides = [around[i] for i in (4, 10, 12, 22, 16, 14)]
-        numbers = torch.tensor([*_cube(range(-2, 1), self.side), *around, *sides, *_FACES], device=device)
-        self.corners, self.around, self.sides, faces = numbers.split((27, 27, 6, 54))
-        """From a cell's first node, displaced by 2 in each direction, to all of its 27; from a cell to itself and its
-        neighbours; to the six with which it shares a side."""
-        self.faces = faces.view(6, 9)
+    def __init__(self, coarse: Tensor, size: int, level: float, near: float, dilation: int) -> None:
+        batch, cells = len(coarse), size // 2
+        self.size, self.side, self.level = size, 2 * cells + 1, level
+        tiles = [-(-count // tile) for count, tile in ((self.side**3, _NODE_TILE), (cells**3, _CELL_TILE))]
+        make = functools.partial(torch.empty, device=coarse.device)
+        self.values = make(batch, self.side**3, dtype=torch.float32)
+        self.nodes = make(batch, tiles[0] * _NODE_TILE, dtype=torch.uint8)
+        self.cells = make(batch, tiles[1] * _CELL_TILE, dtype=torch.uint8)
+        self.tiles = make(batch, sum(tiles), 4, dtype=torch.int64)
+        self.counts = make(batch + 1, 2, dtype=torch.int64)
+        state = (self.values, self.nodes, self.cells, self.tiles, self.counts)
+        _C.refine_start(coarse, level, near, dilation, size, *state)
 
-    def of_volume(self, x: Tensor) -> Tensor:
-        """Of something for each node, what is in the volume: [B, nodes, nodes, nodes]."""
-        inner = slice(0, self.shape[1])
-        return x.view(self.shape[0], self.side, self.side, self.side)[:, inner, inner, inner]
+    def decode(self, ask: _Asker, low: Tensor, spacing: Tensor) -> list[int]:
+        """Asks at the nodes of every cell that the surface reaches; returns how many nodes of each shape are known."""
+        for step in itertools.count():
+            *shapes, (front, _) = self.counts.tolist()
+            asked = [count for count, _ in shapes]
+            if not front:
+                return [known for _, known in shapes]
+            index = torch.empty(len(asked), max(asked), dtype=torch.int64, device=low.device)
+            points = torch.empty(*index.shape, 3, device=low.device)
+            _C.refine_ask(self.size, low, spacing, self.nodes, self.tiles, index, points)
+            found, state = ask(points, asked), (self.values, self.nodes, self.cells, self.tiles, self.counts)
+            _C.refine_follow(self.size, index, found, self.level, step, *state)
+        raise AssertionError
 
-    def take(self, cells: Tensor) -> Tensor:
-        """The numbers of cells given as bool [B, n, n, n]."""
-        return pad(cells, (1,) * 6).view(-1).nonzero().squeeze(1)
+    def volume(self) -> Tensor:
+        """Values [B, size, size, size]."""
+        inner = slice(0, self.size)
+        return self.values.view(-1, *[self.side] * 3)[:, inner, inner, inner]
 
-    def refine(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Marks cells [M] as refined and their nodes [M, 27] as known; gives these, and those to ask at, ascending."""
-        n, p = self.side, self.across
-        # Of a cell ((shape p + x) p + y) p + z the first node is ((shape n + 2x - 2) n + 2y - 2) n + 2z - 2.
-        rows = cells // p
-        planes = rows // p
-        first = torch.add(cells, rows, alpha=n - p).add_(planes, alpha=n * (n - p)).mul_(2)
-        if self.shape[0] > 1:
-            first.add_(planes // p, alpha=n * n * (n - 2 * p))
-        at = first[:, None] + self.corners
-        new = at[self.values[at].isnan() & ~self.known[at]].unique()
-        self.refined[cells] = True
-        self.known[at] = True
-        return at, new
-
-    def followed(self, cells: Tensor, at: Tensor, level: float, wide: bool) -> Tensor:
-        """Cells that are not refined into which the surface runs from `cells`: of their nodes `at`, those on the common
-        side lie on both sides of the level. If `wide`, their neighbours too."""
-        above = self.values[at] > level
-        near = cells[:, None] + self.sides
-        near = near[(above[:, self.faces].sum(2) % 9 != 0) & ~self.refined[near]]
-        if not len(near):
-            return near
-        if wide:
-            near = near[:, None] + self.around
-            near = near[~self.refined[near]]
-        return near.unique()
-
-
-def _cube(steps: Sequence[int], stride: int) -> list[int]:
-    """The numbers of a cube of three steps an axis in a grid of `stride` an axis."""
-    return [(x * stride + y) * stride + z for x, y, z in itertools.product(steps, repeat=3)]
-
-
-_NODES = list(itertools.product(range(3), repeat=3))
-_FACES = [i for at in (0, 2) for axis in range(3) for i, node in enumerate(_NODES) if node[axis] == at]
-"""Of a cell's 27 nodes, the nine that it shares with the neighbour on each of its `sides`, one side after the other."""
+    def known(self, count: int) -> tuple[Tensor, Tensor]:
+        """The numbers of the known nodes in the volume, shape after shape, `count` in all, and their values."""
+        index = torch.empty(count, dtype=torch.int64, device=self.values.device)
+        found = self.values.new_empty(count)
+        _C.refine_known(self.size, self.values, self.nodes, self.tiles, index, found)
+        return index, found
 
 
 class _Asker:
-    """Asks a field at nodes, shape by shape side by side, and counts."""
+    """Asks a field at points of all shapes side by side, and counts."""
 
-    def __init__(self, field: Field, batch: int, low: Tensor, chunk: int) -> None:
-        self.field, self.batch, self.low, self.chunk = field, batch, low, chunk
+    def __init__(self, field: Field, batch: int, chunk: int) -> None:
+        self.field, self.chunk = field, chunk
         self.asked = [0] * batch
 
-    def __call__(self, at: Tensor | None, nodes: int, side: int, spacing: Tensor) -> Tensor:
-        """Values at the nodes `at`, ascending over all shapes, of grids of `nodes` an axis, numbered as if they were
-        `side`; None: at every node."""
-        total = side**3
-        if at is None or self.batch == 1:
-            whole = torch.arange(total, device=self.low.device) if at is None else at
-            self.asked = [asked + len(whole) for asked in self.asked]
-            return self._rows(whole.expand(self.batch, -1), nodes, side, spacing).view(-1)
-        shape_of = at // total
-        counts = torch.bincount(shape_of, minlength=self.batch)
-        column = torch.arange(len(at), device=at.device) - (counts.cumsum(0) - counts)[shape_of]
-        asked = counts.tolist()
+    def __call__(self, points: Tensor, asked: Sequence[int]) -> Tensor:
+        """Values float32 [B, N] at points [B, N, 3], of which the first `asked` of each shape count."""
         self.asked = [a + b for a, b in zip(self.asked, asked, strict=True)]
-        table = at.new_zeros(self.batch, max(asked))
-        table[shape_of, column] = at % total
-        return self._rows(table, nodes, side, spacing)[shape_of, column]
+        parts = [self._part(part) for part in points.split(self.chunk, 1)] if points.shape[1] else []
+        return parts[0] if len(parts) == 1 else torch.cat(parts or [points.new_empty(points.shape[:2])], 1)
 
-    def _rows(self, table: Tensor, nodes: int, side: int, spacing: Tensor) -> Tensor:
-        """Values [B, N] at nodes [B, N] of each shape's grid."""
-        found = torch.empty(table.shape, dtype=torch.float32, device=table.device)
-        for begin in range(0, table.shape[1], self.chunk):
-            part = table[:, begin : begin + self.chunk]
-            rows = part // side
-            planes = rows // side
-            place = torch.stack([planes, rows.sub(planes, alpha=side), part.sub(rows, alpha=side)], -1)
-            place = place.clamp_(max=nodes - 1) if nodes < side else place
-            points = torch.addcmul(self.low, place.to(torch.float32), spacing)
-            values = self.field(points)
-            if values.shape not in (part.shape, (*part.shape, 1)):
-                raise ValueError(
-                    f"decode_volume: argument 'field' must give values of shape {tuple(part.shape)} "
-                    f"for points of shape {tuple(points.shape)}, got {tuple(values.shape)}"
-                )
-            found[:, begin : begin + self.chunk] = values.reshape(part.shape)
-        return found
+    def grid(self, size: int, low: Tensor, spacing: Tensor) -> Tensor:
+        """Values [B, size, size, size] at all nodes of a grid."""
+        batch, total = len(self.asked), size**3
+        self.asked = [asked + total for asked in self.asked]
+        found = torch.empty(batch, total, device=low.device)
+        for begin in range(0, total, self.chunk):
+            points = torch.empty(min(self.chunk, total - begin), 3, device=low.device)
+            _C.grid_points(begin, size, low, spacing, points)
+            found[:, begin : begin + self.chunk] = self._part(points.expand(batch, -1, -1))
+        return found.view(batch, *[size] * 3)
+
+    def _part(self, points: Tensor) -> Tensor:
+        values = self.field(points)
+        if values.shape not in (points.shape[:2], (*points.shape[:2], 1)):
+            raise ValueError(
+                f"decode_volume: argument 'field' must give values of shape {tuple(points.shape[:2])} "
+                f"for points of shape {tuple(points.shape)}, got {tuple(values.shape)}"
+            )
+        return values.reshape(points.shape[:2]).to(torch.float32)
 
 
 def _check(resolution: int, coarsest: int, chunk: int, dilation: int, batch: int, band: float, level: float) -> None:
@@ -302,8 +238,8 @@ def decode_volume(
         ValueError: an argument out of range, or values of another shape.
     """
     _check(resolution, coarsest, chunk, dilation, batch, band, level)
-    corners = torch.tensor(bounds, dtype=torch.float64)
-    if corners.shape != (2, 3) or not bool(corners.isfinite().all()) or not bool((corners[0] < corners[1]).all()):
+    corners = np.asarray(bounds, np.float64)
+    if corners.shape != (2, 3) or not np.isfinite(corners).all() or not (corners[0] < corners[1]).all():
         raise ValueError(
             f"decode_volume: argument 'bounds' must be two points, the first below the second, got {bounds}"
         )
@@ -314,32 +250,19 @@ def decode_volume(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     fine = (corners[1] - corners[0]) / resolution
     sizes = levels_of(resolution, coarsest) if hierarchical else [resolution]
-    steps = fine * 2.0 ** torch.arange(len(sizes) - 1, -1, -1)[:, None]
-    low, *spacings = torch.cat([corners[:1], steps]).to(device, torch.float32)
-    ask = _Asker(field, batch, low, chunk)
-    values = ask(None, sizes[0] + 1, sizes[0] + 1, spacings[0]).view(batch, *[sizes[0] + 1] * 3)
-    known: Tensor | None = None  # of nodes; None: all
+    steps = fine * 2.0 ** np.arange(len(sizes) - 1, -1, -1)[:, None]
+    low, *spacings = torch.from_numpy(np.concatenate([corners[:1], steps])).to(device)
+    ask = _Asker(field, batch, chunk)
+    values, grid = ask.grid(sizes[0] + 1, low, spacings[0]), None
+    parts = [(sizes[0] + 1) ** 3] * batch
     for count, spacing, above in zip(sizes[1:], spacings[1:], steps, strict=False):
         near = band if lipschitz is None else max(band, lipschitz * math.hypot(*above.tolist()) / 2)
-        grid = _Level(batch, count + 1, device)
-        new = grid.take(_active(values, level, near, dilation))
-        grid.values.view(batch, *[grid.side] * 3)[:, ::2, ::2, ::2] = values
-        rounds = 0
-        while len(new):
-            at, fresh = grid.refine(new)
-            grid.values[fresh] = ask(fresh, count + 1, grid.side, spacing)
-            new = grid.followed(new, at, level, wide=rounds > 0)
-            rounds += 1
-        values, known = grid.of_volume(grid.values), grid.of_volume(grid.known).reshape(-1)
-    total = (resolution + 1) ** 3
-    if known is None:
-        at, parts = torch.arange(total, device=device).repeat(batch), [total] * batch
-        found = values.view(-1)
+        grid = _Level(values, count + 1, level, near, dilation)
+        parts, values = grid.decode(ask, low, spacing), grid.volume()
+    if grid is None:
+        at, found = torch.arange(parts[0], device=device).repeat(batch), values.view(-1)
     else:
-        at, found = known.nonzero().squeeze(1), values.reshape(-1)
-        found = found[at]
-        parts = [len(at)] if batch == 1 else torch.bincount(at // total, minlength=batch).tolist()
-    at = at if batch == 1 else at % total
+        at, found = grid.known(sum(parts))
     return [
         SparseVolume(index, value, (resolution + 1,) * 3, tuple(corners[0].tolist()), tuple(fine.tolist()), asked)
         for index, value, asked in zip(at.split(parts), found.split(parts), ask.asked, strict=True)
