@@ -58,13 +58,15 @@ inline constexpr auto ops = core::op_set(
         {.paper = "2503.16057", .ns_per_element = 2}),
     core::op<"moe_route", &moe_route CORE_IF_CUDA(&moe_route_cuda)>("Lists the tokens of each expert from a selection mask.",
                                                                     {"mask[T,E]", "offsets[O]", "tokens[A]"}, {.paper = "2503.16057"}),
-    core::op<"expert_ffn", &expert_ffn CORE_IF_CUDA(&expert_ffn_bf16, &expert_ffn_f16, &expert_ffn_cuda_f32, &expert_ffn_cuda_f64)>(
+    core::op<"expert_ffn", &expert_ffn CORE_IF_CUDA(&expert_ffn_cuda<core::bfloat16>, &expert_ffn_cuda<core::float16>,
+                                                    &expert_ffn_cuda<float>, &expert_ffn_cuda<double>)>(
         "The weighted sum of the feed-forward networks of each token's experts.",
         {"x[T,D]", "tokens[A]", "offsets[O]", "gates[T,E]", "up[E,H,D]", "up_bias[E,H]", "down[E,D,H]", "down_bias[E,D]", "activation",
          "hidden[P,H]", "out[T,D]"},
         {.paper = "2503.14487", .ns_per_element = 20}),
-    core::op<"expert_ffn_backward", &expert_ffn_backward CORE_IF_CUDA(&expert_ffn_backward_bf16, &expert_ffn_backward_f16,
-                                                                      &expert_ffn_backward_cuda_f32, &expert_ffn_backward_cuda_f64)>(
+    core::op<"expert_ffn_backward",
+             &expert_ffn_backward CORE_IF_CUDA(&expert_ffn_backward_cuda<core::bfloat16>, &expert_ffn_backward_cuda<core::float16>,
+                                               &expert_ffn_backward_cuda<float>, &expert_ffn_backward_cuda<double>)>(
         "The derivatives of expert_ffn.",
         {"dout[T,D]", "x[T,D]", "tokens[A]", "offsets[O]", "gates[T,E]", "up[E,H,D]", "down[E,D,H]", "down_bias[E,D]", "hidden[P,H]",
          "activation", "dx[T,D]", "dgates[T,E]", "dup[E,H,D]", "dup_bias[E,H]", "ddown[E,D,H]", "ddown_bias[E,D]"},

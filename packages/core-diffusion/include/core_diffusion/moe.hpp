@@ -66,23 +66,25 @@ CORE_EXPORT void moe_route_cuda(core::Tensor<const bool, 2> mask, core::Tensor<s
 /// float, those of doubles in double. hidden[P,H]: P = padded_rows(A, E), in an order of its own. What the lists hold is
 /// not checked; tokens past offsets[E] are not read. Throws NotImplementedError: an older GPU, tensors that are not
 /// contiguous or do not begin at a multiple of 16 bytes.
-#define CORE_EXPERTS(suffix, T)                                                                                            \
-  CORE_EXPORT void expert_ffn_##suffix(                                                                                    \
-      core::Tensor<const T, 2> x, core::Tensor<const std::int64_t, 1> tokens, core::Tensor<const std::int64_t, 1> offsets, \
-      core::Tensor<const T, 2> gates, core::Tensor<const T, 3> up, std::optional<core::Tensor<const T, 2>> up_bias,        \
-      core::Tensor<const T, 3> down, std::optional<core::Tensor<const T, 2>> down_bias, const char* activation,            \
-      std::optional<core::Tensor<T, 2>> hidden, core::Tensor<T, 2> out, core::Stream stream);                              \
-  CORE_EXPORT void expert_ffn_backward_##suffix(                                                                           \
-      core::Tensor<const T, 2> dout, core::Tensor<const T, 2> x, core::Tensor<const std::int64_t, 1> tokens,               \
-      core::Tensor<const std::int64_t, 1> offsets, core::Tensor<const T, 2> gates, core::Tensor<const T, 3> up,            \
-      core::Tensor<const T, 3> down, std::optional<core::Tensor<const T, 2>> down_bias, core::Tensor<const T, 2> hidden,   \
-      const char* activation, core::Tensor<T, 2> dx, core::Tensor<T, 2> dgates, core::Tensor<T, 3> dup,                    \
-      std::optional<core::Tensor<T, 2>> dup_bias, core::Tensor<T, 3> ddown, std::optional<core::Tensor<T, 2>> ddown_bias,  \
-      core::Stream stream)
-CORE_EXPERTS(bf16, core::bfloat16);
-CORE_EXPERTS(f16, core::float16);
-CORE_EXPERTS(cuda_f32, float);
-CORE_EXPERTS(cuda_f64, double);
-#undef CORE_EXPERTS
+template <class T>
+void expert_ffn_cuda(core::Tensor<const T, 2> x, core::Tensor<const std::int64_t, 1> tokens, core::Tensor<const std::int64_t, 1> offsets,
+                     core::Tensor<const T, 2> gates, core::Tensor<const T, 3> up, std::optional<core::Tensor<const T, 2>> up_bias,
+                     core::Tensor<const T, 3> down, std::optional<core::Tensor<const T, 2>> down_bias, const char* activation,
+                     std::optional<core::Tensor<T, 2>> hidden, core::Tensor<T, 2> out, core::Stream stream);
+template <class T>
+void expert_ffn_backward_cuda(core::Tensor<const T, 2> dout, core::Tensor<const T, 2> x, core::Tensor<const std::int64_t, 1> tokens,
+                              core::Tensor<const std::int64_t, 1> offsets, core::Tensor<const T, 2> gates, core::Tensor<const T, 3> up,
+                              core::Tensor<const T, 3> down, std::optional<core::Tensor<const T, 2>> down_bias,
+                              core::Tensor<const T, 2> hidden, const char* activation, core::Tensor<T, 2> dx, core::Tensor<T, 2> dgates,
+                              core::Tensor<T, 3> dup, std::optional<core::Tensor<T, 2>> dup_bias, core::Tensor<T, 3> ddown,
+                              std::optional<core::Tensor<T, 2>> ddown_bias, core::Stream stream);
+extern template CORE_EXPORT decltype(expert_ffn_cuda<core::bfloat16>) expert_ffn_cuda<core::bfloat16>;
+extern template CORE_EXPORT decltype(expert_ffn_cuda<core::float16>) expert_ffn_cuda<core::float16>;
+extern template CORE_EXPORT decltype(expert_ffn_cuda<float>) expert_ffn_cuda<float>;
+extern template CORE_EXPORT decltype(expert_ffn_cuda<double>) expert_ffn_cuda<double>;
+extern template CORE_EXPORT decltype(expert_ffn_backward_cuda<core::bfloat16>) expert_ffn_backward_cuda<core::bfloat16>;
+extern template CORE_EXPORT decltype(expert_ffn_backward_cuda<core::float16>) expert_ffn_backward_cuda<core::float16>;
+extern template CORE_EXPORT decltype(expert_ffn_backward_cuda<float>) expert_ffn_backward_cuda<float>;
+extern template CORE_EXPORT decltype(expert_ffn_backward_cuda<double>) expert_ffn_backward_cuda<double>;
 #endif
 }  // namespace core_diffusion

@@ -287,12 +287,16 @@ class Pieces {
   int count_ = 0;
   int64_t bytes_ = 0;
 };
+}  // namespace core_diffusion::experts
+
+namespace core_diffusion {
+using namespace experts;
 
 template <class Stored>
-void forward(Tensor<const Stored, 2> x, Tensor<const int64_t, 1> tokens, Tensor<const int64_t, 1> offsets, Tensor<const Stored, 2> gates,
-             Tensor<const Stored, 3> up, std::optional<Tensor<const Stored, 2>> up_bias, Tensor<const Stored, 3> down,
-             std::optional<Tensor<const Stored, 2>> down_bias, const char* activation, std::optional<Tensor<Stored, 2>> hidden,
-             Tensor<Stored, 2> out, core::Stream stream) {
+void expert_ffn_cuda(Tensor<const Stored, 2> x, Tensor<const int64_t, 1> tokens, Tensor<const int64_t, 1> offsets,
+                     Tensor<const Stored, 2> gates, Tensor<const Stored, 3> up, std::optional<Tensor<const Stored, 2>> up_bias,
+                     Tensor<const Stored, 3> down, std::optional<Tensor<const Stored, 2>> down_bias, const char* activation,
+                     std::optional<Tensor<Stored, 2>> hidden, Tensor<Stored, 2> out, core::Stream stream) {
   using T = Native<Stored>;
   const char* op = "expert_ffn";
   const auto s = static_cast<cudaStream_t>(stream.handle);
@@ -327,11 +331,12 @@ void forward(Tensor<const Stored, 2> x, Tensor<const int64_t, 1> tokens, Tensor<
 }
 
 template <class Stored>
-void backward(Tensor<const Stored, 2> dout, Tensor<const Stored, 2> x, Tensor<const int64_t, 1> tokens, Tensor<const int64_t, 1> offsets,
-              Tensor<const Stored, 2> gates, Tensor<const Stored, 3> up, Tensor<const Stored, 3> down,
-              std::optional<Tensor<const Stored, 2>> down_bias, Tensor<const Stored, 2> hidden, const char* activation,
-              Tensor<Stored, 2> dx, Tensor<Stored, 2> dgates, Tensor<Stored, 3> dup, std::optional<Tensor<Stored, 2>> dup_bias,
-              Tensor<Stored, 3> ddown, std::optional<Tensor<Stored, 2>> ddown_bias, core::Stream stream) {
+void expert_ffn_backward_cuda(Tensor<const Stored, 2> dout, Tensor<const Stored, 2> x, Tensor<const int64_t, 1> tokens,
+                              Tensor<const int64_t, 1> offsets, Tensor<const Stored, 2> gates, Tensor<const Stored, 3> up,
+                              Tensor<const Stored, 3> down, std::optional<Tensor<const Stored, 2>> down_bias,
+                              Tensor<const Stored, 2> hidden, const char* activation, Tensor<Stored, 2> dx, Tensor<Stored, 2> dgates,
+                              Tensor<Stored, 3> dup, std::optional<Tensor<Stored, 2>> dup_bias, Tensor<Stored, 3> ddown,
+                              std::optional<Tensor<Stored, 2>> ddown_bias, core::Stream stream) {
   using T = Native<Stored>;
   const char* op = "expert_ffn_backward";
   const auto s = static_cast<cudaStream_t>(stream.handle);
@@ -384,4 +389,4 @@ void backward(Tensor<const Stored, 2> dout, Tensor<const Stored, 2> x, Tensor<co
       native(dgates.data));
   core::check_cuda(op, cudaGetLastError(), "adding up");
 }
-}  // namespace core_diffusion::experts
+}  // namespace core_diffusion
