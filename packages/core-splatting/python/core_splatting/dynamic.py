@@ -121,7 +121,7 @@ def rasterization_4d(
 
     Returns:
         What `rasterization` returns, with the `indices` in the third; its rows are those of `indices`. torch tensors
-        get gradients.
+        get gradients, the same on every run where those of `rasterization` are.
 
     Raises:
         TypeError, ValueError, NotImplementedError: as `slice_4d` and `rasterization` do.
