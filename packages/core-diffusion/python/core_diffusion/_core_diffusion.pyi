@@ -163,36 +163,36 @@ def moe_route(
     """Lists the tokens of each expert from a selection mask."""
 
 def expert_ffn(
-    x: Any,  # float32 | bfloat16 | float16 | float64[T,D]
+    x: Any,  # float32[T,D]
     tokens: Any,  # int64[A]
     offsets: Any,  # int64[O]
-    gates: Any,  # float32 | bfloat16 | float16 | float64[T,E]
-    up: Any,  # float32 | bfloat16 | float16 | float64[E,H,D]
-    up_bias: Any | None,  # float32 | bfloat16 | float16 | float64[E,H]
-    down: Any,  # float32 | bfloat16 | float16 | float64[E,D,H]
-    down_bias: Any | None,  # float32 | bfloat16 | float16 | float64[E,D]
+    gates: Any,  # float32[T,E]
+    up: Any,  # float32[E,H,D]
+    up_bias: Any | None,  # float32[E,H]
+    down: Any,  # float32[E,D,H]
+    down_bias: Any | None,  # float32[E,D]
     activation: str,
-    hidden: Any | None,  # out float32 | bfloat16 | float16 | float64[P,H]
-    out: Any,  # out float32 | bfloat16 | float16 | float64[T,D]
+    hidden: Any | None,  # out float32[P,H]
+    out: Any,  # out float32[T,D]
 ) -> None:
     """The weighted sum of the feed-forward networks of each token's experts."""
 
 def expert_ffn_backward(
-    dout: Any,  # float32 | bfloat16 | float16 | float64[T,D]
-    x: Any,  # float32 | bfloat16 | float16 | float64[T,D]
+    dout: Any,  # float32[T,D]
+    x: Any,  # float32[T,D]
     tokens: Any,  # int64[A]
     offsets: Any,  # int64[O]
-    gates: Any,  # float32 | bfloat16 | float16 | float64[T,E]
-    up: Any,  # float32 | bfloat16 | float16 | float64[E,H,D]
-    down: Any,  # float32 | bfloat16 | float16 | float64[E,D,H]
-    down_bias: Any | None,  # float32 | bfloat16 | float16 | float64[E,D]
-    hidden: Any,  # float32 | bfloat16 | float16 | float64[P,H]
+    gates: Any,  # float32[T,E]
+    up: Any,  # float32[E,H,D]
+    down: Any,  # float32[E,D,H]
+    down_bias: Any | None,  # float32[E,D]
+    hidden: Any,  # float32[P,H]
     activation: str,
-    dx: Any,  # out float32 | bfloat16 | float16 | float64[T,D]
-    dgates: Any,  # out float32 | bfloat16 | float16 | float64[T,E]
-    dup: Any,  # out float32 | bfloat16 | float16 | float64[E,H,D]
-    dup_bias: Any | None,  # out float32 | bfloat16 | float16 | float64[E,H]
-    ddown: Any,  # out float32 | bfloat16 | float16 | float64[E,D,H]
-    ddown_bias: Any | None,  # out float32 | bfloat16 | float16 | float64[E,D]
+    dx: Any,  # out float32[T,D]
+    dgates: Any,  # out float32[T,E]
+    dup: Any,  # out float32[E,H,D]
+    dup_bias: Any | None,  # out float32[E,H]
+    ddown: Any,  # out float32[E,D,H]
+    ddown_bias: Any | None,  # out float32[E,D]
 ) -> None:
     """The derivatives of expert_ffn."""
