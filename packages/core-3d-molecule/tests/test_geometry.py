@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from core_3d_molecule import Structures, gaussian_mmd, kabsch_rmsd, principal_frames
+from core_3d_molecule import Structures, gaussian_mmd, kabsch_rmsd, mirrored, principal_frames
 from core_3d_molecule.reference import geometry as reference
 
 RNG = np.random.default_rng(0)
@@ -53,6 +53,23 @@ def test_principal_frames() -> None:
     assert len(principal_frames(Structures.from_list([], []))) == 0
     with pytest.raises(ValueError, match="structure 1 has none"):
         principal_frames(Structures.from_list([[1], []], [[[0.0, 0, 0]], np.empty((0, 3))]))
+
+
+def test_mirrored() -> None:
+    parts = [RNG.normal(size=(n, 3)) for n in (4, 1, 7)]
+    given = Structures.from_list([np.arange(1, len(p) + 1) for p in parts], parts)
+    found = mirrored(given)
+    assert len(found) == 24
+    seen = set()
+    for i, (numbers, at) in enumerate(found):
+        np.testing.assert_array_equal(numbers, given.numbers[given.offsets[i % 3] : given.offsets[i % 3 + 1]])
+        np.testing.assert_array_equal(np.abs(at), np.abs(parts[i % 3]))
+        signs = at / parts[i % 3]
+        assert (signs == signs[0]).all()
+        seen.add((i % 3, *signs[0].tolist()))
+    assert len(seen) == 24
+    np.testing.assert_array_equal(found.select(np.arange(3)).positions, given.positions)
+    assert len(mirrored(Structures.from_list([], []))) == 0
 
 
 def test_mmd() -> None:

@@ -168,8 +168,8 @@ def test_errors_of_latent_vectors():
 
 
 class TestDiffusion:
-    def model(self, context=0):
-        return woken(dit.DiT(dataclasses.replace(DIT, context=context)))
+    def model(self, context=0, qk_norm=False):
+        return woken(dit.DiT(dataclasses.replace(DIT, context=context, qk_norm=qk_norm)))
 
     def test_guidance(self):
         model = self.model(2)
@@ -233,9 +233,10 @@ class TestDiffusion:
         with torch.no_grad():
             torch.testing.assert_close(model(x, t, real)[:, :4], model(other, t, real)[:, :4])
 
-    def test_packed_atoms_give_the_same(self):
+    @pytest.mark.parametrize("qk_norm", [False, True])
+    def test_packed_atoms_give_the_same(self, qk_norm):
         """Side by side or packed, behind them molecules that only fill: the same noise, the same gradients."""
-        model, x, t, told = self.model(1), torch.randn(3, 7, 4), torch.rand(3), torch.randn(3, 1)
+        model, x, t, told = self.model(1, qk_norm=qk_norm), torch.randn(3, 7, 4), torch.rand(3), torch.randn(3, 1)
         counts = torch.tensor([7, 3, 5])
         real = torch.arange(7) < counts[:, None]
         offsets = torch.tensor([0, 7, 10, 15, 17, 18])
@@ -252,6 +253,23 @@ class TestDiffusion:
             torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
         y = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(lambda y: dit._Spread.apply(y, molecule, rows, real)[:15].square(), y)
+
+    def test_normed_queries_and_keys_have_one_length(self):
+        """However long those are that come out of the projection."""
+        block, seen = self.model(qk_norm=True).blocks[0], []
+        torch.nn.init.ones_(block.q_norm.weight)
+        torch.nn.init.ones_(block.k_norm.weight)
+
+        def attend(q, k, v):
+            seen.extend((q, k))
+            return v
+
+        with torch.no_grad():
+            for scale in (1, 1000):
+                block.qkv.weight *= scale
+                block(torch.randn(5, 16), torch.randn(1, 16), attend, lambda y: y)
+        for one in seen:
+            torch.testing.assert_close(one.square().mean(-1), torch.ones(5, 2))
 
     def test_schedule(self):
         t = torch.linspace(0, dit.END, 1000)

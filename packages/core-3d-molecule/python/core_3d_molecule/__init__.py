@@ -17,7 +17,7 @@ from .crystals import (
     structure_validity,
 )
 from .evaluate import evaluate, evaluate_crystals
-from .geometry import chains, gaussian_mmd, geometry_mmd, kabsch_rmsd, principal_frames
+from .geometry import chains, gaussian_mmd, geometry_mmd, kabsch_rmsd, mirrored, principal_frames
 from .octree import Augmentation, OctreeTokenizer, Packed, Tokens
 from .relational import relational_attention
 from .report import Report
@@ -49,6 +49,7 @@ __all__ = [
     "geometry_mmd",
     "kabsch_rmsd",
     "match_crystals",
+    "mirrored",
     "neighbor_list",
     "niggli_reduce",
     "principal_frames",

@@ -53,6 +53,18 @@ def principal_frames(structures: Structures) -> Structures:
     return Structures(structures.numbers, at, offsets)
 
 
+def mirrored(structures: Structures) -> Structures:
+    """The structures (numpy), each eight times: mirrored in none, one, two or all three of the planes x, y, z = 0."""
+    signs = np.stack(np.meshgrid(*[[1.0, -1.0]] * 3, indexing="ij"), -1).reshape(8, 1, 3)
+    at, offsets = np.asarray(structures.positions), np.asarray(structures.offsets)
+    begins = (np.arange(8)[:, None] * len(at) + offsets[:-1]).reshape(-1)
+    return Structures(
+        np.tile(np.asarray(structures.numbers), 8),
+        (at * signs.astype(at.dtype)).reshape(-1, 3),
+        np.append(begins, 8 * len(at)),
+    )
+
+
 def gaussian_mmd(x: Any, y: Any) -> float:
     """The maximum mean discrepancy of two sets of numbers, as JODO (arXiv 2305.12347) compares geometries.
 

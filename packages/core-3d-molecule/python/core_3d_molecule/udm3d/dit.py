@@ -22,7 +22,9 @@ BEGIN = 1e-3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Shape of a `DiT`; the defaults are the paper's (38.6 million parameters). context: properties it is told."""
+    """Shape of a `DiT`; the defaults are the paper's (38.6 million parameters). context: properties it is told.
+    qk_norm: queries and keys of length sqrt(D) each, times a learnt weight (the paper has none): long training by Muon
+    diverges without."""
 
     latent: int = 16
     layers: int = 8
@@ -31,6 +33,7 @@ class Config:
     mlp: int = 4
     frequencies: int = 16
     context: int = 0
+    qk_norm: bool = False
 
     def __post_init__(self) -> None:
         problems = {
@@ -55,6 +58,9 @@ class Block(nn.Module):
         self.heads = c.heads
         self.norm1, self.norm2 = (nn.LayerNorm(c.width, elementwise_affine=False) for _ in range(2))
         self.qkv, self.out = nn.Linear(c.width, 3 * c.width), nn.Linear(c.width, c.width)
+        self.q_norm, self.k_norm = (
+            nn.RMSNorm(c.width // c.heads, eps=1e-6) if c.qk_norm else nn.Identity() for _ in range(2)
+        )
         self.mlp = nn.Sequential(
             nn.Linear(c.width, c.mlp * c.width), nn.GELU("tanh"), nn.Linear(c.mlp * c.width, c.width)
         )
@@ -64,7 +70,8 @@ class Block(nn.Module):
         """x (..., width), code (B, width); `attend` mixes atoms, `spread` gives each its molecule's (B, 6 width)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = spread(self.condition(code)).chunk(6, -1)
         y = self.norm1(x) * (1 + scale1) + shift1
-        y = attend(*self.qkv(y).unflatten(-1, (3, self.heads, -1)).unbind(-3)).flatten(-2)
+        q, k, v = self.qkv(y).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        y = attend(self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), v).flatten(-2)
         x = x + gate1 * self.out(y)
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
 
