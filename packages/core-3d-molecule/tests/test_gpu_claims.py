@@ -41,6 +41,14 @@ def qm9(tmp_path, monkeypatch):
     return given
 
 
+def test_a_module_whose_own_imports_are_missing_is_not_installed(tmp_path, monkeypatch):
+    (tmp_path / "half_there.py").write_text("import surely_not_there\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not runs.installed("half_there")
+    assert not runs.installed("surely_not_there")
+    assert runs.installed("json")
+
+
 @pytest.mark.parametrize("name", ["uni3dar", "udm3d"])
 def test_in_leases(name, script, qm9, tmp_path, monkeypatch):
     work, out, given_back = (tmp_path / x for x in ("work", "results", "back"))

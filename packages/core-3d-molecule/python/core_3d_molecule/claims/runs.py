@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime
-import importlib.util
+import importlib
 import json
 import math
 import sys
@@ -56,8 +56,12 @@ class Record:
 
 
 def installed(module: str) -> bool:
-    """Whether a module can be imported."""
-    return importlib.util.find_spec(module) is not None
+    """Whether a module can be imported, with all that it imports."""
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        return False
+    return True
 
 
 def head(trainer: Any, **values: Any) -> dict[str, Any]:
