@@ -1,10 +1,9 @@
 """Where the time of a vecset decode goes: python vec_profile.py [--size gpu|tiny]; no training, under a minute on an H100.
 
-The decoder has random weights at the sizes of 2503.16302's claim; the surface is of a torus with a blade that thickens
-from a visible root (so that it is followed), moved for each "mesh". Prints, at 256 and 512: seconds of the hierarchy and
-of 1024, 768, 640 and 512 keys (median, least, most of 7), calls, queries, allocations of device memory; of meshes seen
-for the first time; of attention alone (flash, cuDNN, by cells); the host's cost of an operation and of a wait; the
-profiler's tables.
+First the tests of the operators on CUDA. Then times at the sizes of 2503.16302's claim, the decoder with random weights:
+the answers that decide what is asked next are those of a torus with a blade that thickens from a visible root (so that it
+is followed), recorded before, and the decoder's are thrown away. At 256 and 512, hierarchy and 1024, 768, 512 keys: median,
+least and most of 7; the same with a decoder that takes no time; the device's own time and its longest kernels.
 """
 
 # ruff: noqa: D103, B023, E501
@@ -14,8 +13,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import os
 import time
+from pathlib import Path
 
+import pytest
 import torch
 from core_diffusion import vecset
 from core_diffusion.vecset import VecSetDecoder
@@ -31,7 +33,7 @@ device = torch.device("cpu" if tiny else "cuda")
 M, width, heads = (48, 32, 2) if tiny else (3072, 256, 4)
 resolutions, coarsest = ((32,), 16) if tiny else ((256, 512), 64)
 dtype, repeats = (torch.float32, 2) if tiny else (torch.float16, 7)
-counts = [M // 3, M // 4, M * 5 // 24, M // 6]
+counts = [M // 3, M // 4, M // 6]
 options = {"coarsest": coarsest, "chunk": 2**19, "device": device}
 torch.manual_seed(0)
 decoder = VecSetDecoder(width, heads).eval().to(device)
@@ -56,7 +58,7 @@ def timed(call, times=repeats):
 
 
 def told(found):
-    return f"{found[len(found) // 2]:8.3f} ms  [{found[0]:.3f}, {found[-1]:.3f}]"
+    return f"{found[len(found) // 2]:.3f} [{found[0]:.3f}, {found[-1]:.3f}]"
 
 
 def surface(p, shift=0.013):
@@ -66,13 +68,15 @@ def surface(p, shift=0.013):
     return torch.maximum(torus, blade)
 
 
-def field(keys, shift=0.013):
-    asked = decoder.field(latents, keys)
-    return lambda p: surface(p, shift).add_(asked(p), alpha=0.0)
+def recorded(resolution):
+    answers = []
+    volume = decode_volume(lambda p: (answers.append(surface(p)), answers[-1])[1], resolution, **options)[0]
+    return answers, volume
 
 
-def decode(keys, resolution, shift=0.013):
-    return decode_volume(field(keys, shift), resolution, **options)[0]
+def decode(keys, resolution, answers):
+    again, ask = iter(answers), decoder.field(latents, keys)
+    return decode_volume(lambda p: (ask(p), next(again))[1], resolution, **options)[0]
 
 
 def host():
@@ -91,122 +95,90 @@ def host():
     print(f"host: {1e6 * launched / n:.2f} us an operation, {1e6 * waited / 200:.1f} us an item()")
 
 
-def same():
-    points = torch.rand(1, 20000, 3, device=device) * 2 - 1
-    ask = decoder.field(latents, counts[0])
-    ours, takes = ask(points), vecset._flash_takes
-    vecset._flash_takes = lambda q: False
-    in_groups = ask(points)
-    vecset._flash_takes = takes
-    whole = decoder.field(latents)(points)
-    scale = in_groups.abs().max().item()
-    print(f"by cells, as they are and in groups: differ by {(ours - in_groups).abs().max().item():.2e} of {scale:.3f};"
-          f" from the whole attention {(ours - whole).abs().max().item():.2e}")  # fmt: skip
-    with contextlib.suppress(AttributeError, RuntimeError):
-        with sdpa_kernel([SDPBackend.MATH]):
-            k, v = decoder._prepared(latents)
-            plain = decoder._ask(points[:, :2000], k, v)[..., 0].float()
-        print(f"whole attention, ours and math: differ by {(whole[:, :2000] - plain).abs().max().item():.2e}")
-
-
-def pieces(q, k, v, size=2**15):
-    whole = q.shape[2] // size * size
-    found = [scaled_dot_product_attention(x, k, v) for x in q[:, :, :whole].split(size, 2)] if whole else []
-    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
-        return (
-            torch.cat([*found, scaled_dot_product_attention(q[:, :, whole:], k, v)], 2)
-            if whole < q.shape[2]
-            else torch.cat(found, 2)
-        )
-
-
 def attention():
     n, d = (2000, 16) if tiny else (2**18, 64)
     q = torch.randn(1, n, heads, d, device=device, dtype=dtype).transpose(1, 2)
-    k, v = (torch.randn(1, M, heads, d, device=device, dtype=dtype).transpose(1, 2) for _ in range(2))
+    k, v = decoder._prepared(latents)
     for name, kind in (("flash", SDPBackend.FLASH_ATTENTION), ("cuDNN", SDPBackend.CUDNN_ATTENTION)):
         with contextlib.suppress(RuntimeError), sdpa_kernel([kind]):
-            first = timed(lambda: scaled_dot_product_attention(q, k, v), 1)[0]
-            print(f"attention, {n} queries, {M} keys, {name}: {told(timed(lambda: scaled_dot_product_attention(q, k, v)))}"
-                  f", first {first:.1f}")  # fmt: skip
-            odd = q[:, :, : n - 77]
-            print(f"  77 fewer, first {timed(lambda: scaled_dot_product_attention(odd, k, v), 1)[0]:.1f} ms")
-            if n > 2**15:
-                piece = lambda: torch.cat([scaled_dot_product_attention(x, k, v) for x in q.split(2**15, 2)], 2)  # noqa: E731
-                print(f"  in pieces of 32768: {told(timed(piece))}")
+            print(
+                f"attention, {n} queries, {M} keys, {name}: {told(timed(lambda: scaled_dot_product_attention(q, k, v)))} ms"
+            )
     points = torch.rand(1, n, 3, device=device) * 2 - 1
-    kept_k, kept_v = decoder._prepared(latents)
     for keys in counts:
-        cells = vecset._Cells(decoder._chosen(kept_k, kept_v, keys, 8), 8)
-        begin = cells.sort(points)[1]
-        print(f"attention by cells, {keys} keys: {told(timed(lambda: cells.attend(q, k, v, begin)))}"
-              f"; choosing {told(timed(lambda: decoder._chosen(kept_k, kept_v, keys, 8)))}"
-              f"; sorting {told(timed(lambda: cells.sort(points)))}")  # fmt: skip
-    x = torch.randn(1, n, width, device=device, dtype=dtype)
-    block = decoder.cross_attn_decoder
+        cells = vecset._Cells(k, v, decoder._chosen(k, keys, 8), 8)
+        *_, begin, items = cells.group(points)
+        print(f"by cells, {keys} keys: {told(timed(lambda: cells.attend(q, k, v, begin, items)))}"
+              f"; choosing {told(timed(lambda: decoder._chosen(k, keys, 8)))}; grouping {told(timed(lambda: cells.group(points)))} ms")  # fmt: skip
+    print(f"fused around the attention: {decoder._fused(points)}, {n} points, all but the attention "
+          f"{told(timed(lambda: decoder._values(points, k, v, lambda q, k, v: q)))} ms; with torch's operators:")  # fmt: skip
+    x, block = torch.randn(1, n, width, device=device, dtype=dtype), decoder.cross_attn_decoder
     for name, call in (
-        ("features", lambda: decoder._embedded(points)),
+        ("features and projection", lambda: decoder._embedded(points)),
         ("norm and queries", lambda: block.attn.queries(block.ln_1(x))),
         ("projection and sum", lambda: x + block.attn.c_proj(x)),
         ("norm, MLP and sum", lambda: x + block.mlp(block.ln_3(x))),
         ("head", lambda: decoder._head(x)),
     ):
-        print(f"  {name}, {n} points: {told(timed(call))}")
+        print(f"  {name}, {n} points: {told(timed(call))} ms")
+
+
+def kernels(keys, resolution, answers):
+    decode(keys, resolution, answers)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        decode(keys, resolution, answers)
+        wait()
+    rows = [e for e in seen.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
+    rows.sort(key=lambda e: -e.self_device_time_total)
+    busy = sum(e.self_device_time_total for e in rows) / 1e3
+    print(
+        f"=== {resolution} {keys or 'hierarchy'}: device busy {busy:.3f} ms, {sum(e.count for e in rows)} launches and copies"
+    )
+    for e in rows[:15]:
+        print(f"{e.self_device_time_total / 1e3:8.3f} ms {e.count:5d}  {e.key[:90]}")
 
 
 @torch.no_grad()
 def main():
-    print(device, torch.__version__, torch.cuda.get_device_name() if not tiny else "", torch.backends.cudnn.version())
-    host()
-    same()
-    for resolution in resolutions:
-        for keys in (None, *counts):
-            before = {} if tiny else torch.cuda.memory_stats()
-            found = timed(lambda k=keys, r=resolution: decode(k, r))
-            after = {} if tiny else torch.cuda.memory_stats()
-            made = [after.get(x, 0) - before.get(x, 0) for x in ("num_device_alloc", "num_alloc_retries")]
-            answers = []
-            asked = field(keys)
-            volume = decode_volume(lambda p: (answers.append(asked(p)), answers[-1])[1], resolution, **options)[0]
-            again = itertools.cycle(answers)
-            beside = timed(lambda r=resolution: decode_volume(lambda p: next(again), r, **options))
-            decoding = timed(
-                lambda: [field(keys)(p) for p in (torch.rand(1, a.shape[1], 3, device=device) for a in answers)]
-            )
-            print(f"{resolution} {keys or 'hierarchy':>9}: {told(found)}; beside {told(beside)}; as many random points "
-                  f"{told(decoding)}; calls {[a.shape[1] for a in answers]}, "
-                  f"dense/ours {(resolution + 1) ** 3 / volume.queries:.1f}; mallocs, retries {made}")  # fmt: skip
-        for keys in (None, counts[0]):
-            first = [
-                timed(lambda k=keys, r=resolution, s=s: decode(k, r, 0.013 + 0.004 * s), 1)[0] for s in range(1, 6)
-            ]
-            print(
-                f"{resolution} {keys or 'hierarchy'}, first time of other meshes: "
-                + " ".join(f"{x:.2f}" for x in first)
-            )
-    ours = vecset._attend
-    for name, other in (
-        ("torch's choice", scaled_dot_product_attention),
-        ("pieces of 32768 torch's, the rest ours", pieces),
-    ):
-        vecset._attend = other
-        first = timed(lambda: decode(None, resolutions[0], 0.05), 1)[0]
-        print(
-            f"hierarchy, attention {name}: {told(timed(lambda: decode(None, resolutions[0])))}, of another mesh {first:.2f}"
+    print(device, torch.__version__, torch.cuda.get_device_name() if not tiny else "")
+    if not tiny:
+        tests = Path(__file__).parents[1] / "packages/core-diffusion/tests"
+        chosen = "test_cuda_vecset or volumes_are or (test_cuda and (refine or grid_points or topk_columns))"
+        files = [str(tests / name) for name in ("test_cuda_vecset.py", "test_cuda.py", "test_cases.py")]
+        code = pytest.main(
+            [*files, "-q", "-m", "cuda", "-k", chosen, "--tb=short", "-p", "no:cacheprovider", "--maxfail=4"]
         )
-    vecset._attend = ours
-    for keys in (None, counts[0]):
-        activities = [ProfilerActivity.CPU] + ([] if tiny else [ProfilerActivity.CUDA])
-        with profile(activities=activities) as seen:
-            decode(keys, resolutions[0])
-            wait()
-        table = seen.key_averages()
-        if not tiny:
-            busy = sum(e.self_device_time_total for e in table if e.device_type == torch.autograd.DeviceType.CUDA)
-            print(f"\n=== {keys or 'hierarchy'}: device busy {busy / 1e3:.3f} ms")
-            print(table.table(sort_by="self_cuda_time_total", row_limit=28, max_name_column_width=70))
-        print(table.table(sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=40))
+        print(f"tests: {'passed' if code == 0 else 'FAILED'}", flush=True)
+    host()
+    for resolution in resolutions:
+        answers, volume = recorded(resolution)
+        again = itertools.cycle(answers)
+        beside = timed(lambda r=resolution: decode_volume(lambda p: next(again), r, **options))
+        print(f"{resolution}: calls {[a.shape[1] for a in answers]}, dense/ours {(resolution + 1) ** 3 / volume.queries:.1f}; "
+              f"beside the decoder {told(beside)} ms")  # fmt: skip
+        first = None
+        for keys in (None, *counts):
+            found = timed(lambda k=keys, r=resolution: decode(k, r, answers))
+            first = first or found[len(found) // 2]
+            points = [torch.rand(1, a.shape[1], 3, device=device) * 2 - 1 for a in answers]
+            ask = decoder.field(latents, keys)
+            alone = timed(lambda: [ask(p) for p in points])
+            print(f"  {keys or 'hierarchy':>9}: {told(found)} ms, hierarchy / this {first / found[len(found) // 2]:.3f}; field made "
+                  f"{told(timed(lambda k=keys: decoder.field(latents, k)))}; its calls alone {told(alone)}")  # fmt: skip
+        fused = VecSetDecoder._fused
+        VecSetDecoder._fused = lambda model, points: False
+        plain = [timed(lambda k=k, r=resolution: decode(k, r, answers))[repeats // 2] for k in (None, *counts[:2])]
+        VecSetDecoder._fused = fused
+        print(
+            "  with torch's operators around the attention: hierarchy, 1024, 768 keys "
+            + ", ".join(f"{x:.3f}" for x in plain)
+        )
+        if not tiny and resolution == resolutions[0]:
+            for keys in (None, *counts[:2]):
+                kernels(keys, resolution, answers)
     attention()
 
 
-main()
+if __name__ == "__main__":
+    os.chdir(Path(__file__).parents[1])
+    main()
