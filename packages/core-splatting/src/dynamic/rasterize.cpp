@@ -19,7 +19,7 @@ Moving check_moving(const char* op, const Dynamic& gaussians, const MaybeIn<3>& 
   if (colors && colors->shape[1] != rows)
     refuse("colors", "of shape (1, M, D) or (C, M, D) with M = " + std::to_string(rows), std::to_string(colors->shape[1]) + " rows");
   if (!(duration > 0 && duration <= 1e30)) refuse("duration", "positive and finite", std::to_string(duration));
-  if (const std::int64_t expected = (colors ? *colors : *coeffs).shape[2] + depth; channels != expected)
+  if (const std::int64_t expected = colors.value_or(coeffs.value_or(In<3>{})).shape[2] + depth; channels != expected)
     refuse("depth", "true if the picture has a channel more than the colours, else false: they make " + std::to_string(expected),
            std::to_string(channels));
   Moving moving{gaussians, colors.value_or(In<3>{}), {}, static_cast<float>(duration), depth};
