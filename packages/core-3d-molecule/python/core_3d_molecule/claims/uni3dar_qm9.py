@@ -46,7 +46,7 @@ def generate(
     minutes: float = 19.0,
     steps: int = 1_000_000,
     count: int = 10_000,
-    trial: int = 5000,
+    trial: int = 10_000,
     rows: int = 32_768,
     layers: int = 8,
     width: int = 512,
@@ -64,7 +64,8 @@ def generate(
     The schedule ends after `minutes` or `steps`; lr, rows and xyz are learning rate, packed rows of a step and the
     weight of coordinates in the loss; muon: hidden matrices move by Muon. oriented: molecules lie along their principal
     axes, mirrored in the planes between these in all ways, instead of being turned at random. Of several temperatures,
-    `trial` samples at each, of which none is scored, decide (see `trials`).
+    `trial` samples at each, of which none is scored, decide (see `trials`): as many, as the more there are, the more of
+    them are alike.
 
     `out` keeps checkpoint, samples and a record; weights that are there as `uni3dar-qm9-weights.safetensors` are not
     trained. A call that is over in time, after `seconds`, raises
