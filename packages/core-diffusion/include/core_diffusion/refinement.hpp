@@ -57,8 +57,8 @@ CORE_EXPORT void grid_points(std::int64_t first, std::int64_t size, core::Tensor
                              core::Tensor<const double, 1> spacing, core::Tensor<float, 2> points);
 
 #if defined(CORE_WITH_CUDA)
-/// The same on CUDA. The host waits for nothing and values are not refused: an index without a node is passed over, what has no
-/// room is left out. The state is contiguous, and so are points and index of refine_ask.
+/// The same on CUDA, with a dilation of at most 16. The host waits for nothing and values are not refused: an index without a node is
+/// passed over, what has no room is left out. The state is contiguous, and so are points and index of refine_ask.
 CORE_EXPORT void refine_start_cuda(core::Tensor<const float, 4> coarse, double level, double near, std::int64_t dilation, std::int64_t size,
                                    core::Tensor<float, 2> values, core::Tensor<std::uint8_t, 2> nodes, core::Tensor<std::uint8_t, 2> cells,
                                    core::Tensor<std::int64_t, 3> tiles, core::Tensor<std::int64_t, 2> counts, core::Stream stream);

@@ -50,7 +50,7 @@ class Packed {
   std::vector<std::remove_const_t<T>> copy_;
 };
 
-/// f(shape, tile, tile of all) for the tiles of all shapes, side by side.
+/// f(shape, tile) for the tiles of all shapes, side by side.
 template <class F>
 void each_tile(int64_t batch, int64_t tiles, F&& f) {
   core::parallel_for(batch * tiles, 4, [&](int64_t begin, int64_t end) {

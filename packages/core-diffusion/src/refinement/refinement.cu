@@ -414,6 +414,7 @@ void refine_start_cuda(Tensor<const float, 4> coarse, double level, double near,
                        core::Stream stream) {
   const char* op = "refine_start";
   const State s = state_of(op, check_start(coarse.shape[1], level, near, dilation, size), values, nodes, cells, tiles);
+  if (dilation > 16) refuse(op, "dilation", "be at most 16 on CUDA, where each cell marks all that it reaches", dilation);
   const core::OnDevice on(op, counts.device_id);
   const auto in = static_cast<cudaStream_t>(stream.handle);
   const auto clear = [&](void* data, int64_t bytes) {
